@@ -232,7 +232,7 @@ def _explain(error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "missing":
         return f"{key} is missing"
-    return f"{key}={error['input']}: {message}" if key else message
+    return message if error["type"] == "value_error" else f"{key}={error['input']}: {message}"
 
 
 def nearest(word: str, known: Sequence[str]) -> str | None:

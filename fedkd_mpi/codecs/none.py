@@ -1,0 +1,31 @@
+"""Codec `none`: every tensor raw, the dense reference that all others are counted against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from fedkd_mpi.codecs import RAW, raw, read_floats
+from fedkd_mpi.config import Compression
+from fedkd_mpi.wire import Layer, Record, WireError
+
+
+class Raw:
+    """float32, 4 bytes an entry, nothing lost."""
+
+    def __init__(self, compression: Compression, layers: Sequence[Layer]):
+        self.layers = layers
+
+    def encode(self, update: Sequence[Tensor], threshold: float, state: dict[str, Tensor]) -> list[Record]:
+        """Return the raw records; the threshold plays no part."""
+        return [raw(tensor) for tensor in update]
+
+    def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
+        """Return the tensors; raises WireError on a record of another encoding or length."""
+        tensors = []
+        for record, layer in zip(records, self.layers, strict=True):
+            if record.encoding != RAW:
+                raise WireError(f"layer {layer.name}: encoding {record.encoding} is unknown to codec none")
+            tensors.append(read_floats(record, layer, layer.numel).reshape(layer.shape).to(device))
+        return tensors

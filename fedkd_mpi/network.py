@@ -1,0 +1,76 @@
+"""A module whose tensors are views of one flat vector: copied, subtracted, optimised and exchanged in single operations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fedkd_mpi.config import Optimizer
+from fedkd_mpi.wire import Layer
+
+ALIGNMENT = 16  # float32 entries: each tensor starts on a 64-byte boundary, wherever the flat vector is
+
+
+class Network:
+    """A module with its trainable parameters, then its floating-point buffers, in the flat vector `state`.
+
+    `layers` names them in order; frozen parameters are in neither. `trainable` is the part of `state` that an optimiser
+    moves, with the flat gradient as its `.grad`. Integer buffers (BatchNorm's batch counter, which plays no part with a
+    fixed momentum) stay as they are.
+    """
+
+    def __init__(self, module: nn.Module, device: str, *, exchange_buffers: bool = True):
+        self.module = module.to(device)
+        parameters = [(name, tensor) for name, tensor in module.named_parameters() if tensor.requires_grad]
+        buffers = [(name, tensor) for name, tensor in module.named_buffers() if tensor.is_floating_point()]
+        self.layers = [Layer(name, tuple(tensor.shape), tensor.dim() >= 2) for name, tensor in parameters]
+        self.layers += [Layer(name, tuple(tensor.shape), False) for name, tensor in buffers]
+        self._offsets, size = [], 0
+        for layer in self.layers:
+            self._offsets.append(size)
+            size += -(-layer.numel // ALIGNMENT) * ALIGNMENT
+        first_buffer = self._offsets[len(parameters)] if buffers else size
+        self.state = torch.zeros(size, device=device)
+        self.gradient = torch.zeros_like(self.state)
+        self.trainable = nn.Parameter(self.state[:first_buffer])
+        self.trainable.grad = self.gradient[:first_buffer]
+        self._install(parameters, buffers)
+        exchanged = len(self.layers) if exchange_buffers else len(parameters)
+        self.exchanged_layers = self.layers[:exchanged]
+        self.local_buffers = self.state[first_buffer:] if not exchange_buffers and buffers else None
+
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """Return the layers' tensors as views of a flat vector laid out as `state`."""
+        pairs = zip(self._offsets, self.layers, strict=True)
+        return [flat[at : at + layer.numel].view(layer.shape) for at, layer in pairs]
+
+    def exchanged(self, flat: Tensor) -> list[Tensor]:
+        """Return the views of those layers that travel."""
+        return self.views(flat)[: len(self.exchanged_layers)]
+
+    def zero_grad(self) -> None:
+        """Set the gradient to zero, in place: the modules' .grad tensors are views of it."""
+        self.gradient.zero_()
+
+    def _install(self, parameters: Sequence[tuple[str, Tensor]], buffers: Sequence[tuple[str, Tensor]]) -> None:
+        views, gradients = self.views(self.state), self.views(self.gradient)
+        for (_, parameter), view, gradient in zip(parameters, views, gradients, strict=False):
+            view.copy_(parameter.detach())
+            parameter.data = view
+            parameter.grad = gradient
+        for (name, buffer), view in zip(buffers, views[len(parameters) :], strict=True):
+            view.copy_(buffer)
+            owner, _, last = name.rpartition(".")
+            self.module.get_submodule(owner)._buffers[last] = view
+
+
+def make_optimizer(network: Network, settings: Optimizer, learning_rate: float) -> torch.optim.Optimizer:
+    """Return the optimiser of a network: one fused step over its flat vector."""
+    if settings.name == "adam":
+        return torch.optim.Adam([network.trainable], learning_rate, weight_decay=settings.weight_decay, fused=True)
+    return torch.optim.SGD(
+        [network.trainable], learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=True
+    )
+

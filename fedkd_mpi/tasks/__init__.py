@@ -1,0 +1,63 @@
+"""What is learned: how samples become batches, which loss they have, and how predictions are scored; one file per task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from fedkd_mpi.registry import resolve
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from fedkd_mpi.models.output import Output
+
+    Examples = dict[str, Tensor]  # tensors with one common first dimension, resident on the device
+
+TASKS = {"image_classification": "fedkd_mpi.tasks.image_classification:ImageClassification"}
+
+
+class Task(Protocol):
+    """Built on every rank as Task(meta, arrays) from the data set's meta mapping and its training arrays.
+
+    `metrics` names what score() is turned into; `input_shape` and `num_classes` are what models are built from.
+    """
+
+    metrics: tuple[str, ...]
+    input_shape: tuple[int, ...]
+    num_classes: int
+
+    def labels(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return the class of every sample (int64 [n]), which the partition and the label histogram go by."""
+        ...
+
+    def prepare(self, arrays: Mapping[str, np.ndarray], indices: np.ndarray, device: str) -> Examples:
+        """Return the samples of the indices as tensors ready for the model."""
+        ...
+
+    def predict(self, model: nn.Module, batch: Examples) -> Output:
+        """Return the model's output for a batch."""
+        ...
+
+    def loss(self, output: Output, batch: Examples) -> Tensor:
+        """Return the supervised loss, a mean over the batch (equations 1 and 2)."""
+        ...
+
+    def distance(self, reference: Output, output: Output, batch: Examples) -> Tensor:
+        """Return how far `output` is from the peer's, as a constant `reference` (equations 3 and 4)."""
+        ...
+
+    def score(self, output: Output, batch: Examples) -> np.ndarray:
+        """Return sums (float64 [k]) that add up over batches and that finish() understands."""
+        ...
+
+    def finish(self, sums: np.ndarray) -> dict[str, float]:
+        """Return the metrics of added-up sums; NaN where they rest on no sample."""
+        ...
+
+
+def find(name: str) -> type[Task]:
+    """Return the task that the configuration key `task` names; raises UserError if there is none."""
+    return resolve(name, TASKS, "task")

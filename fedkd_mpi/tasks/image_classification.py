@@ -1,0 +1,52 @@
+"""Image classification: cross-entropy, KL divergence between the peers' class distributions, accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedkd_mpi.distillation import kl_divergence
+from fedkd_mpi.models.output import Output
+
+
+class ImageClassification:
+    """Samples are "x" uint8 [n, C, H, W] and "y" int64 [n]; meta gives scale, mean and std of the pixels, and the classes."""
+
+    metrics = ("accuracy",)
+    sums = 2  # correct, seen
+
+    def __init__(self, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]):
+        self.input_shape = tuple(arrays["x"].shape[1:])
+        self.num_classes = len(meta["classes"])
+        mean, std = (torch.tensor(meta[key], dtype=torch.float32)[:, None, None] for key in ("mean", "std"))
+        self._factor, self._offset = meta["scale"] / std, -mean / std
+
+    def labels(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        return arrays["y"]
+
+    def prepare(self, arrays: Mapping[str, np.ndarray], indices: np.ndarray, device: str) -> dict[str, Tensor]:
+        pixels = torch.from_numpy(arrays["x"][indices]).to(device).float()
+        x = pixels.mul_(self._factor.to(device)).add_(self._offset.to(device))
+        return {"x": x, "y": torch.from_numpy(arrays["y"][indices]).to(device)}
+
+    def predict(self, model: nn.Module, batch: dict[str, Tensor]) -> Output:
+        return model(batch["x"])
+
+    def loss(self, output: Output, batch: dict[str, Tensor]) -> Tensor:
+        return functional.cross_entropy(output.logits, batch["y"])
+
+    def distance(self, reference: Output, output: Output, batch: dict[str, Tensor]) -> Tensor:
+        return kl_divergence(reference.logits, output.logits)
+
+    def score(self, output: Output, batch: dict[str, Tensor]) -> np.ndarray:
+        correct = int((output.logits.argmax(1) == batch["y"]).sum())
+        return np.array([correct, batch["y"].numel()], np.float64)
+
+    def finish(self, sums: np.ndarray) -> dict[str, float]:
+        correct, seen = sums
+        return {"accuracy": correct / seen if seen else float("nan")}
