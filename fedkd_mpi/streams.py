@@ -29,14 +29,14 @@ def torch_seed(seed: int, purpose: str, *key: int) -> int:
 
 
 @contextmanager
-def torch_scope(seed: int, purpose: str, *key: int) -> Iterator[None]:
-    """Key torch's default generator to the stream inside the block, and put it back as it was after it.
+def torch_scope(seed: int, purpose: str, *key: int, device: str = "cpu") -> Iterator[None]:
+    """Key torch's default generators (CPU, and the device's) to the stream inside the block, and put them back after it.
 
     Module constructors and dropout offer no generator argument; nothing may draw from the default generator
     outside such a block.
     """
     import torch
 
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[] if device == "cpu" else [device]):
         torch.manual_seed(torch_seed(seed, purpose, *key))
         yield

@@ -3,7 +3,7 @@
     message header (40 bytes, little endian)
         magic "FKD1", kind u8, 3 bytes zero, round u32, sender u32, records u32, samples u64, payload bytes u64, CRC-32 of the payload u32
     payload = one record per layer, in the order of the layout
-        encoding u8, rank u32, data bytes u64, data
+        encoding u8, rank i32 (-1 = no matrix factors), data bytes u64, data
 
 A record says how it is encoded; nothing is ever inferred from a length or a shape.
 """
@@ -20,7 +20,7 @@ import numpy as np
 MAGIC = b"FKD1"
 HEADER = struct.Struct("<4sB3xIIIQQI")
 HEADER_BYTES = HEADER.size
-RECORD = struct.Struct("<BIQ")
+RECORD = struct.Struct("<BiQ")
 RECORD_BYTES = RECORD.size
 SERVER = 0xFFFFFFFF  # sender of a downlink message
 
@@ -47,7 +47,7 @@ class Layer(NamedTuple):
 
 
 class Record(NamedTuple):
-    """One encoded layer: tag, matrix rank (0 where the encoding has none), bytes (uint8), and the share of its energy kept."""
+    """One encoded layer: tag, matrix rank (-1 where it holds no factors), bytes (uint8), and the share of its energy kept."""
 
     encoding: int
     rank: int

@@ -45,7 +45,7 @@ def build(compression: Compression, layers: Sequence[Layer]) -> Codec:
 
 def raw(tensor: Tensor) -> Record:
     """Return the record of an uncompressed tensor."""
-    return Record(RAW, 0, floats(tensor), 1.0)
+    return Record(RAW, -1, floats(tensor), 1.0)
 
 
 def floats(*tensors: Tensor) -> np.ndarray:

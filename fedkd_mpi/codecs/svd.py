@@ -43,7 +43,7 @@ class Svd:
         if record.encoding != LOW_RANK or not layer.compressible:
             raise WireError(f"layer {layer.name}: encoding {record.encoding} is unknown to codec svd")
         rows, columns = layer.matrix_shape
-        if record.rank > min(rows, columns):
+        if not 0 <= record.rank <= min(rows, columns):
             raise WireError(f"layer {layer.name}: rank {record.rank} of a {rows} x {columns} matrix")
         numbers = read_floats(record, layer, record.rank * (rows + columns)).to(device)
         left = numbers[: rows * record.rank].reshape(rows, record.rank)
