@@ -195,10 +195,12 @@ def parse(tree: dict[str, Any]) -> Config:
         raise UserError("; ".join(_explain(item) for item in error.errors())) from None
     from fedkd_mpi import models
 
+    filled = {}
     for key in ("teacher", "student"):
         network = getattr(config, key)
-        models.check(network.name, network.options(), key)
-    return config
+        options = models.check(network.name, network.options(), key, known=list(Network.model_fields))
+        filled[key] = Network(name=network.name, learning_rate=network.learning_rate, **options)
+    return config.model_copy(update=filled)
 
 
 def _override(tree: dict[str, Any], text: str) -> None:

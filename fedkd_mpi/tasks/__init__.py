@@ -22,10 +22,12 @@ TASKS = {"image_classification": "fedkd_mpi.tasks.image_classification:ImageClas
 class Task(Protocol):
     """Built on every rank as Task(meta, arrays) from the data set's meta mapping and its training arrays.
 
-    `metrics` names what score() is turned into; `input_shape` and `num_classes` are what models are built from.
+    `metrics` names what finish() gives, `sums` is the number of sums that score() returns; `input_shape` and `num_classes`
+    are what models are built from.
     """
 
     metrics: tuple[str, ...]
+    sums: int
     input_shape: tuple[int, ...]
     num_classes: int
 
@@ -45,12 +47,12 @@ class Task(Protocol):
         """Return the supervised loss, a mean over the batch (equations 1 and 2)."""
         ...
 
-    def distance(self, reference: Output, output: Output, batch: Examples) -> Tensor:
-        """Return how far `output` is from the peer's, as a constant `reference` (equations 3 and 4)."""
+    def distance(self, reference: Tensor, prediction: Tensor, batch: Examples) -> Tensor:
+        """Return how far the prediction (logits) is from the peer's, the constant `reference` (equations 3 and 4)."""
         ...
 
     def score(self, output: Output, batch: Examples) -> np.ndarray:
-        """Return sums (float64 [k]) that add up over batches and that finish() understands."""
+        """Return float64 [sums] that add up over batches and that finish() understands."""
         ...
 
     def finish(self, sums: np.ndarray) -> dict[str, float]:

@@ -1,0 +1,202 @@
+"""One client: its samples, its private state, and one local training that ends in an update of the student."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedkd_mpi.config import Config, Local
+from fedkd_mpi.errors import RunFault
+from fedkd_mpi.methods import Method
+from fedkd_mpi.network import Network, make_optimizer
+from fedkd_mpi.streams import generator, torch_scope
+from fedkd_mpi.tasks import Examples, Task
+
+EVALUATION_BATCH = 512  # fixed: another batch size could give other bits
+
+
+@dataclass
+class Client:
+    """All that belongs to one client and lives across rounds.
+
+    `tensors` is its whole private state, by name: "private" (teacher and W_h, flat), "buffers" (student statistics kept
+    local), "optimizer.private.*" and "optimizer.student.*", "codec.*". Empty until the client first takes part.
+    """
+
+    id: int
+    train_indices: np.ndarray
+    test_indices: np.ndarray
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """Return the tensors under a prefix, without it."""
+        return {name[len(prefix) :]: tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
+
+
+@dataclass
+class Outcome:
+    """What one local training gave: the student's update (flat, None without a student), mean losses, scores, seconds."""
+
+    update: Tensor | None
+    teacher_loss: float
+    student_loss: float
+    teacher_sums: np.ndarray
+    student_sums: np.ndarray
+    seconds_train: float
+    seconds_evaluate: float
+
+
+class Workbench:
+    """The networks of one process, on which its clients are trained one after another."""
+
+    def __init__(self, config: Config, task: Task, method: Method, arrays: dict[str, np.ndarray], device: str):
+        self.config, self.task, self.method, self.arrays, self.device = config, task, method, arrays, device
+        with torch_scope(config.seed, "workbench"):
+            self.private = Network(method.private(), device)
+        self.private_optimizer = make_optimizer(self.private, config.optimizer, config.teacher.learning_rate)
+        self.student: Network | None = None
+        if method.exchanges:
+            self.student = initial_student(config, method, device)
+            self.student_optimizer = make_optimizer(self.student, config.optimizer, config.student.learning_rate)
+        bfloat16 = config.precision == "bfloat16"
+        self._precision = lambda: torch.autocast(device.split(":")[0], torch.bfloat16) if bfloat16 else nullcontext()
+
+    def train(self, client: Client, round_index: int, student: Tensor | None, *, evaluate: bool) -> Outcome:
+        """Train a client from the student replica (flat, left as it is) and return its update.
+
+        Raises RunFault naming round, client and layer if the update or the teacher is not finite; the client's state is then
+        that of before the round if on_nonfinite is skip.
+        """
+        began = time.perf_counter()
+        keep = {name: tensor.clone() for name, tensor in client.tensors.items()} if self.config.on_nonfinite == "skip" else None
+        self._load(client, student)
+        examples = self.task.prepare(self.arrays, client.train_indices, self.device)
+        with torch_scope(self.config.seed, "training", round_index, client.id, device=self.device):
+            losses = self._train(examples, round_index, client.id)
+        self._store(client)
+        try:
+            update = self._update(student, round_index, client.id)
+        except RunFault:
+            if keep is not None:
+                client.tensors = keep
+            raise
+        trained = time.perf_counter()
+        teacher_sums, student_sums = np.zeros((2, self.task.sums))
+        if evaluate:
+            teacher_sums = self.score(self.private.module["teacher"], self.arrays, client.test_indices)
+            if self.student:
+                student_sums = self.score(self.student.module, self.arrays, client.test_indices)
+        ended = time.perf_counter()
+        return Outcome(update, *losses, teacher_sums, student_sums, trained - began, ended - trained)
+
+    def score_teacher(self, client: Client, arrays: dict[str, np.ndarray], indices: np.ndarray) -> np.ndarray:
+        """Return the sums of a client's teacher on samples of `arrays`."""
+        self._load_private(client)
+        return self.score(self.private.module["teacher"], arrays, indices)
+
+    @torch.no_grad()
+    def score(self, model: torch.nn.Module, arrays: dict[str, np.ndarray], indices: np.ndarray) -> np.ndarray:
+        """Return the task's sums of a model on samples of `arrays`."""
+        model.eval()
+        sums = np.zeros(self.task.sums)
+        for start in range(0, len(indices), EVALUATION_BATCH):
+            batch = self.task.prepare(arrays, indices[start : start + EVALUATION_BATCH], self.device)
+            sums += self.task.score(self.task.predict(model, batch), batch)
+        model.train()
+        return sums
+
+    def _load_private(self, client: Client) -> None:
+        if "private" not in client.tensors:
+            with torch_scope(self.config.seed, "teacher", client.id):
+                client.tensors["private"] = Network(self.method.private(), self.device).state
+        self.private.state.copy_(client.tensors["private"])
+
+    def _load(self, client: Client, student: Tensor | None) -> None:
+        self._load_private(client)
+        self.private_optimizer.state[self.private.trainable] = client.part("optimizer.private.")
+        if self.student:
+            self.student.state.copy_(student)
+            if self.student.local_buffers is not None and "buffers" in client.tensors:
+                self.student.local_buffers.copy_(client.tensors["buffers"])
+            self.student_optimizer.state[self.student.trainable] = client.part("optimizer.student.")
+
+    def _store(self, client: Client) -> None:
+        client.tensors["private"].copy_(self.private.state)
+        optimizers = [("private", self.private_optimizer)]
+        if self.student:
+            optimizers.append(("student", self.student_optimizer))
+            if self.student.local_buffers is not None:
+                client.tensors["buffers"] = self.student.local_buffers.clone()
+        for name, optimizer in optimizers:
+            for state in optimizer.state.values():
+                client.tensors.update({f"optimizer.{name}.{key}": value for key, value in state.items()})
+
+    def _train(self, examples: Examples, round_index: int, client: int) -> tuple[float, float]:
+        count = len(next(iter(examples.values())))
+        order = generator(self.config.seed, "batches", round_index, client)
+        networks = [(self.private, self.private_optimizer)]
+        if self.student:
+            networks.append((self.student, self.student_optimizer))
+        totals, steps = torch.zeros(2, device=self.device), 0
+        for index in batches(count, self.config.local, order):
+            index = index.to(self.device)
+            batch = {name: tensor.index_select(0, index) for name, tensor in examples.items()}
+            for network, _ in networks:
+                network.zero_grad()
+            with self._precision():
+                loss, *own = self.method.loss(self.private.module, self.student and self.student.module, batch)
+            loss.backward()
+            for network, optimizer in networks:
+                if self.config.optimizer.clip_norm:
+                    torch.nn.utils.clip_grad_norm_([network.trainable], self.config.optimizer.clip_norm)
+                optimizer.step()
+            totals += torch.stack([part.detach().float() for part in own])
+            steps += 1
+        teacher_loss, student_loss = (totals / steps).tolist()
+        return teacher_loss, student_loss
+
+    def _update(self, student: Tensor | None, round_index: int, client: int) -> Tensor | None:
+        _require_finite(self.private, self.private.state, round_index, client, "teacher")
+        if not self.student:
+            return None
+        update = self.student.state - student
+        _require_finite(self.student, update, round_index, client, "update of the student")
+        return update
+
+
+def initial_student(config: Config, method: Method, device: str) -> Network:
+    """Return the student as every process starts with it: its values follow from the seed alone."""
+    with torch_scope(config.seed, "student"):
+        return Network(method.student(), device, exchange_buffers=config.server.buffers == "average")
+
+
+def batches(count: int, local: Local, order: np.random.Generator) -> Iterator[Tensor]:
+    """Yield index tensors of the mini-batches of one local training over `count` samples, reshuffled for every pass.
+
+    A last batch of a single sample is left out (BatchNorm cannot train on it), unless it is the only one.
+    """
+    steps = 0
+    epochs = local.epochs or local.steps  # a pass has at least one step
+    for _ in range(epochs):
+        permutation = torch.from_numpy(order.permutation(count))
+        for index in permutation.split(local.batch_size):
+            if len(index) == 1 < count and local.batch_size > 1:
+                continue
+            if steps == local.steps:
+                return
+            yield index
+            steps += 1
+
+
+def _require_finite(network: Network, flat: Tensor, round_index: int, client: int, what: str) -> None:
+    if torch.isfinite(flat).all():
+        return
+    for layer, view in zip(network.layers, network.views(flat), strict=True):
+        if not torch.isfinite(view).all():
+            raise RunFault(f"the {what} is not finite", round=round_index, client=client, layer=layer.name)
