@@ -1,0 +1,75 @@
+"""Teachers and students from one registry: a new family is one file, its options and one line in options.FAMILIES.
+
+A model is an `nn.Module` called with float32 [N, *input_shape] that returns an `Output`; its `hidden_sizes` are the
+widths of `Output.hidden`, from input to output. A user's own model is named by its path "package.module:Class" and
+made by `Class(input_shape, num_classes, **options)`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from fedkd_mpi.config import nearest
+from fedkd_mpi.errors import UserError
+from fedkd_mpi.models.options import FAMILIES
+from fedkd_mpi.models.output import Output
+from fedkd_mpi.registry import resolve
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Output", "build", "check"]
+
+_PATHS = {name: family.path for name, family in FAMILIES.items()}
+
+
+def check(name: str, options: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return the options of model `name` with its family's defaults filled in, as plain YAML values; loads no torch.
+
+    `key` is the section of the configuration ("teacher") that errors are to name. The options of a dotted path are its
+    class's own and come back as they are. Raises UserError for an unknown model, an unknown option or a wrong value.
+    """
+    if name not in FAMILIES and ":" in name:
+        return dict(options)
+    if name not in FAMILIES:
+        resolve(name, _PATHS, f"{key}.name")  # raises: one message for unknown names of all kinds
+    try:
+        return FAMILIES[name].options.model_validate(dict(options)).model_dump(mode="json")
+    except ValidationError as error:
+        raise UserError("; ".join(_explain(fault, name, key) for fault in error.errors())) from None
+
+
+def build(
+    name: str, input_shape: tuple[int, ...], num_classes: int, options: Mapping[str, Any], key: str = "model"
+) -> nn.Module:
+    """Return the model `name` for inputs of `input_shape` (images: channels, height, width), initialised by torch.
+
+    Raises UserError as `check` does, and where the model cannot be loaded or does not fit the input.
+    """
+    options = check(name, options, key)
+    factory = resolve(name, _PATHS, f"{key}.name")
+    try:
+        inspect.signature(factory).bind(input_shape, num_classes, **options)
+    except TypeError as error:
+        raise UserError(f"{key}: {name} does not take these options: {error}") from None
+    try:
+        model = factory(input_shape, num_classes, **options)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
+    if not hasattr(model, "hidden_sizes"):
+        raise UserError(f"{key}.name={name} has no attribute hidden_sizes, the widths of its Output.hidden")
+    return model
+
+
+def _explain(fault: Mapping[str, Any], name: str, key: str) -> str:
+    place = ".".join((key, *map(str, fault["loc"])))
+    if fault["type"] == "extra_forbidden":
+        known = list(FAMILIES[name].options.model_fields)
+        near = nearest(str(fault["loc"][-1]), known)
+        hint = f"did you mean {key}.{near}?" if near else f"keys of {name}: {', '.join(known)}"
+        return f"unknown key {place}; {hint}"
+    return f"{place}={fault['input']}: {fault['msg'].removeprefix('Value error, ')}"

@@ -1,0 +1,36 @@
+"""Multilayer perceptrons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import prod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedkd_mpi.models.output import Output
+
+# A linear layer does not need its output for the backward pass, so the relu may overwrite it.
+_ACTIVATIONS = {"relu": torch.relu_, "gelu": functional.gelu, "tanh": torch.tanh}
+
+
+class MLP(nn.Module):
+    """Fully connected network on the flattened input; a hidden feature is a hidden layer after its activation."""
+
+    def __init__(self, input_shape: Sequence[int], num_classes: int, *, hidden: Sequence[int], activation: str):
+        super().__init__()
+        widths = (prod(input_shape), *hidden)
+        self.hidden_sizes = tuple(hidden)
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
+        self.head = nn.Linear(widths[-1], num_classes)
+        self._activation = _ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor) -> Output:
+        x = x.flatten(1)
+        features = []
+        for layer in self.layers:
+            x = self._activation(layer(x))
+            features.append(x)
+        return Output(self.head(x), tuple(features))

@@ -1,0 +1,61 @@
+"""The options of every model family, checked with pydantic alone: a bad one is refused before torch is loaded."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+Count = Annotated[int, Field(strict=True, ge=1)]
+
+
+class Options(BaseModel):
+    """A model family's options: frozen, unknown ones refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MLPOptions(Options):
+    """Fully connected layers of the widths `hidden`; no widths at all is a softmax regression."""
+
+    hidden: list[Count] = [128, 64]
+    activation: Literal["relu", "gelu", "tanh"] = "relu"
+
+
+class CNNOptions(Options):
+    """One convolution, 2x2 max pooling and activation per entry of `channels`, then fully connected layers `hidden`."""
+
+    channels: Annotated[list[Count], Field(min_length=1)] = [32, 64]
+    kernel_size: Count = 5
+    padding: Annotated[int, Field(strict=True, ge=0)] = 0
+    hidden: list[Count] = [512]
+    norm: Literal["none", "group", "batch"] = "none"
+
+
+class ResNetOptions(Options):
+    """`depth` 6n+2 of the three-stage CIFAR family, or 18 with four; `width` of the first stage (null: 16 or 64)."""
+
+    depth: Annotated[int, Field(strict=True)] = 20
+    width: Count | None = None
+    norm: Literal["group", "batch"] = "group"
+
+    @field_validator("depth")
+    @classmethod
+    def _known_depth(cls, depth: int) -> int:
+        if depth != 18 and (depth < 8 or depth % 6 != 2):
+            raise ValueError("must be 6n+2 (8, 14, 20, 32, 44, 56, ...) or 18")
+        return depth
+
+
+class Family(NamedTuple):
+    """What the registry knows of a model family: its options and the module:class that is imported only to build it."""
+
+    options: type[Options]
+    path: str
+
+
+FAMILIES: dict[str, Family] = {
+    "mlp": Family(MLPOptions, "fedkd_mpi.models.mlp:MLP"),
+    "cnn": Family(CNNOptions, "fedkd_mpi.models.cnn:CNN"),
+    "resnet": Family(ResNetOptions, "fedkd_mpi.models.resnet:ResNet"),
+}
