@@ -135,7 +135,8 @@ class Workbench:
                 client.tensors["buffers"] = self.student.local_buffers.clone()
         for name, optimizer in optimizers:
             for state in optimizer.state.values():
-                client.tensors.update({f"optimizer.{name}.{key}": value for key, value in state.items()})
+                tensors = {key: value for key, value in state.items() if value is not None}
+                client.tensors.update({f"optimizer.{name}.{key}": value for key, value in tensors.items()})
 
     def _train(self, examples: Examples, round_index: int, client: int) -> tuple[float, float]:
         count = len(next(iter(examples.values())))

@@ -1,0 +1,91 @@
+"""Messages over a world of processes: fixed-size headers first, waited for asleep, then payloads of exact counts at full speed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedkd_mpi import wire
+from fedkd_mpi.errors import RunFault
+from fedkd_mpi.mpi import World
+from fedkd_mpi.stopwatch import Stopwatch
+
+
+@dataclass(frozen=True)
+class Message:
+    """A header and a payload, as uint8 arrays."""
+
+    header: np.ndarray
+    payload: np.ndarray
+
+    @property
+    def parsed(self) -> wire.Header:
+        """The header's fields."""
+        return wire.unpack_header(self.header)
+
+    def records(self, layers: int) -> list[wire.Record]:
+        """Return the records of an update, none of a skipped one; raises RunFault naming the sender if it is damaged."""
+        header = self.parsed
+        if header.kind == wire.SKIPPED:
+            return []
+        try:
+            return wire.unpack(header, self.payload, layers)
+        except wire.WireError as error:
+            client = None if header.sender == wire.SERVER else header.sender
+            raise RunFault(f"damaged message: {error}", round=header.round, client=client) from None
+
+
+def make_message(round_index: int, sender: int, samples: int, records: Sequence[wire.Record] | None) -> Message:
+    """Return the message of an update, or of a skipped one where records is None."""
+    payload = wire.pack(records or [])
+    kind = wire.SKIPPED if records is None else wire.UPDATE
+    return Message(wire.pack_header(kind, round_index, sender, len(records or []), samples, payload), payload)
+
+
+def uplink(world: World, watch: Stopwatch, messages: Sequence[Message], per_rank: Sequence[int]) -> list[Message] | None:
+    """Gather the clients' messages on the server, in client order; None elsewhere.
+
+    `per_rank` is the number of messages of every process, known to all from the cohort.
+    """
+    own = _joined([message.header for message in messages])
+    with watch("wait"):
+        headers = world.gather(own, [count * wire.HEADER_BYTES for count in per_rank], payload=True, sleeping=True)
+    sizes: list[int] = []
+    if headers is not None:
+        headers = headers.reshape(-1, wire.HEADER_BYTES)
+        sizes = [wire.unpack_header(header).payload_bytes for header in headers]
+    with watch("gather"):
+        own = _joined([message.payload for message in messages])
+        payloads = world.gather(own, _totals(sizes, per_rank), payload=True, sleeping=False)
+    if headers is None or payloads is None:
+        return None
+    return [Message(*pair) for pair in zip(headers, _split(payloads, sizes), strict=True)]
+
+
+def downlink(world: World, watch: Stopwatch, message: Message | None) -> Message:
+    """Broadcast the server's message to every process."""
+    header = message.header if message else np.empty(wire.HEADER_BYTES, np.uint8)
+    with watch("wait"):
+        world.broadcast(header, payload=True, sleeping=True)
+    payload = message.payload if message else np.empty(wire.unpack_header(header).payload_bytes, np.uint8)
+    with watch("broadcast"):
+        world.broadcast(payload, payload=True, sleeping=False)
+    return Message(header, payload)
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate(parts) if parts else np.empty(0, np.uint8)
+
+
+def _totals(sizes: Sequence[int], per_rank: Sequence[int]) -> list[int]:
+    remaining = iter(sizes)
+    return [sum(next(remaining, 0) for _ in range(count)) for count in per_rank]
+
+
+def _split(buffer: np.ndarray, sizes: Sequence[int]) -> Iterator[np.ndarray]:
+    at = 0
+    for size in sizes:
+        yield buffer[at : at + size]
+        at += size

@@ -1,0 +1,58 @@
+"""Rank 0: the weighted mean of the clients' updates, encoded once more for the downlink."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fedkd_mpi import wire
+from fedkd_mpi.codecs import Codec
+from fedkd_mpi.config import Server as Settings
+from fedkd_mpi.errors import RunFault
+from fedkd_mpi.network import Network
+
+
+@dataclass
+class Server:
+    """What the server keeps from round to round, next to the student replica that every process holds: its codec's state."""
+
+    settings: Settings
+    student: Network
+    codec: Codec
+    device: str
+    codec_state: dict[str, Tensor] = field(default_factory=dict)
+
+    def aggregate(self, round_index: int, messages: Iterable[tuple[wire.Header, list[wire.Record]]]) -> Tensor | None:
+        """Return sum_i w_i decode(payload_i), flat, over the messages that carry an update; None if none does.
+
+        Updates are added in the order given (by client), so that the bits do not depend on who arrives first; w_i is uniform as
+        in the paper, or in proportion to the training samples. Raises RunFault naming client and layer.
+        """
+        total = torch.zeros_like(self.student.state)
+        views = self.student.exchanged(total)
+        weights = 0
+        for header, records in messages:
+            if header.kind == wire.SKIPPED:
+                continue
+            weight = header.samples if self.settings.weighting == "samples" else 1
+            try:
+                update = self.codec.decode(records, self.device)
+            except wire.WireError as error:
+                raise RunFault(f"uplink message: {error}", round=round_index, client=header.sender) from None
+            for view, tensor in zip(views, update, strict=True):
+                view.add_(tensor, alpha=weight)
+            weights += weight
+        return total.div_(weights) if weights else None
+
+    def encode(self, update: Tensor, threshold: float) -> list[wire.Record]:
+        """Return the records of the downlink: a second truncation with the round's threshold."""
+        return self.codec.encode(self.student.exchanged(update), threshold, self.codec_state)
+
+
+def apply(student: Network, replica: Tensor, update: Iterable[Tensor], learning_rate: float) -> None:
+    """Add learning_rate * update to a replica of the student (flat), the same operation on the server and on every client."""
+    for view, tensor in zip(student.exchanged(replica), update, strict=True):
+        view.add_(tensor, alpha=learning_rate)
