@@ -1,7 +1,7 @@
 """The energy-threshold low-rank factorisation the codecs stand on: Gram matrix on the short side and its eigenvectors.
 
-Squaring costs no accuracy at the thresholds in use (T <= 0.999); scale does, so a power of two is taken out first, and a
-cumulative energy close to T is decided in float64. Unlike gesdd, eigh of a symmetric matrix does not fail to converge.
+Squaring costs no accuracy at the thresholds in use (T <= 0.999); scale does, so a power of two is taken out first, and
+a cumulative energy close to T is decided in float64. Unlike gesdd, eigh of a symmetric matrix does not fail to converge.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ BOUNDARY = 1e-5  # a cumulative energy this close to T is decided in float64
 
 
 class Factors(NamedTuple):
-    """matrix ~ left @ right with left = U diag(s) [P, K], right = V [K, Q]; energy = share of the squared singular values kept."""
+    """matrix ~ left @ right: left = U diag(s) [P, K], right = V [K, Q], energy = kept share of the squared s."""
 
     left: Tensor
     right: Tensor
@@ -31,9 +31,12 @@ class Factors(NamedTuple):
 def exact(matrix: Tensor, threshold: float) -> Factors:
     """Return the factors of the smallest rank K with sum_{j<=K} s_j^2 / sum_j s_j^2 > threshold.
 
-    matrix is finite float32 [P, Q]; K may be full, and is 0 only for an all-zero matrix (fedkd.md, encoding one tensor).
+    matrix is float32 [P, Q]; K may be full, and is 0 only for an all-zero matrix (Wu et al. 2022, Methods).
+    Raises ValueError if the matrix is not finite: LAPACK would fail to converge, or not return at all.
     """
     largest = float(matrix.abs().max()) if matrix.numel() else 0.0
+    if not math.isfinite(largest):
+        raise ValueError("the matrix is not finite")
     if largest == 0.0:
         return Factors(matrix.new_zeros(matrix.shape[0], 0), matrix.new_zeros(0, matrix.shape[1]), 1.0)
     exponent = math.frexp(largest)[1]

@@ -51,11 +51,11 @@ def raw(tensor: Tensor) -> Record:
 def floats(*tensors: Tensor) -> np.ndarray:
     """Return the tensors' entries one after another as float32 bytes: uint8 [4 * entries]."""
     flat = [np.ascontiguousarray(tensor.detach().cpu().numpy(), dtype="<f4").reshape(-1) for tensor in tensors]
-    return np.concatenate(flat).view(np.uint8) if len(flat) > 1 else flat[0].view(np.uint8)
+    return np.concatenate(flat).view(np.uint8)  # a copy, also of one tensor: a record must not follow the live weights
 
 
 def read_floats(record: Record, layer: Layer, count: int) -> Tensor:
-    """Return a copy of the `count` float32 entries of a record; raises WireError if it holds another number of bytes."""
+    """Return a copy of the `count` float32 entries of a record; raises WireError if its length differs."""
     import torch
 
     if record.data.size != 4 * count:
@@ -64,6 +64,6 @@ def read_floats(record: Record, layer: Layer, count: int) -> Tensor:
 
 
 def paper_numbers(layer: Layer, rank: int) -> int:
-    """Return the paper's count of numbers for a layer: PK + K^2 + KQ at rank K, all entries where it goes raw (rank -1)."""
+    """Return the paper's count of numbers for a layer: PK + K^2 + KQ at rank K, all entries if raw (rank -1)."""
     rows, columns = layer.matrix_shape
     return layer.numel if rank < 0 else rank * (rows + columns + rank)

@@ -1,4 +1,4 @@
-"""Codec `svd`: the paper's, every matrix cut to the smallest rank above the energy threshold (Wu et al. 2022, Methods)."""
+"""Codec `svd`: every matrix cut to the smallest rank above the energy threshold (Wu et al. 2022, Methods)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fedkd_mpi.codecs import RAW, floats, raw, read_floats
 from fedkd_mpi.config import Compression
+from fedkd_mpi.errors import RunFault
 from fedkd_mpi.factorization import exact
 from fedkd_mpi.wire import Layer, Record, WireError
 
@@ -32,7 +33,10 @@ class Svd:
         if not layer.compressible:
             return raw(tensor)
         rows, columns = layer.matrix_shape
-        factors = exact(tensor.reshape(rows, columns), threshold)
+        try:
+            factors = exact(tensor.reshape(rows, columns), threshold)
+        except ValueError as error:
+            raise RunFault(str(error), layer=layer.name) from None
         if factors.rank * (rows + columns) >= rows * columns:
             return raw(tensor)
         return Record(LOW_RANK, factors.rank, floats(factors.left, factors.right), factors.energy)

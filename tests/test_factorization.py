@@ -1,0 +1,93 @@
+"""The exact factorisation against a float64 SVD."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matrices import MATRICES, energy, random, smallest_ranks, with_spectrum
+
+from fedkd_mpi.factorization import exact
+
+THRESHOLDS = (0.3, 0.9, 0.95, 0.98, 0.999)
+
+
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+@pytest.mark.parametrize("name", MATRICES)
+def test_rank_is_the_smallest_above_the_threshold(name: str, threshold: float):
+    matrix = MATRICES[name]
+    factors = exact(matrix, threshold)
+    assert factors.rank in smallest_ranks(matrix, threshold)
+    assert factors.left.shape == (matrix.shape[0], factors.rank)
+    assert factors.right.shape == (factors.rank, matrix.shape[1])
+
+
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+@pytest.mark.parametrize("name", [name for name in MATRICES if name != "denormal"])  # its sums have few bits left
+def test_energy_kept_is_above_the_threshold_and_as_stated(name: str, threshold: float):
+    matrix = MATRICES[name]
+    factors = exact(matrix, threshold)
+    kept = energy(matrix, factors.left.double() @ factors.right.double())
+    assert kept > threshold - 1e-9
+    assert kept == pytest.approx(factors.energy, abs=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 40),
+    columns=st.integers(1, 40),
+    decay=st.floats(0.3, 1.0),
+    exponent=st.integers(-30, 30),
+    threshold=st.floats(0.05, 0.999),
+    seed=st.integers(0, 2**16),
+)
+def test_any_spectrum_and_scale(rows: int, columns: int, decay: float, exponent: int, threshold: float, seed: int):
+    sigma = 10.0**exponent * decay ** np.arange(min(rows, columns))
+    matrix = with_spectrum(sigma, rows, columns, seed)
+    factors = exact(matrix, threshold)
+    assert factors.rank in smallest_ranks(matrix, threshold, tie=1e-7)
+    assert energy(matrix, factors.left.double() @ factors.right.double()) > threshold - 1e-6
+
+
+def test_left_carries_the_singular_values_in_falling_order():
+    matrix = with_spectrum(np.array([5.0, 3.0, 2.0, 1.0]), 9, 12)
+    factors = exact(matrix, 0.999)
+    np.testing.assert_allclose(factors.left.norm(dim=0).numpy(), [5, 3, 2, 1], rtol=1e-5)
+    np.testing.assert_allclose(factors.right @ factors.right.T, np.eye(4), atol=1e-5)
+
+
+def test_rank_zero_belongs_to_the_zero_matrix_alone():
+    factors = exact(torch.zeros(6, 9), 0.95)
+    assert (factors.rank, factors.energy) == (0, 1.0)
+    assert torch.equal(factors.left @ factors.right, torch.zeros(6, 9))
+    assert exact(torch.full((6, 9), 1e-45), 0.95).rank == 1
+
+
+def test_threshold_one_keeps_everything():
+    matrix = random(7, 5)
+    factors = exact(matrix, 1.0)
+    assert factors.rank == 5
+    np.testing.assert_allclose(factors.left @ factors.right, matrix, atol=1e-5)
+
+
+def test_fault_1_full_rank_is_tried():
+    # the public loop tests k = 0..n-1 and leaves K = 0 when all n are needed
+    assert exact(torch.eye(20), 0.98).rank == 20
+    assert exact(random(1, 50), 0.95).rank == 1
+    assert exact(random(50, 1), 0.95).rank == 1
+
+
+def test_input_is_left_alone():
+    matrix = random(10, 6)
+    before = matrix.clone()
+    exact(matrix, 0.9)
+    assert torch.equal(matrix, before)
+
+
+def test_same_bits_twice():
+    matrix = random(33, 47)
+    first, second = exact(matrix, 0.95), exact(matrix.clone(), 0.95)
+    assert torch.equal(first.left, second.left)
+    assert torch.equal(first.right, second.right)
