@@ -1,7 +1,7 @@
 """The energy-threshold low-rank factorisation the codecs stand on: Gram matrix on the short side and its eigenvectors.
 
 Squaring costs no accuracy at the thresholds in use (T <= 0.999); scale does, so a power of two is taken out first, and
-a cumulative energy close to T is decided in float64. Unlike gesdd, eigh of a symmetric matrix does not fail to converge.
+a cumulative energy near T is decided in float64. Unlike gesdd, eigh of a symmetric matrix does not fail to converge.
 """
 
 from __future__ import annotations
