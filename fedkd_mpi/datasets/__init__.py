@@ -1,0 +1,107 @@
+"""Readers of official on-disk formats, one file per format, behind one function: load(name, root, seed)."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedkd_mpi.errors import UserError
+from fedkd_mpi.registry import resolve
+
+LOADERS = {
+    "digits": "fedkd_mpi.datasets.digits:load",
+    "mnist": "fedkd_mpi.datasets.idx:load_mnist",
+    "fashion_mnist": "fedkd_mpi.datasets.idx:load_fashion_mnist",
+    "cifar10": "fedkd_mpi.datasets.cifar:load_cifar10",
+    "cifar100": "fedkd_mpi.datasets.cifar:load_cifar100",
+}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A training set to be divided among the clients, and a global test set kept apart.
+
+    `train` and `test` hold arrays with one first dimension: for images "x" uint8 [n, channel, height, width] and
+    "y" int64 [n]; "group" int64 [n] where samples have natural owners (partition.kind=natural). `meta` is JSON-able:
+    "classes" (names, in label order) and for images "scale", "mean", "std" (one per channel), so that a model is
+    given (x * scale - mean) / std.
+    """
+
+    train: dict[str, np.ndarray]
+    test: dict[str, np.ndarray]
+    meta: dict[str, Any]
+
+
+def load(name: str, root: Path | None, seed: int) -> Dataset:
+    """Return the data set of that name, or of a user's own loader "package.module:function" called as (root, seed).
+
+    `root` is the folder that holds the data sets' folders. Raises UserError where the name is unknown, a file is
+    missing or malformed, or a user's loader gives something else than a well-formed Dataset.
+    """
+    dataset = resolve(name, LOADERS, "data.name")(root, seed)
+    if not isinstance(dataset, Dataset):
+        raise UserError(f"data.name={name} gave {type(dataset).__name__} in place of fedkd_mpi.datasets.Dataset")
+    for part in ("train", "test"):
+        lengths = {key: len(array) for key, array in getattr(dataset, part).items()}
+        if len(set(lengths.values())) != 1:
+            raise UserError(f"data.name={name}: the {part} arrays differ in length or are missing: {lengths}")
+    return dataset
+
+
+def image_dataset(
+    train: dict[str, np.ndarray], test: dict[str, np.ndarray], classes: Sequence[str], scale: float
+) -> Dataset:
+    """Return a Dataset of images whose mean and standard deviation are those of its training pixels.
+
+    Both sums are exact integers, so the result does not depend on an order of summation. A channel that never
+    varies has std 1. Arrays and `scale` as in Dataset.
+    """
+    x = train["x"]
+    pixels = x.size // x.shape[1]
+    totals = x.sum(axis=(0, 2, 3), dtype=np.int64).tolist()
+    squares = np.einsum("nchw,nchw->c", x, x, dtype=np.int64).tolist()
+    mean = [scale * total / pixels for total in totals]
+    variances = [(pixels * square - total**2) / pixels**2 for total, square in zip(totals, squares, strict=True)]
+    std = [scale * variance**0.5 or 1.0 for variance in variances]
+    return Dataset(train, test, {"classes": list(classes), "scale": scale, "mean": mean, "std": std})
+
+
+def data_folder(root: Path | None, name: str, folder: str) -> Path:
+    """Return root/folder; raise UserError where no root is set or the folder cannot be listed."""
+    if root is None:
+        raise UserError(f"data.name={name} reads files: set FEDKD_DATA or data.root to the folder that holds {folder}/")
+    path = Path(root) / folder
+    try:
+        next(path.iterdir(), None)
+    except OSError as error:
+        raise UserError(
+            f"{path}: {error.strerror}; data.name={name} reads it, so FEDKD_DATA or data.root must name its parent"
+        ) from None
+    return path
+
+
+def read_file(path: Path) -> bytes:
+    """Return a file's bytes, decompressed where its name ends in .gz; raise UserError where that fails."""
+    try:
+        if path.suffix == ".gz":
+            with gzip.open(path) as stream:
+                return stream.read()
+        return path.read_bytes()
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path}: corrupt gzip file ({error}); fetch it again") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def check_labels(path: Path, labels: np.ndarray, classes: int) -> None:
+    """Raise UserError naming the file and its first record whose label is not in 0..classes-1."""
+    wrong = np.flatnonzero(labels >= classes)
+    if wrong.size:
+        record = int(wrong[0])
+        raise UserError(f"{path}: record {record} has label {labels[record]}, but labels are 0..{classes - 1}")
