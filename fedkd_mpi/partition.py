@@ -41,7 +41,7 @@ def partition(
 
     `labels` is [n], one class per sample (iid and natural use its length alone), `groups` int64 [n] the natural owner
     of each sample, `kind` a key of PARTITIONERS or a dotted path. The same state of `rng` gives the same partition.
-    Raises UserError with the feasible range where no client may have fewer than `min_samples` but one would.
+    Raises UserError with what is feasible where a client would hold fewer than `min_samples`.
     """
     labels = np.asarray(labels)
     if num_clients < 1:
