@@ -61,11 +61,8 @@ def fedkd_loss(
     without `hidden`. Attention counts where the models have it; raises UserError if only one of them has.
     """
     zero = torch.zeros_like(supervised_teacher)
-    to_teacher = to_student = features = zero
-    if logits:
-        to_teacher, to_student = distance(student, teacher), distance(teacher, student)
-    if hidden:
-        features = features + hidden_map(teacher.hidden, student.hidden)
+    to_teacher, to_student = (distance(student, teacher), distance(teacher, student)) if logits else (zero, zero)
+    features = hidden_map(teacher.hidden, student.hidden) if hidden else zero
     if attention and (teacher.attention or student.attention):
         features = features + attention_error(teacher.attention, student.attention)
     supervised = supervised_teacher + supervised_student
@@ -138,7 +135,7 @@ class HiddenMap(nn.Module):
             functional.mse_loss(linear(student_hidden[s]), teacher_hidden[t])
             for (t, s), linear in zip(self.pairs, cycle(self.maps), strict=False)
         ]
-        return sum(errors) / len(errors)
+        return torch.stack(errors).mean()
 
 
 def attention_error(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
@@ -155,7 +152,7 @@ def attention_error(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Ten
         if maps[0].shape[1] != maps[1].shape[1]:
             maps = maps[0].mean(1), maps[1].mean(1)
         errors.append(functional.mse_loss(*maps))
-    return sum(errors) / len(errors)
+    return torch.stack(errors).mean()
 
 
 def _constant_reference(reference: Tensor, prediction: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
