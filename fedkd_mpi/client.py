@@ -18,6 +18,7 @@ from fedkd_mpi.network import Network, make_optimizer
 from fedkd_mpi.streams import generator, torch_scope
 from fedkd_mpi.tasks import Examples, Task
 
+Arrays = dict[str, np.ndarray]
 EVALUATION_BATCH = 512  # fixed: another batch size could give other bits
 
 
@@ -55,15 +56,14 @@ class Outcome:
 class Workbench:
     """The networks of one process, on which its clients are trained one after another."""
 
-    def __init__(self, config: Config, task: Task, method: Method, arrays: dict[str, np.ndarray], device: str):
+    def __init__(self, config: Config, task: Task, method: Method, student: Network | None, arrays: Arrays, device: str):
         self.config, self.task, self.method, self.arrays, self.device = config, task, method, arrays, device
         with torch_scope(config.seed, "workbench"):
             self.private = Network(method.private(), device)
         self.private_optimizer = make_optimizer(self.private, config.optimizer, config.teacher.learning_rate)
-        self.student: Network | None = None
-        if method.exchanges:
-            self.student = initial_student(config, method, device)
-            self.student_optimizer = make_optimizer(self.student, config.optimizer, config.student.learning_rate)
+        self.student = student
+        if student:
+            self.student_optimizer = make_optimizer(student, config.optimizer, config.student.learning_rate)
         bfloat16 = config.precision == "bfloat16"
         self._precision = lambda: torch.autocast(device.split(":")[0], torch.bfloat16) if bfloat16 else nullcontext()
 
@@ -89,27 +89,17 @@ class Workbench:
         trained = time.perf_counter()
         teacher_sums, student_sums = np.zeros((2, self.task.sums))
         if evaluate:
-            teacher_sums = self.score(self.private.module["teacher"], self.arrays, client.test_indices)
+            held_out = self.arrays, client.test_indices, self.device
+            teacher_sums = score(self.task, self.private.module["teacher"], *held_out)
             if self.student:
-                student_sums = self.score(self.student.module, self.arrays, client.test_indices)
+                student_sums = score(self.task, self.student.module, *held_out)
         ended = time.perf_counter()
         return Outcome(update, *losses, teacher_sums, student_sums, trained - began, ended - trained)
 
-    def score_teacher(self, client: Client, arrays: dict[str, np.ndarray], indices: np.ndarray) -> np.ndarray:
-        """Return the sums of a client's teacher on samples of `arrays`."""
+    def score_teacher(self, client: Client, arrays: Arrays, indices: np.ndarray) -> np.ndarray:
+        """Return the task's sums of a client's teacher on samples of `arrays`."""
         self._load_private(client)
-        return self.score(self.private.module["teacher"], arrays, indices)
-
-    @torch.no_grad()
-    def score(self, model: torch.nn.Module, arrays: dict[str, np.ndarray], indices: np.ndarray) -> np.ndarray:
-        """Return the task's sums of a model on samples of `arrays`."""
-        model.eval()
-        sums = np.zeros(self.task.sums)
-        for start in range(0, len(indices), EVALUATION_BATCH):
-            batch = self.task.prepare(arrays, indices[start : start + EVALUATION_BATCH], self.device)
-            sums += self.task.score(self.task.predict(model, batch), batch)
-        model.train()
-        return sums
+        return score(self.task, self.private.module["teacher"], arrays, indices, self.device)
 
     def _load_private(self, client: Client) -> None:
         if "private" not in client.tensors:
@@ -163,12 +153,24 @@ class Workbench:
         return teacher_loss, student_loss
 
     def _update(self, student: Tensor | None, round_index: int, client: int) -> Tensor | None:
-        _require_finite(self.private, self.private.state, round_index, client, "teacher")
+        self.private.require_finite(self.private.state, "private state (teacher and W_h)", round_index, client)
         if not self.student:
             return None
         update = self.student.state - student
-        _require_finite(self.student, update, round_index, client, "update of the student")
+        self.student.require_finite(update, "update of the student", round_index, client)
         return update
+
+
+@torch.no_grad()
+def score(task: Task, model: torch.nn.Module, arrays: Arrays, indices: np.ndarray, device: str) -> np.ndarray:
+    """Return the task's sums of a model on samples of `arrays`: float64 [task.sums]."""
+    model.eval()
+    sums = np.zeros(task.sums)
+    for start in range(0, len(indices), EVALUATION_BATCH):
+        batch = task.prepare(arrays, indices[start : start + EVALUATION_BATCH], device)
+        sums += task.score(task.predict(model, batch), batch)
+    model.train()
+    return sums
 
 
 def initial_student(config: Config, method: Method, device: str) -> Network:
@@ -193,11 +195,3 @@ def batches(count: int, local: Local, order: np.random.Generator) -> Iterator[Te
                 return
             yield index
             steps += 1
-
-
-def _require_finite(network: Network, flat: Tensor, round_index: int, client: int, what: str) -> None:
-    if torch.isfinite(flat).all():
-        return
-    for layer, view in zip(network.layers, network.views(flat), strict=True):
-        if not torch.isfinite(view).all():
-            raise RunFault(f"the {what} is not finite", round=round_index, client=client, layer=layer.name)

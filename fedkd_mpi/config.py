@@ -198,7 +198,7 @@ def parse(tree: dict[str, Any]) -> Config:
     filled = {}
     for key in ("teacher", "student"):
         network = getattr(config, key)
-        options = models.check(network.name, network.options(), key, known=list(Network.model_fields))
+        options = models.check(network.name, network.options(), key)
         filled[key] = Network(name=network.name, learning_rate=network.learning_rate, **options)
     return config.model_copy(update=filled)
 

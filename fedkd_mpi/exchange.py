@@ -11,6 +11,9 @@ from fedkd_mpi import wire
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.mpi import World
 from fedkd_mpi.stopwatch import Stopwatch
+from fedkd_mpi.wire import SERVER, SKIPPED, UPDATE
+
+__all__ = ["SERVER", "SKIPPED", "UPDATE", "Message", "downlink", "make_message", "uplink"]
 
 
 @dataclass(frozen=True)
@@ -28,19 +31,19 @@ class Message:
     def records(self, layers: int) -> list[wire.Record]:
         """Return the records of an update, none of a skipped one; raises RunFault naming the sender if it is damaged."""
         header = self.parsed
-        if header.kind == wire.SKIPPED:
+        if header.kind == SKIPPED:
             return []
         try:
             return wire.unpack(header, self.payload, layers)
         except wire.WireError as error:
-            client = None if header.sender == wire.SERVER else header.sender
+            client = None if header.sender == SERVER else header.sender
             raise RunFault(f"damaged message: {error}", round=header.round, client=client) from None
 
 
 def make_message(round_index: int, sender: int, samples: int, records: Sequence[wire.Record] | None) -> Message:
     """Return the message of an update, or of a skipped one where records is None."""
     payload = wire.pack(records or [])
-    kind = wire.SKIPPED if records is None else wire.UPDATE
+    kind = SKIPPED if records is None else UPDATE
     return Message(wire.pack_header(kind, round_index, sender, len(records or []), samples, payload), payload)
 
 
@@ -53,12 +56,15 @@ def uplink(world: World, watch: Stopwatch, messages: Sequence[Message], per_rank
     with watch("wait"):
         headers = world.gather(own, [count * wire.HEADER_BYTES for count in per_rank], payload=True, sleeping=True)
     sizes: list[int] = []
+    counts = np.zeros(world.world_size, np.int64)
     if headers is not None:
         headers = headers.reshape(-1, wire.HEADER_BYTES)
         sizes = [wire.unpack_header(header).payload_bytes for header in headers]
+        remaining = iter(sizes)
+        counts[:] = [sum(next(remaining) for _ in range(count)) for count in per_rank]
     with watch("gather"):
-        own = _joined([message.payload for message in messages])
-        payloads = world.gather(own, _totals(sizes, per_rank), payload=True, sleeping=False)
+        world.broadcast(counts)  # with these, all know into how many calls the payloads go
+        payloads = world.gather(_joined([message.payload for message in messages]), counts.tolist(), payload=True)
     if headers is None or payloads is None:
         return None
     return [Message(*pair) for pair in zip(headers, _split(payloads, sizes), strict=True)]
@@ -77,11 +83,6 @@ def downlink(world: World, watch: Stopwatch, message: Message | None) -> Message
 
 def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate(parts) if parts else np.empty(0, np.uint8)
-
-
-def _totals(sizes: Sequence[int], per_rank: Sequence[int]) -> list[int]:
-    remaining = iter(sizes)
-    return [sum(next(remaining, 0) for _ in range(count)) for count in per_rank]
 
 
 def _split(buffer: np.ndarray, sizes: Sequence[int]) -> Iterator[np.ndarray]:

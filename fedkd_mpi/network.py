@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd_mpi.config import Optimizer
+from fedkd_mpi.errors import RunFault
 from fedkd_mpi.wire import Layer
 
 ALIGNMENT = 16  # float32 entries: each tensor starts on a 64-byte boundary, wherever the flat vector is
@@ -53,6 +54,14 @@ class Network:
     def zero_grad(self) -> None:
         """Set the gradient to zero, in place: the modules' .grad tensors are views of it."""
         self.gradient.zero_()
+
+    def require_finite(self, flat: Tensor, what: str, round_index: int, client: int | None = None) -> None:
+        """Raise RunFault, naming the layer, if a vector laid out as `state` holds NaN or infinity."""
+        if torch.isfinite(flat).all():
+            return
+        for layer, view in zip(self.layers, self.views(flat), strict=True):
+            if not torch.isfinite(view).all():
+                raise RunFault(f"the {what} is not finite", round=round_index, client=client, layer=layer.name)
 
     def _install(self, parameters: Sequence[tuple[str, Tensor]], buffers: Sequence[tuple[str, Tensor]]) -> None:
         views, gradients = self.views(self.state), self.views(self.gradient)

@@ -47,8 +47,12 @@ class Server:
             weights += weight
         return total.div_(weights) if weights else None
 
-    def encode(self, update: Tensor, threshold: float) -> list[wire.Record]:
-        """Return the records of the downlink: a second truncation with the round's threshold."""
+    def encode(self, round_index: int, update: Tensor, threshold: float) -> list[wire.Record]:
+        """Return the records of the downlink: a second truncation with the round's threshold.
+
+        Raises RunFault if the mean of the updates is not finite (finite ones may add up to more than float32 holds).
+        """
+        self.student.require_finite(update, "mean of the updates", round_index)
         return self.codec.encode(self.student.exchanged(update), threshold, self.codec_state)
 
 

@@ -23,6 +23,10 @@ class Stopwatch:
         finally:
             self.seconds[phase] += time.perf_counter() - began
 
+    def add(self, phase: str, seconds: float) -> None:
+        """Add seconds that were measured elsewhere."""
+        self.seconds[phase] += seconds
+
     def take(self) -> dict[str, float]:
         """Return the seconds of every phase since the last call, "total" among them."""
         now = time.perf_counter()

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+from torch import Tensor, nn
+
+from fedkd_mpi import models
+from fedkd_mpi.config import Config
 from fedkd_mpi.registry import resolve
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from fedkd_mpi.config import Config
-    from fedkd_mpi.tasks import Examples, Task
+from fedkd_mpi.tasks import Examples, Task
 
 METHODS = {
     "fedkd": "fedkd_mpi.methods.fedkd:FedKD",
@@ -38,8 +37,6 @@ class Method(Protocol):
 
 def make_model(config: Config, task: Task, role: str) -> nn.Module:
     """Return a new model of the configuration's `teacher` or `student` section for the task."""
-    from fedkd_mpi import models
-
     network = getattr(config, role)
     return models.build(network.name, task.input_shape, task.num_classes, network.options(), role)
 

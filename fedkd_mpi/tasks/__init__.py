@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
+from torch import Tensor, nn
 
+from fedkd_mpi.models.output import Output
 from fedkd_mpi.registry import resolve
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from fedkd_mpi.models.output import Output
-
-    Examples = dict[str, Tensor]  # tensors with one common first dimension, resident on the device
-
+Examples = dict[str, Tensor]  # tensors with one common first dimension, resident on the device
 TASKS = {"image_classification": "fedkd_mpi.tasks.image_classification:ImageClassification"}
 
 
@@ -47,8 +43,8 @@ class Task(Protocol):
         """Return the supervised loss, a mean over the batch (equations 1 and 2)."""
         ...
 
-    def distance(self, reference: Tensor, prediction: Tensor, batch: Examples) -> Tensor:
-        """Return how far the prediction (logits) is from the peer's, the constant `reference` (equations 3 and 4)."""
+    def distance(self, reference: Output, output: Output, batch: Examples) -> Tensor:
+        """Return how far `output` is from the peer's, as a constant `reference` (equations 3 and 4)."""
         ...
 
     def score(self, output: Output, batch: Examples) -> np.ndarray:

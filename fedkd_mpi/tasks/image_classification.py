@@ -40,8 +40,8 @@ class ImageClassification:
     def loss(self, output: Output, batch: dict[str, Tensor]) -> Tensor:
         return functional.cross_entropy(output.logits, batch["y"])
 
-    def distance(self, reference: Tensor, prediction: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        return kl_divergence(reference, prediction)
+    def distance(self, reference: Output, output: Output, batch: dict[str, Tensor]) -> Tensor:
+        return kl_divergence(reference.logits, output.logits)
 
     def score(self, output: Output, batch: dict[str, Tensor]) -> np.ndarray:
         correct = int((output.logits.argmax(1) == batch["y"]).sum())

@@ -1,0 +1,216 @@
+"""What every process reports at the end of a round, and the rows that rank 0 makes of it for the cost log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fedkd_mpi.client import Outcome
+from fedkd_mpi.codecs import paper_numbers
+from fedkd_mpi.costlog import Writer
+from fedkd_mpi.errors import RunFault
+from fedkd_mpi.exchange import Message
+from fedkd_mpi.prepare import Simulation
+from fedkd_mpi.stopwatch import Stopwatch
+from fedkd_mpi.wire import HEADER_BYTES, Layer
+
+COUNTERS = ("bytes_sent", "bytes_received", "payload_bytes_sent", "payload_bytes_received")
+SHARED_PHASES = ("train", "encode", "evaluate")  # every process goes through them: the log holds the slowest one's seconds
+SERVER_PHASES = ("aggregate", "wait", "gather", "broadcast")  # rank 0's own seconds
+LOSSES = ("teacher_loss", "student_loss")
+PHASES = SHARED_PHASES + SERVER_PHASES
+
+
+@dataclass
+class Round:
+    """One round: what all processes know of it, and on rank 0 its messages."""
+
+    index: int
+    threshold: float
+    cohort: list[int]
+    evaluated: bool
+    uplink: Sequence[Message] = ()
+    downlink: Message | None = None
+    downlink_energies: Sequence[float] = ()
+
+
+@dataclass
+class Contribution:
+    """What one client did in a round; `message` is None without an exchange, `outcome` None after a fault."""
+
+    client: int
+    message: Message | None
+    outcome: Outcome | None = None
+    energies: Sequence[float] = ()
+    seconds_encode: float = 0.0
+    fault: RunFault | None = None
+
+
+class Ledger:
+    """Collects the reports of each round on rank 0 and appends them to the log; `writer` is None on the other processes.
+
+    `on_round` is called on rank 0 with the round's row of `rounds`.
+    """
+
+    def __init__(self, run: Simulation, writer: Writer | None, on_round: Callable[[dict[str, Any]], None]):
+        self.run, self.writer, self.on_round = run, writer, on_round
+        self.layers: list[Layer] = run.student.exchanged_layers if run.student else []
+        self._dense = 4 * sum(layer.numel for layer in self.layers)
+        self._broadcasts = [0]  # bytes of the downlink messages before each round, added up
+        self._last_seen = dict.fromkeys(range(run.config.num_clients), -1)
+        sums = (run.task.sums,)
+        losses = [(name, "f8") for name in LOSSES]
+        seconds = [(f"seconds_{phase}", "f8") for phase in SHARED_PHASES]
+        scores = [("teacher", "f8", sums), ("student", "f8", sums)]
+        self._of_client = np.dtype([*losses, *seconds, *scores, ("energy", "f8", (len(self.layers),)), ("fault", "S160")])
+        self._of_process = np.dtype([*((name, "i8") for name in COUNTERS), *((name, "f8") for name in PHASES)])
+        self._of_score = np.dtype([("sums", "f8", sums)])
+
+    def close(
+        self, this: Round, own: Sequence[Contribution], scores: np.ndarray, teachers: np.ndarray, watch: Stopwatch
+    ) -> None:
+        """Report this process's part of a round and, on rank 0, log the round. Collective.
+
+        `scores` [chunks, sums] and `teachers` [clients, sums] are what simulation.evaluate() gave.
+        """
+        world, seconds = self.run.world, watch.take()
+        counters = world.take_counters()
+        process = np.zeros(1, self._of_process)
+        for name in COUNTERS:
+            process[name] = getattr(counters, name)
+        for name in PHASES:
+            process[name] = seconds[name]
+        rows = np.array([self._row(contribution) for contribution in own], self._of_client)
+        sizes = [self._size(this, mpi_rank) for mpi_rank in range(world.world_size)]
+        if not world.is_root:
+            process["bytes_sent"] += sizes[world.mpi_rank]  # this very report
+        parts = [np.ascontiguousarray(part).reshape(-1).view(np.uint8) for part in (rows, scores, teachers, process)]
+        with watch("wait"):
+            gathered = world.gather(np.concatenate(parts), sizes, payload=False, sleeping=True)
+        world.take_counters()
+        if gathered is not None:
+            self._log(this, gathered, seconds["total"])
+
+    def _row(self, part: Contribution) -> tuple[Any, ...]:
+        sums = np.zeros(self.run.task.sums)
+        if part.outcome is None:
+            return (np.nan,) * 5 + (sums, sums, np.full(len(self.layers), np.nan), str(part.fault).encode()[:160])
+        out = part.outcome
+        seconds = out.seconds_train, part.seconds_encode, out.seconds_evaluate
+        return out.teacher_loss, out.student_loss, *seconds, out.teacher_sums, out.student_sums, part.energies, b""
+
+    def _counts(self, this: Round, mpi_rank: int) -> dict[str, tuple[np.dtype, int]]:
+        """What a process reports, in this order: the type and number of its rows."""
+        block = self.run.placement[mpi_rank]
+        return {
+            "clients": (self._of_client, sum(client in block for client in this.cohort)),
+            "scores": (self._of_score, len(self.run.test_chunks(mpi_rank)) if this.evaluated and self.run.scores_student else 0),
+            "teachers": (self._of_score, len(block) if self.run.scores_teachers(this.index) else 0),
+            "process": (self._of_process, 1),
+        }
+
+    def _size(self, this: Round, mpi_rank: int) -> int:
+        return sum(kind.itemsize * count for kind, count in self._counts(this, mpi_rank).values())
+
+    def _log(self, this: Round, gathered: np.ndarray, seconds_total: float) -> None:
+        reports: dict[str, list[np.ndarray]] = {"clients": [], "scores": [], "teachers": [], "process": []}
+        at = 0
+        for mpi_rank in range(self.run.world.world_size):
+            for name, (kind, count) in self._counts(this, mpi_rank).items():
+                end = at + kind.itemsize * count
+                reports[name].append(gathered[at:end].view(kind))
+                at = end
+        of = {name: np.concatenate(parts) for name, parts in reports.items()}
+        process, clients = of["process"], of["clients"]
+        process["bytes_received"][0] += gathered.size - self._size(this, 0)  # these very reports
+        for client, message in zip(this.cohort, clients["fault"], strict=True):
+            if message:
+                self.writer.event(this.index, client, "warning", f"update skipped: {message.decode()}")
+        hosts = {client: rank for rank, block in enumerate(self.run.placement) for client in block}
+        who = {"client": np.array(this.cohort), "mpi_rank": np.array([hosts[client] for client in this.cohort])}
+        uplink = self._messages(this.uplink, clients["energy"]) | {name: ids[: len(this.uplink)] for name, ids in who.items()}
+        downlink = self._messages([this.downlink] if this.downlink else [], np.array([this.downlink_energies]))
+        rounds = {
+            "round": this.index,
+            "threshold": this.threshold,
+            "cohort_size": len(this.cohort),
+            "skipped_clients": int((clients["fault"] != b"").sum()),
+            **self._costs(this, uplink, downlink),
+            **self._means(clients),
+            **self._metrics(of),
+            **{f"seconds_{phase}": float(process[phase].max()) for phase in SHARED_PHASES},
+            **{f"seconds_{phase}": float(process[phase][0]) for phase in SERVER_PHASES},
+            "seconds_total": seconds_total,
+        }
+        training = {name: clients[name] for name in (*LOSSES, *(f"seconds_{phase}" for phase in SHARED_PHASES))}
+        for role in ("teacher", "student"):
+            for metric in self.run.task.metrics:
+                values = [self.run.task.finish(sums)[metric] for sums in clients[role]]
+                training[f"{role}_{metric}"] = np.array(values, np.float64)
+        mpi = {name: process[name] for name in COUNTERS}
+        mpi |= {"seconds_compute": sum(process[p] for p in (*SHARED_PHASES, "aggregate")), "seconds_wait": process["wait"]}
+        self.writer.append_round(rounds, uplink, _only(downlink), mpi, training | who)
+        self.on_round(rounds)
+
+    def _messages(self, messages: Sequence[Message], energies: np.ndarray) -> dict[str, np.ndarray]:
+        shape = len(messages), len(self.layers)
+        ranks, sizes = np.full(shape, -1), np.zeros(shape, np.int64)
+        for row, message in enumerate(messages):
+            for column, record in enumerate(message.records(len(self.layers))):
+                ranks[row, column], sizes[row, column] = record.rank, record.data.size
+        total = np.array([message.header.size + message.payload.size for message in messages], np.int64)
+        columns = {"bytes": total, "header_bytes": total - sizes.sum(axis=1), "layer_rank": ranks, "layer_bytes": sizes}
+        return columns | {"layer_energy": np.resize(energies, shape) if energies.size else np.full(shape, np.nan)}
+
+    def _costs(self, this: Round, uplink: dict[str, np.ndarray], downlink: dict[str, np.ndarray]) -> dict[str, int]:
+        cohort, broadcast = len(this.cohort), int(downlink["bytes"].sum())
+        costs = {
+            "uplink_bytes": int(uplink["bytes"].sum()),
+            "uplink_header_bytes": int(uplink["header_bytes"].sum()),
+            "uplink_paper_bytes": self._paper_bytes(uplink),
+            "downlink_bytes": cohort * broadcast,
+            "downlink_header_bytes": cohort * int(downlink["header_bytes"].sum()),
+            "downlink_paper_bytes": cohort * self._paper_bytes(downlink),
+            "student_dense_bytes": 2 * cohort * self._dense,
+            "teacher_dense_bytes": 2 * cohort * 4 * self.run.teacher_numbers,
+            "catchup_bytes": self._catchup(this),
+        }
+        self._broadcasts.append(self._broadcasts[-1] + broadcast)
+        return costs
+
+    def _paper_bytes(self, messages: dict[str, np.ndarray]) -> int:
+        sent = messages["bytes"] > HEADER_BYTES  # a skipped update holds no numbers
+        rows = messages["layer_rank"][sent]
+        return 4 * sum(paper_numbers(layer, int(rank)) for row in rows for layer, rank in zip(self.layers, row, strict=True))
+
+    def _catchup(self, this: Round) -> int:
+        """Bytes that the cohort's members would fetch first: the broadcasts they missed, or the dense student if that is less."""
+        missed = sum(min(self._broadcasts[-1] - self._broadcasts[self._last_seen[client] + 1], self._dense) for client in this.cohort)
+        self._last_seen.update(dict.fromkeys(this.cohort, this.index))
+        return missed
+
+    def _means(self, clients: np.ndarray) -> dict[str, float]:
+        trained = clients[clients["fault"] == b""]
+        return {name: float(trained[name].mean()) if len(trained) else np.nan for name in LOSSES}
+
+    def _metrics(self, of: dict[str, np.ndarray]) -> dict[str, float]:
+        finish, metrics = self.run.task.finish, {}
+        for metric in self.run.task.metrics:
+            for role in ("teacher", "student"):
+                metrics[f"{role}_{metric}"] = _mean([finish(sums)[metric] for sums in of["clients"][role]])
+            metrics[f"global_student_{metric}"] = finish(of["scores"]["sums"].sum(axis=0))[metric]
+            metrics[f"global_teacher_{metric}"] = _mean([finish(sums)[metric] for sums in of["teachers"]["sums"]])
+        return metrics
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else np.nan
+
+
+def _only(table: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The one row of a table, or zeros where a method exchanges nothing."""
+    return {name: column[0] if len(column) else np.zeros(column.shape[1:], column.dtype) for name, column in table.items()}

@@ -1,0 +1,203 @@
+"""From a configuration to everything a run needs in this process: data, clients, networks, codec."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedkd_mpi import codecs, cohort, datasets, methods, tasks
+from fedkd_mpi import partition as partitions
+from fedkd_mpi.client import EVALUATION_BATCH, Arrays, Client, Workbench, initial_student
+from fedkd_mpi.config import Config
+from fedkd_mpi.errors import UserError
+from fedkd_mpi.mpi import World
+from fedkd_mpi.network import Network
+from fedkd_mpi.server import Server
+from fedkd_mpi.streams import generator, torch_scope
+from fedkd_mpi.tasks import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data set as every process sees it (one copy a node) and who holds which of its training samples."""
+
+    train: Arrays
+    test: Arrays
+    meta: dict[str, Any]
+    clients: list[tuple[np.ndarray, np.ndarray]]  # (train, test) indices into `train`, by client id
+
+
+@dataclass
+class Simulation:
+    """One process's part of a run.
+
+    `student` is the module all work is done on, `replica` the flat global student, the same bits everywhere after each round;
+    both are None where the method does not exchange. `workbench` is None on a process without clients, `server` but on rank 0.
+    """
+
+    config: Config
+    world: World
+    data: Data
+    task: Task
+    device: str
+    placement: list[range]
+    clients: dict[int, Client]
+    workbench: Workbench | None
+    student: Network | None
+    replica: Tensor | None
+    codec: codecs.Codec | None
+    server: Server | None
+    teacher_numbers: int  # what a dense exchange of the teacher would send, for comparison
+
+    @property
+    def test_size(self) -> int:
+        """Number of samples in the global test set."""
+        return len(next(iter(self.data.test.values())))
+
+    @property
+    def scores_student(self) -> bool:
+        """Whether the global student has a score: it exists, and its statistics (BatchNorm) are not kept local by the clients."""
+        return self.student is not None and self.student.local_buffers is None
+
+    def scores_teachers(self, round_index: int) -> bool:
+        """Whether every teacher is scored on the global test set in this round."""
+        return self.config.evaluate.global_teachers and round_index == self.config.rounds - 1
+
+    def test_chunks(self, mpi_rank: int) -> range:
+        """Return the first samples of the chunks of the global test set that a process scores."""
+        chunks = -(-self.test_size // EVALUATION_BATCH)
+        share = cohort.shares(chunks, self.world.world_size)[mpi_rank]
+        return range(share.start * EVALUATION_BATCH, share.stop * EVALUATION_BATCH, EVALUATION_BATCH)
+
+
+def load_data(config: Config, world: World) -> Data:
+    """Read the data on one process a node, share it in memory, and divide it among the clients.
+
+    Collective. Raises the same UserError on every process.
+    """
+    arrays = meta = error = None
+    if world.is_node_leader:
+        try:
+            dataset = datasets.load(config.data.name, data_root(config), config.seed)
+            parts = (("train", dataset.train), ("test", dataset.test))
+            arrays = {f"{part}/{name}": array for part, group in parts for name, array in group.items()}
+            meta = dataset.meta
+        except UserError as problem:
+            error = str(problem)
+    if first := world.agree(error):
+        raise UserError(first)
+    shared, meta = world.share(arrays, meta)
+    train, test = (
+        {name.removeprefix(part): array for name, array in shared.items() if name.startswith(part)}
+        for part in ("train/", "test/")
+    )
+    task = tasks.find(config.task)(meta, train)
+    return Data(train, test, meta, divide(config, task.labels(train), train.get("group")))
+
+
+def data_root(config: Config) -> Path | None:
+    """Return the folder of the data sets: data.root, else $FEDKD_DATA, else None."""
+    if config.data.root:
+        return config.data.root
+    return Path(os.environ["FEDKD_DATA"]) if os.environ.get("FEDKD_DATA") else None
+
+
+def divide(config: Config, labels: np.ndarray, groups: np.ndarray | None) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return every client's own (train, test) indices; a pure function of configuration and labels."""
+    settings = config.partition
+    shares = partitions.partition(
+        settings.kind,
+        labels,
+        config.num_clients,
+        generator(config.seed, "partition"),
+        alpha=settings.alpha,
+        classes_per_client=settings.classes_per_client,
+        groups=groups,
+        min_samples=settings.min_samples,
+    )
+    return [
+        partitions.split(indices, labels, settings.test_fraction, generator(config.seed, "split", client))
+        for client, indices in enumerate(shares)
+    ]
+
+
+def prepare(config: Config, world: World, data: Data) -> Simulation:
+    """Build this process's networks, codec and clients; raises UserError where the configuration does not fit the data."""
+    device = choose_device(config.device, world.local_rank)
+    set_threads(config, world.node_size)
+    task = tasks.find(config.task)(data.meta, data.train)
+    method = methods.build(config, task)
+    placement = cohort.placement(config.num_clients, world.world_size)
+    clients = {client: Client(client, *data.clients[client]) for client in placement[world.mpi_rank]}
+    student = codec = server = None
+    if method.exchanges:
+        student = initial_student(config, method, device)
+        codec = codecs.build(config.compression, student.exchanged_layers)
+        if world.is_root:
+            server = Server(config.server, student, codec, device)
+    return Simulation(
+        config=config,
+        world=world,
+        data=data,
+        task=task,
+        device=device,
+        placement=placement,
+        clients=clients,
+        workbench=Workbench(config, task, method, student, data.train, device) if clients else None,
+        student=student,
+        replica=student.state.clone() if student else None,
+        codec=codec,
+        server=server,
+        teacher_numbers=count_numbers(config, task),
+    )
+
+
+def count_numbers(config: Config, task: Task) -> int:
+    """Return the numbers that an exchange of the teacher's architecture would send: trainable parameters and float buffers."""
+    import torch
+
+    with torch_scope(config.seed, "teacher shapes"), torch.device("meta"):
+        teacher = methods.make_model(config, task, "teacher")
+    tensors = [tensor for tensor in teacher.parameters() if tensor.requires_grad]
+    return sum(tensor.numel() for tensor in [*tensors, *(b for b in teacher.buffers() if b.is_floating_point())])
+
+
+def choose_device(device: str, local_rank: int) -> str:
+    """Return the torch device of this process; auto = GPU number (local rank modulo the node's GPUs), or the CPU without one."""
+    if device == "cpu":
+        return device
+    import torch
+
+    if not torch.cuda.is_available():
+        if device == "auto":
+            return "cpu"
+        raise UserError(f"device={device}, but torch sees no GPU on this node; use device=cpu or device=auto")
+    # Bit-identical repetition on a GPU needs this before the first matrix product.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    count = torch.cuda.device_count()
+    index = int(device.split(":")[1]) if ":" in device else local_rank % count
+    if index >= count:
+        raise UserError(f"device={device}, but this node has {count} GPU(s)")
+    torch.cuda.set_device(index)
+    return f"cuda:{index}"
+
+
+def set_threads(config: Config, node_size: int) -> int:
+    """Set and return torch's threads of this process: threads_per_rank, or the node's cores over its processes for auto."""
+    import torch
+
+    if config.threads_per_rank == "auto":
+        threads = max(1, len(os.sched_getaffinity(0)) // node_size)
+    else:
+        threads = config.threads_per_rank
+    torch.set_num_threads(threads)
+    return threads
+

@@ -1,0 +1,98 @@
+"""The round loop: Algorithm 1 of FedKD, the same function on every process."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedkd_mpi import cohort, exchange
+from fedkd_mpi.client import EVALUATION_BATCH, Client, score
+from fedkd_mpi.errors import RunFault
+from fedkd_mpi.ledger import Contribution, Ledger, Round
+from fedkd_mpi.prepare import Simulation
+from fedkd_mpi.server import apply
+from fedkd_mpi.stopwatch import Stopwatch
+
+
+def simulate(run: Simulation, ledger: Ledger) -> None:
+    """Run all rounds; rank 0 is the server, and in a world of one process it hosts the clients as well.
+
+    Raises RunFault naming round, client and layer.
+    """
+    watch = Stopwatch()
+    for index in range(run.config.rounds):
+        this = Round(
+            index=index,
+            threshold=run.config.threshold(index),
+            cohort=cohort.sample(run.config.seed, index, run.config.num_clients, run.config.cohort),
+            evaluated=index == run.config.rounds - 1 or (index + 1) % run.config.evaluate.every == 0,
+        )
+        own = [take_part(run, watch, this, run.clients[client]) for client in this.cohort if client in run.clients]
+        if run.student:
+            this.uplink, this.downlink = communicate(run, watch, this, own)
+        with watch("evaluate"):
+            scores, teachers = evaluate(run, this)
+        ledger.close(this, own, scores, teachers, watch)
+
+
+def take_part(run: Simulation, watch: Stopwatch, this: Round, client: Client) -> Contribution:
+    """Train one client on the student replica and encode its update for the uplink."""
+    samples = len(client.train_indices)
+    try:
+        outcome = run.workbench.train(client, this.index, run.replica, evaluate=this.evaluated)
+    except RunFault as fault:
+        if run.config.on_nonfinite == "abort":
+            raise
+        return Contribution(client.id, exchange.make_message(this.index, client.id, samples, None), fault=fault)
+    watch.add("train", outcome.seconds_train)
+    watch.add("evaluate", outcome.seconds_evaluate)
+    if not run.student:
+        return Contribution(client.id, None, outcome)
+    before = watch.seconds["encode"]
+    with watch("encode"):
+        state = client.part("codec.")
+        records = run.codec.encode(run.student.exchanged(outcome.update), this.threshold, state)
+        client.tensors.update({f"codec.{name}": tensor for name, tensor in state.items()})
+        message = exchange.make_message(this.index, client.id, samples, records)
+    seconds = watch.seconds["encode"] - before
+    return Contribution(client.id, message, outcome, [record.energy for record in records], seconds)
+
+
+def communicate(run: Simulation, watch: Stopwatch, this: Round, own: list[Contribution]) -> tuple[list, exchange.Message]:
+    """Bring the updates to the server, the server's answer to everyone, and apply it to this process's replica.
+
+    Returns the uplink messages (empty but on the server) and the downlink message.
+    """
+    layers = len(run.student.exchanged_layers)
+    per_rank = [sum(client in block for client in this.cohort) for block in run.placement]
+    messages = exchange.uplink(run.world, watch, [contribution.message for contribution in own], per_rank)
+    answer = None
+    if run.server:
+        with watch("aggregate"):
+            update = run.server.aggregate(this.index, ((m.parsed, m.records(layers)) for m in messages))
+            records = None if update is None else run.server.encode(this.index, update, this.threshold)
+            this.downlink_energies = [record.energy for record in records or []]
+            answer = exchange.make_message(this.index, exchange.SERVER, 0, records)
+    answer = exchange.downlink(run.world, watch, answer)
+    with watch("broadcast"):
+        if answer.parsed.kind == exchange.UPDATE:
+            update = run.codec.decode(answer.records(layers), run.device)
+            apply(run.student, run.replica, update, run.config.server.learning_rate)
+    return messages or [], answer
+
+
+def evaluate(run: Simulation, this: Round) -> tuple[np.ndarray, np.ndarray]:
+    """Score the global student on this process's share of the global test set and, at the end, its clients' teachers on all of it.
+
+    Returns the task's sums, [chunks of the share, sums] and [clients, sums], without rows where there is nothing to score.
+    """
+    scores = teachers = np.zeros((0, run.task.sums))
+    if this.evaluated and run.scores_student:
+        run.student.state.copy_(run.replica)
+        chunks = (np.arange(at, min(at + EVALUATION_BATCH, run.test_size)) for at in run.test_chunks(run.world.mpi_rank))
+        score_rows = [score(run.task, run.student.module, run.data.test, chunk, run.device) for chunk in chunks]
+        scores = np.array(score_rows).reshape(-1, run.task.sums)
+    if run.scores_teachers(this.index):
+        everything = np.arange(run.test_size)
+        rows = [run.workbench.score_teacher(client, run.data.test, everything) for client in run.clients.values()]
+        teachers = np.array(rows).reshape(-1, run.task.sums)
+    return scores, teachers
