@@ -1,0 +1,288 @@
+"""The processes of a run: collectives on buffers, sleeping waits, byte counters, shared arrays, one end of a failing job.
+
+Waiting costs nearly no CPU: every process announces its arrival to rank 0 with an empty message and sleeps until rank 0
+lets all go; then the bytes move in blocking calls, at full speed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, NoReturn
+
+import numpy as np
+
+from fedkd_mpi import shared_memory
+from fedkd_mpi.errors import UserError
+from fedkd_mpi.faults import LastWords
+
+COUNT_LIMIT = 2**31 - 1  # what one call can carry: Open MPI 5 has no large-count (MPI 4) functions
+HOSTNAME_BYTES = 64  # HOST_NAME_MAX of Linux
+SHORTEST_NAP, LONGEST_NAP = 50e-6, 10e-3  # seconds of sleep between two looks ...
+NAP_SHARE = 0.02  # ... which otherwise is this share of the time waited so far: short waits end promptly
+ARRIVED, GO = 1, 2  # tags
+
+
+@dataclass
+class Counters:
+    """Bytes a process handed to MPI and got from it (payload_*: the part flagged so), seconds of its sleeping waits."""
+
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    payload_bytes_sent: int = 0
+    payload_bytes_received: int = 0
+    seconds_waited: float = 0.0
+
+    def add(self, *, sent: int = 0, received: int = 0, payload: bool = False) -> None:
+        """Count one collective."""
+        self.bytes_sent += sent
+        self.bytes_received += received
+        self.payload_bytes_sent += sent * payload
+        self.payload_bytes_received += received * payload
+
+
+class World:
+    """All processes of a run, or this one alone where `mpi` (mpi4py.MPI) is None: then collectives move nothing.
+
+    The root is rank 0. Collectives (all public methods but take_counters and fault) are called by all, in one order.
+    """
+
+    def __init__(self, mpi: ModuleType | None = None, *, library: str = "none", finalize: bool = False):
+        self.library = library
+        self.counters = Counters()
+        self.count_limit = COUNT_LIMIT
+        self.on_fault: Callable[[str], None] = lambda text: None  # rank 0's last act, e.g. closing the log
+        self.on_stall: Callable[[float, list[int]], None] = lambda seconds, missing: None  # on rank 0, once a wait
+        self.stall_seconds = math.inf
+        self.mpi_rank, self.world_size, self.local_rank, self.node_size = 0, 1, 0, 1
+        self._mpi, self._finalize, self._windows = mpi, finalize, []
+        self._last_words: LastWords | None = None
+        if mpi is not None:
+            # Payloads have a communicator of their own: an MPI monitoring layer tells them from all else.
+            self._control, self._payload = mpi.COMM_WORLD.Dup(), mpi.COMM_WORLD.Dup()
+            self._control.Set_name("fedkd control")
+            self._payload.Set_name("fedkd payload")
+            self._last_words = LastWords(mpi, self._control)
+            self._node = mpi.COMM_WORLD.Split_type(mpi.COMM_TYPE_SHARED, key=mpi.COMM_WORLD.rank)
+            self.mpi_rank, self.world_size = self._control.rank, self._control.size
+            self.local_rank, self.node_size = self._node.rank, self._node.size
+        self.hostname = socket.gethostname()
+        name = np.frombuffer(self.hostname.encode()[:HOSTNAME_BYTES].ljust(HOSTNAME_BYTES, b"\0"), np.uint8)
+        self.hostnames = [row.tobytes().rstrip(b"\0").decode() for row in self.gather_all(name)]
+
+    @property
+    def is_root(self) -> bool:
+        """Whether this is rank 0, the server."""
+        return self.mpi_rank == 0
+
+    @property
+    def is_node_leader(self) -> bool:
+        """Whether this is the process of its node that reads the data."""
+        return self.local_rank == 0
+
+    def take_counters(self) -> Counters:
+        """Return what was counted since the last call, and begin anew."""
+        taken, self.counters = self.counters, Counters()
+        return taken
+
+    def barrier(self) -> None:
+        """Sleep until every process has arrived here."""
+        if self.world_size == 1:
+            return
+        others = range(1, self.world_size)
+        if self.is_root:
+            coming = {rank: self._control.Irecv(bytearray(), rank, ARRIVED) for rank in others}
+            self._sleep_until(lambda: all(request.Test() for request in coming.values()), coming)
+            for request in [self._control.Isend(b"", rank, GO) for rank in others]:
+                request.Wait()
+        else:
+            go = self._control.Irecv(bytearray(), 0, GO)
+            arrived = self._control.Isend(b"", 0, ARRIVED)
+            self._sleep_until(go.Test)
+            arrived.Wait()
+
+    def gather(
+        self, own: np.ndarray, counts: Sequence[int] | None = None, *, payload: bool = False, sleeping: bool = False
+    ) -> np.ndarray | None:
+        """Return on rank 0 the bytes of all processes in rank order (uint8), None elsewhere.
+
+        `own` is contiguous, of any type. `counts` are the bytes of every process, known to all of them; where all pass
+        None, the sizes go first. `sleeping` waits asleep for all to arrive; without it, call it when they have.
+        Raises ValueError where `own` is not as long as announced.
+        """
+        flat = _flat(own)
+        if counts is None:
+            counts = self.gather_all(np.array([flat.size])).view(np.int64)[:, 0]
+        elif sleeping:
+            self.barrier()
+        if flat.size != counts[self.mpi_rank]:
+            raise ValueError(f"rank {self.mpi_rank} gathers {flat.size} bytes, announced {counts[self.mpi_rank]}")
+        if self.world_size == 1:
+            return flat
+        starts = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
+        first, total = int(starts[self.mpi_rank]), int(starts[-1])
+        whole = np.empty(total, np.uint8) if self.is_root else None
+        # Counts and displacements are 32 bits wide; windows over the whole keep both small, whoever sends how much.
+        for low in range(0, total, self.count_limit):
+            edges = np.clip(starts, low, low + self.count_limit)
+            piece = flat[edges[self.mpi_rank] - first : edges[self.mpi_rank + 1] - first]
+            into = None
+            if whole is not None:
+                window = whole[low : low + self.count_limit]
+                into = [window, np.diff(edges).tolist(), (edges[:-1] - low).tolist(), self._mpi.BYTE]
+            self._channel(payload).Gatherv([piece, self._mpi.BYTE], into)
+        if self.is_root:
+            self.counters.add(received=total - flat.size, payload=payload)
+        else:
+            self.counters.add(sent=flat.size, payload=payload)
+        return whole
+
+    def gather_all(self, own: np.ndarray) -> np.ndarray:
+        """Return uint8 [world_size, n] everywhere: the n bytes of each, n the same; sleeps until all have arrived."""
+        flat = _flat(own)
+        self.barrier()
+        if self.world_size == 1:
+            return flat[None]
+        everyone = np.empty((self.world_size, flat.size), np.uint8)
+        self._control.Allgather(flat, everyone)
+        others = flat.size * (self.world_size - 1)
+        self.counters.add(sent=others, received=others)
+        return everyone
+
+    def broadcast(self, buffer: np.ndarray, *, payload: bool = False, sleeping: bool = False) -> None:
+        """Fill the contiguous `buffer`, as long on every process, with rank 0's bytes; `sleeping` as in `gather`."""
+        if sleeping:
+            self.barrier()
+        if self.world_size > 1:
+            self._broadcast(self._channel(payload), _flat(buffer), 0, payload)
+
+    def agree(self, error: str | None) -> str | None:
+        """Return everywhere the message of the lowest rank that has one; sleeps until all have arrived."""
+        text = np.frombuffer((error or "").encode(), np.uint8)
+        lengths = self.gather_all(np.array([text.size])).view(np.int64)[:, 0]
+        if not lengths.any():
+            return None
+        first = int(np.flatnonzero(lengths)[0])
+        message = text.copy() if first == self.mpi_rank else np.empty(lengths[first], np.uint8)
+        if self.world_size > 1:
+            self._broadcast(self._control, message, first)
+        return message.tobytes().decode()
+
+    def together(self, work: Callable[[], Any]) -> Any:
+        """Return `work()`, or raise the same UserError everywhere if it raised one anywhere."""
+        result = error = None
+        try:
+            result = work()
+        except UserError as refusal:
+            error = str(refusal)
+        error = self.agree(error)
+        if error is not None:
+            raise UserError(error)
+        return result
+
+    def share(
+        self, arrays: dict[str, np.ndarray] | None = None, meta: dict | None = None
+    ) -> tuple[dict[str, np.ndarray], dict]:
+        """Return the node leader's arrays and meta (JSON-able) on all processes of its node; the others pass nothing.
+
+        The arrays are read-only views of one copy per node, 64-byte aligned; they end with `close`.
+        Raises UserError everywhere if a node has no room in shared memory.
+        """
+        arrays = arrays or {}
+        entries, size = shared_memory.lay_out(arrays)
+        entries, size, meta = self._tell_node([entries, size, meta or {}])
+        if self.node_size == 1:
+            shared = {name: array.view() for name, array in arrays.items()}
+            self.together(lambda: None)
+        else:
+            self.together(lambda: self.is_node_leader and shared_memory.check_room(size, self.hostname))
+            window = self._mpi.Win.Allocate_shared(size if self.is_node_leader else 0, 1, comm=self._node)
+            self._windows.append(window)
+            shared = shared_memory.views(entries, window.Shared_query(0)[0])
+            window.Fence()
+            for name, array in arrays.items():
+                shared[name][...] = array
+        self.barrier()
+        for window in self._windows[-1:]:
+            window.Fence()
+        for array in shared.values():
+            array.flags.writeable = False
+        return shared, meta
+
+    def fault(self, text: str) -> NoReturn:
+        """End the whole job with exit code 1, printing `text`, which names the place, to stderr and once.
+
+        Rank 0 speaks for a failing process and runs `on_fault`; where it is too busy to listen, that process does.
+        """
+        try:
+            if self._last_words and not self.is_root:
+                self._last_words.tell(text)
+        finally:
+            self._end(text)
+
+    def close(self) -> None:
+        """Free the shared memory, whose views are void from then on, and leave MPI."""
+        self.barrier()
+        while self._windows:
+            self._windows.pop().Free()
+        if self._mpi is not None:
+            for communicator in (self._node, self._payload, self._control):
+                communicator.Free()
+        if self._finalize:
+            self._mpi.Finalize()
+
+    def _channel(self, payload: bool) -> Any:
+        return self._payload if payload else self._control
+
+    def _broadcast(self, communicator: Any, flat: np.ndarray, root: int, payload: bool = False) -> None:
+        for low in range(0, flat.size, self.count_limit):
+            communicator.Bcast([flat[low : low + self.count_limit], self._mpi.BYTE], root)
+        if communicator.rank == root:
+            self.counters.add(sent=flat.size * (communicator.size - 1), payload=payload)
+        else:
+            self.counters.add(received=flat.size, payload=payload)
+
+    def _tell_node(self, message: Any) -> Any:
+        text = np.frombuffer(json.dumps(message).encode(), np.uint8)
+        if self.node_size > 1:
+            length = np.array([text.size])
+            self._broadcast(self._node, _flat(length), 0)
+            text = text.copy() if self.is_node_leader else np.empty(length[0], np.uint8)
+            self._broadcast(self._node, text, 0)
+        return json.loads(text.tobytes())
+
+    def _sleep_until(self, done: Callable[[], bool], coming: dict[int, Any] | None = None) -> None:
+        start, told = time.perf_counter(), False
+        while not done():
+            waited = time.perf_counter() - start
+            if coming is not None:
+                if text := self._last_words.heard():
+                    self._end(text)
+                if waited > self.stall_seconds and not told:
+                    told = True
+                    self.on_stall(waited, [rank for rank, request in coming.items() if not request.Test()])
+            time.sleep(min(max(waited * NAP_SHARE, SHORTEST_NAP), LONGEST_NAP))
+        self.counters.seconds_waited += time.perf_counter() - start
+
+    def _end(self, text: str) -> NoReturn:
+        try:
+            print(text, file=sys.stderr, flush=True)
+            if self.is_root:
+                self.on_fault(text)
+            sys.stdout.flush()
+        finally:
+            if self._mpi is None:
+                sys.exit(1)
+            self._mpi.COMM_WORLD.Abort(1)
+
+
+def _flat(array: np.ndarray) -> np.ndarray:
+    if not array.flags.c_contiguous:
+        raise ValueError("only contiguous arrays can be handed to MPI")
+    return array.reshape(-1).view(np.uint8)
