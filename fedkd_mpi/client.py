@@ -182,7 +182,7 @@ def initial_student(config: Config, method: Method, device: str) -> Network:
 def batches(count: int, local: Local, order: np.random.Generator) -> Iterator[Tensor]:
     """Yield index tensors of the mini-batches of one local training over `count` samples, reshuffled for every pass.
 
-    A last batch of a single sample is left out (BatchNorm cannot train on it), unless it is the only one.
+    A last batch of a single sample is left out (BatchNorm cannot train on it), unless the client has no other.
     """
     steps = 0
     epochs = local.epochs or local.steps  # a pass has at least one step

@@ -9,7 +9,7 @@ import numpy as np
 
 from fedkd_mpi import wire
 from fedkd_mpi.errors import RunFault
-from fedkd_mpi.mpi import World
+from fedkd_mpi.world import World
 from fedkd_mpi.stopwatch import Stopwatch
 from fedkd_mpi.wire import SERVER, SKIPPED, UPDATE
 

@@ -14,7 +14,7 @@ from fedkd_mpi import partition as partitions
 from fedkd_mpi.client import EVALUATION_BATCH, Arrays, Client, Workbench, initial_student
 from fedkd_mpi.config import Config
 from fedkd_mpi.errors import UserError
-from fedkd_mpi.mpi import World
+from fedkd_mpi.world import World
 from fedkd_mpi.network import Network
 from fedkd_mpi.server import Server
 from fedkd_mpi.streams import generator, torch_scope

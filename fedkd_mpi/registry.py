@@ -20,9 +20,12 @@ def resolve(name: str, known: Mapping[str, str], key: str) -> Any:
         from fedkd_mpi.config import nearest
 
         near = nearest(name, list(known))
-        hint = f"did you mean {near}?" if near else f"known: {', '.join(known)}"
+        hint = f"did you mean {near}?" if near else f"known are {', '.join(known)}."
         raise UserError(f"{key}={name} is unknown; {hint} Your own is named package.module:Name")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError, TypeError, SyntaxError) as error:
         raise UserError(f"{key}={name} cannot be loaded: {error}") from None
+    if not callable(found):
+        raise UserError(f"{key}={name} is a {type(found).__name__}, nothing that can be called")
+    return found

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, NoReturn
 from fedkd_mpi import config as configuration
 from fedkd_mpi.config import Config
 from fedkd_mpi.errors import RunFault, UserError
-from fedkd_mpi.launcher import leave
+from fedkd_mpi.mpi import leave
 
 if TYPE_CHECKING:
     from fedkd_mpi.costlog import Writer
-    from fedkd_mpi.mpi import World
+    from fedkd_mpi.world import World
     from fedkd_mpi.prepare import Simulation
 
 
@@ -71,7 +71,7 @@ def default_output(config: Config) -> Path:
 def dry_run(config: Config) -> int:
     """Print what a run would be, from rank 0 alone and without MPI."""
     from fedkd_mpi.forecast import forecast
-    from fedkd_mpi.launcher import launched
+    from fedkd_mpi.mpi import launched
 
     mpi_rank, world_size = launched()
     if mpi_rank == 0:

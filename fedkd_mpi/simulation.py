@@ -20,18 +20,23 @@ def simulate(run: Simulation, ledger: Ledger) -> None:
     """
     watch = Stopwatch()
     for index in range(run.config.rounds):
-        this = Round(
-            index=index,
-            threshold=run.config.threshold(index),
-            cohort=cohort.sample(run.config.seed, index, run.config.num_clients, run.config.cohort),
-            evaluated=index == run.config.rounds - 1 or (index + 1) % run.config.evaluate.every == 0,
-        )
-        own = [take_part(run, watch, this, run.clients[client]) for client in this.cohort if client in run.clients]
-        if run.student:
-            this.uplink, this.downlink = communicate(run, watch, this, own)
-        with watch("evaluate"):
-            scores, teachers = evaluate(run, this)
-        ledger.close(this, own, scores, teachers, watch)
+        play_round(run, ledger, index, watch)
+
+
+def play_round(run: Simulation, ledger: Ledger, index: int, watch: Stopwatch) -> None:
+    """Run one round: sample, train, encode, gather, aggregate, broadcast, apply, score, log. Collective."""
+    this = Round(
+        index=index,
+        threshold=run.config.threshold(index),
+        cohort=cohort.sample(run.config.seed, index, run.config.num_clients, run.config.cohort),
+        evaluated=index == run.config.rounds - 1 or (index + 1) % run.config.evaluate.every == 0,
+    )
+    own = [take_part(run, watch, this, run.clients[client]) for client in this.cohort if client in run.clients]
+    if run.student:
+        this.uplink, this.downlink = communicate(run, watch, this, own)
+    with watch("evaluate"):
+        scores, teachers = evaluate(run, this)
+    ledger.close(this, own, scores, teachers, watch)
 
 
 def take_part(run: Simulation, watch: Stopwatch, this: Round, client: Client) -> Contribution:

@@ -1,0 +1,1 @@
+"""What the README's numbers come from: one file per question, each with run() -> (claims, rows)."""

@@ -1,0 +1,98 @@
+"""round: the time of a whole round over that of the local training it contains, in one run.
+
+    python -m benchmarks round [--ranks 3] [--config fashion_mnist.yaml] [--rounds 4] [KEY=VALUE ...]
+
+In every round each process runs its clients twice, in turns first and second: once as the run command does (codec, MPI, log,
+evaluation), once as the bare training loop on the same clients from the same states with nothing around it. `round_over_training`
+is the median over rounds of (seconds of the round) / (seconds of the bare training on the slowest process).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from fedkd_mpi import config as configuration
+from fedkd_mpi.config import Config
+
+
+def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Start the measured rounds under mpirun and return what they took."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks round")
+    parser.add_argument("--ranks", type=int, default=3)
+    parser.add_argument("--config", type=Path, default=Path("fashion_mnist.yaml"))
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("overrides", nargs="*")
+    chosen = parser.parse_args(arguments)
+    overrides = [*chosen.overrides, f"rounds={chosen.rounds}"]
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "round.json"
+        task = [sys.executable, "-m", "benchmarks.round", str(result), str(chosen.config), *overrides]
+        launch = ["mpirun", "-n", str(chosen.ranks), *task] if chosen.ranks > 1 else task
+        subprocess.run(launch, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        rows = json.loads(result.read_text(encoding="utf-8"))
+    steady = rows[1:]  # the first round warms caches and allocators up
+    return {"round_over_training": statistics.median(row["round_over_training"] for row in steady)}, rows
+
+
+def measure(config: Config, result: Path) -> None:
+    """Run all rounds, timing bare training and whole round of each; rank 0 writes the rows. Collective."""
+    import numpy as np
+
+    from fedkd_mpi.client import Client
+    from fedkd_mpi.costlog import Writer
+    from fedkd_mpi.ledger import Ledger
+    from fedkd_mpi.mpi import open_world
+    from fedkd_mpi.run import begin
+    from fedkd_mpi.simulation import play_round
+    from fedkd_mpi.stopwatch import Stopwatch
+
+    world = open_world()
+    log = result.with_suffix(".h5")
+    simulation, writer = begin(config, world, log, overwrite=True)
+    rows: list[dict[str, Any]] = []
+    last: dict[str, Any] = {}
+    ledger = Ledger(simulation, writer, last.update)
+
+    def bare(round_index: int) -> float:
+        copies = [Client(c.id, c.train_indices, c.test_indices, {n: t.clone() for n, t in c.tensors.items()}) for c in simulation.clients.values()]
+        began = time.perf_counter()
+        for client in copies:
+            simulation.workbench.train(client, round_index, simulation.replica, evaluate=False)
+        return time.perf_counter() - began
+
+    def whole(round_index: int) -> float:
+        world.barrier()
+        began = time.perf_counter()
+        play_round(simulation, ledger, round_index, Stopwatch())
+        return time.perf_counter() - began
+
+    for round_index in range(config.rounds):
+        world.barrier()
+        seconds = {}
+        # Bare training first in even rounds; in odd ones it repeats the round just played, from the states that it left.
+        for part in (bare, whole) if round_index % 2 == 0 else (whole, bare):
+            world.barrier()
+            seconds[part.__name__] = part(round_index)
+        slowest = world.gather_all(np.array([seconds["bare"]])).view(np.float64).max()
+        if writer:
+            phases = {name.removeprefix("seconds_"): value for name, value in last.items() if name.startswith("seconds_")}
+            ratio = seconds["whole"] / float(slowest)
+            rows.append({"round": round_index, "round_over_training": ratio, "whole": seconds["whole"], "bare": float(slowest), **phases})
+    if isinstance(writer, Writer):
+        writer.finish("completed")
+        result.write_text(json.dumps(rows), encoding="utf-8")
+    world.close()
+
+
+if __name__ == "__main__":
+    target, file, *changes = sys.argv[1:]
+    measure(configuration.load(Path(file), changes), Path(target))
