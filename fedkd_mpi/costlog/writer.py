@@ -1,0 +1,273 @@
+"""Writes a cost log, a round at a time, so that kill -9 at any moment leaves every completed round readable."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedkd_mpi.costlog import files, reader, schema
+from fedkd_mpi.errors import RunFault, UserError
+
+
+class Writer:
+    """The log of one run; made by `create` or `resume`, on rank 0 alone.
+
+    As a context manager it marks the log `interrupted` where the block ends without `finish`.
+    """
+
+    def __init__(self, path: Path):
+        with reader.open(path) as log:
+            self.rounds_completed = log.rounds_completed
+            self._world_size, numbers = log.attrs["world_size"], log["rounds"]["round"]
+            self._columns = schema.growing(log.attrs["metrics"])
+        self.path = path
+        self._next = int(numbers[-1]) + 1 if len(numbers) else None
+        self._lock = threading.RLock()
+        self._fault = f"the log {path} is closed"
+        self._file = files.open_append(path)
+        self._data = {
+            table: {name: self._file[table][name] for name in names} for table, names in self._columns.items()
+        }
+        self._rows = {table: next(iter(columns.values())).shape[0] for table, columns in self._data.items()}
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        attrs: Mapping[str, Any],
+        layers: Sequence[tuple[str, Sequence[int], bool]],
+        clients: Mapping[str, np.ndarray],
+        metrics: Sequence[str],
+        world_size: int,
+        overwrite: bool = False,
+    ) -> Writer:
+        """Create a log, which appears under its name whole or not at all, and open it for appending.
+
+        `attrs` are those of schema.ATTRS that the writer does not set itself (text, integers, lists of text); `layers`
+        are (name, shape, compressible); `clients` are the columns [client] of schema.FIXED, label_histogram
+        [client, class] where there are classes. Raises UserError where the file exists and not `overwrite`, or cannot
+        be written; ValueError on wrong names, shapes or types.
+        """
+        path = Path(path)
+        _check_names("attrs", attrs, set(schema.ATTRS) - set(schema.OWN_ATTRS))
+        _check_names("clients", clients, schema.FIXED["clients"], optional={"label_histogram"})
+        count = len(clients["train_samples"])
+        attrs = {"status": "running", "world_size": world_size, "num_clients": count, **attrs, "metrics": list(metrics)}
+        tables = {table: _empty(columns, len(layers), world_size) for table, columns in schema.growing(metrics).items()}
+        tables["layers"] = {
+            "name": np.array([name for name, _, _ in layers], dtype=str),
+            "shape": np.array(["x".join(map(str, shape)) or "scalar" for _, shape, _ in layers], dtype=str),
+            "numel": np.array([math.prod(shape) for _, shape, _ in layers], dtype=np.int64),
+            "compressible": np.array([compressible for _, _, compressible in layers], dtype=bool),
+        }
+        tables["clients"] = {
+            name: _checked(f"clients/{name}", schema.FIXED["clients"][name], values, (count, *np.shape(values)[1:]))
+            for name, values in clients.items()
+        }
+        check_output(path, overwrite)
+        return cls._start(path, attrs, tables)
+
+    @classmethod
+    def resume(
+        cls,
+        path: str | Path,
+        completed_rounds: int,
+        *,
+        world_size: int | None = None,
+        attrs: Mapping[str, Any] | None = None,
+    ) -> Writer:
+        """Go on with a log of any status after its first `completed_rounds` rounds; later rows and events are dropped.
+
+        `world_size` and `attrs` (hostnames, mpi_library, ...) replace those of the log; where the world grew, the mpi
+        table gets wider, with 0 bytes and NaN seconds where a process did not exist. The old file stays until the new
+        one is whole. Raises UserError where the log cannot be read or written, or holds fewer rounds.
+        """
+        with reader.open(path, completed_rounds) as log:
+            new = {"status": "running", "world_size": log.attrs["world_size"] if world_size is None else world_size}
+            return cls._start(Path(path), log.attrs | dict(attrs or {}) | new, log)
+
+    @classmethod
+    def _start(cls, path: Path, attrs: Mapping[str, Any], tables: files.Tables) -> Writer:
+        try:
+            files.replace(path, attrs, tables)
+            return cls(path)
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"cannot write the log {path}: {files.reason(error)}") from error
+
+    def append_round(
+        self,
+        rounds: Mapping[str, float],
+        uplink: Mapping[str, np.ndarray],
+        downlink: Mapping[str, Any],
+        mpi: Mapping[str, np.ndarray],
+        training: Mapping[str, np.ndarray],
+    ) -> None:
+        """Append one round: once this returns, the round survives kill -9.
+
+        `rounds` are numbers; `uplink` is [update] and [update, layer], `downlink` numbers and [layer], `training`
+        [client], these without `round`; `mpi` is [process]. Raises RunFault where the file cannot be written (earlier rounds stay readable) or
+        byte sums do not agree; ValueError on wrong names, shapes or types, or a round out of turn.
+        """
+        with self._lock:
+            _check_names("rounds", rounds, self._columns["rounds"])
+            _check_names("uplink", uplink, self._columns["uplink"].keys() - {"round"})
+            _check_names("downlink", downlink, self._columns["downlink"].keys() - {"round"})
+            _check_names("training", training, self._columns["training"].keys() - {"round"})
+            _check_names("mpi", mpi, self._columns["mpi"])
+            number = int(rounds["round"])
+            if number != (max(0, number) if self._next is None else self._next):
+                raise ValueError(f"round {number} in {self.path}, where round {self._next or 0} is due")
+            rows = {
+                "uplink": self._of_clients("uplink", uplink, number),
+                "downlink": self._checked("downlink", _row({**downlink, "round": number}), 1),
+                "training": self._of_clients("training", training, number),
+                "mpi": self._checked("mpi", _row(mpi), 1),
+                "rounds": self._checked("rounds", _row(rounds), 1),
+            }
+            _check_sums(number, rows)
+            self._write(f"round {number}", number, "rounds", rows)
+            self.rounds_completed += 1
+            self._next = number + 1
+
+    def event(self, round: int, client: int | None, level: str, message: str) -> None:
+        """Log an event at once: when this returns, it survives kill -9; a long message is cut at a whole character.
+
+        `client` is None where no client is concerned, `level` is info, warning or error. Raises RunFault where the file
+        cannot be written, ValueError on another level.
+        """
+        if level not in schema.LEVELS or round < 0:
+            raise ValueError(f"event of level {level!r} in round {round}: the levels are {', '.join(schema.LEVELS)}")
+        size = np.dtype(schema.GROWING["events"]["message"].dtype).itemsize
+        text = message.replace("\0", " ").encode("utf-8", "replace")[:size].decode("utf-8", "ignore").encode()
+        row = {"round": round, "client": -1 if client is None else client, "level": level.encode(), "message": text}
+        with self._lock:
+            self._write("an event", round, "events", {"events": self._checked("events", _row(row), 1)})
+
+    def finish(self, status: str) -> None:
+        """Close the log as `interrupted` or `completed`: a reader sees the old status or the new, never half a file.
+
+        Raises RunFault where the file cannot be written; its rounds stay readable under the status `running`.
+        """
+        if status not in schema.STATUSES[1:]:
+            raise ValueError(f"a log is finished as {' or '.join(schema.STATUSES[1:])}, not {status!r}")
+        self.close()
+        try:
+            with reader.open(self.path) as log:
+                files.replace(self.path, log.attrs | {"status": status}, log)
+        except (OSError, RuntimeError, UserError) as error:
+            raise RunFault(f"cannot mark the log {self.path} as {status}: {files.reason(error)}") from error
+
+    def close(self) -> None:
+        """Close the file and leave its status as it is; all that was logged is in it already."""
+        with self._lock:
+            file, self._file = self._file, None
+            if file is not None:
+                files.close(file)
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self._file is None:
+            return
+        try:
+            self.finish("interrupted")
+        except RunFault:
+            # What ended the block says more than that its log could not be marked.
+            if error is None:
+                raise
+
+    def _of_clients(self, table: str, given: Mapping[str, np.ndarray], number: int) -> dict[str, np.ndarray]:
+        count = len(given["client"])
+        return self._checked(table, {**given, "round": np.full(count, number)}, count)
+
+    def _checked(self, table: str, given: Mapping[str, Any], count: int) -> dict[str, np.ndarray]:
+        rows = {}
+        for name, column in self._columns[table].items():
+            width = self._data[table][name].shape[1:]
+            if column.axis == "mpi_rank":
+                values = _checked(f"{table}/{name}", column, given[name], (count, self._world_size))
+                rows[name] = files.widen(values, *width)
+            else:
+                rows[name] = _checked(f"{table}/{name}", column, given[name], (count, *width))
+        return rows
+
+    def _write(self, what: str, number: int, last: str, rows: files.Tables) -> None:
+        if self._file is None:
+            raise RunFault(self._fault, round=number)
+        try:
+            for table, columns in rows.items():
+                for name, values in columns.items():
+                    if (table, name) != (last, "round"):
+                        files.append(self._data[table][name], self._rows[table], values)
+            # Readers go by the `round` column, so that it may reach the file only when all the rest is there.
+            self._file.flush()
+            files.append(self._data[last]["round"], self._rows[last], rows[last]["round"])
+            self._file.flush()
+        except (OSError, RuntimeError) as error:
+            self.close()
+            kept = f"the {self.rounds_completed} rounds before are safe"
+            self._fault = f"cannot write {what} to the log {self.path}: {files.reason(error)}; {kept}"
+            raise RunFault(self._fault, round=number) from error
+        for table, columns in rows.items():
+            self._rows[table] += len(next(iter(columns.values())))
+
+
+def check_output(path: str | Path, overwrite: bool) -> None:
+    """Make the folder of a new log and see that the log can be written there; worth a call before a long start.
+
+    Raises UserError, one line, where the file exists and not `overwrite`, or its folder cannot be made or written.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise UserError(f"cannot write the log {path}: it is a folder")
+        if path.exists() and not overwrite:
+            raise UserError(f"the log {path} exists: choose another with --output, or replace it with --overwrite")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.temporary(path).touch()
+        files.temporary(path).unlink()
+    except OSError as error:
+        raise UserError(f"cannot write the log {path}: {error.strerror}; choose another with --output") from error
+
+
+def _empty(columns: Mapping[str, schema.Column], layers: int, processes: int) -> dict[str, np.ndarray]:
+    width = {"layer": (layers,), "mpi_rank": (processes,), "": ()}
+    return {name: np.zeros((0, *width[column.axis]), column.dtype) for name, column in columns.items()}
+
+
+def _row(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value)[np.newaxis] for name, value in values.items()}
+
+
+def _checked(name: str, column: schema.Column, given: Any, shape: tuple[int, ...]) -> np.ndarray:
+    values = np.asarray(given)
+    if values.size == 0 and math.prod(shape) == 0:
+        return np.zeros(shape, column.dtype)
+    if values.shape != shape or not np.can_cast(values.dtype, column.dtype, "same_kind"):
+        raise ValueError(f"log column {name} is {column.dtype} {list(shape)}, not {values.dtype} {list(values.shape)}")
+    return values.astype(column.dtype)
+
+
+def _check_names(table: str, given: Iterable[str], expected: Iterable[str], optional: Iterable[str] = ()) -> None:
+    missing, unknown = sorted(set(expected) - set(given) - set(optional)), sorted(set(given) - set(expected))
+    if missing or unknown:
+        parts = [f"{word} {', '.join(names)}" for word, names in (("missing", missing), ("unknown", unknown)) if names]
+        raise ValueError(f"log table {table}: {'; '.join(parts)}")
+
+
+def _check_sums(number: int, rows: files.Tables) -> None:
+    rounds, uplink, downlink = rows["rounds"], rows["uplink"], rows["downlink"]
+    agree = {
+        "uplink/bytes": (uplink["bytes"] == uplink["header_bytes"] + uplink["layer_bytes"].sum(axis=1)).all(),
+        "downlink/bytes": (downlink["bytes"] == downlink["header_bytes"] + downlink["layer_bytes"].sum(axis=1)).all(),
+        "rounds/uplink_bytes": rounds["uplink_bytes"][0] == uplink["bytes"].sum(),
+        "rounds/uplink_header_bytes": rounds["uplink_header_bytes"][0] == uplink["header_bytes"].sum(),
+    }
+    if wrong := [name for name, good in agree.items() if not good]:
+        raise RunFault(f"round {number} is not logged: {', '.join(wrong)} is not the sum of its parts", round=number)
