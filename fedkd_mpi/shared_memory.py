@@ -12,7 +12,8 @@ import numpy as np
 from fedkd_mpi.errors import UserError
 
 ALIGNMENT = 64  # bytes: a cache line, and enough for every vector unit
-FOLDER = Path("/dev/shm")  # where both Open MPI and MPICH put their shared windows
+FOLDER = Path("/dev/shm")  # where both Open MPI and MPICH put their shared windows ...
+RESERVE = 16 * 2**20  # bytes: ... and their messages
 Entry = Sequence[Any]  # name, dtype, shape, offset in bytes: JSON-able
 
 
@@ -38,7 +39,7 @@ def check_room(size: int, hostname: str) -> None:
     if not FOLDER.is_dir():
         return
     free = shutil.disk_usage(FOLDER).free
-    if size > free:
+    if size + RESERVE > free:
         raise UserError(
             f"the data need {size / 1e6:.0f} MB of shared memory, {FOLDER} on {hostname} has {free / 1e6:.0f} MB free: "
             f"enlarge it (docker run --shm-size=..., mount -o remount,size=... {FOLDER})"

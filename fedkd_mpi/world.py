@@ -25,8 +25,10 @@ from fedkd_mpi.faults import GRACE, LastWords
 
 COUNT_LIMIT = 2**31 - 1  # what one call can carry: Open MPI 5 has no large-count (MPI 4) functions
 HOSTNAME_BYTES = 64  # HOST_NAME_MAX of Linux
-SHORTEST_NAP, LONGEST_NAP = 50e-6, 10e-3  # seconds of sleep between two looks ...
-NAP_SHARE = 0.02  # ... which otherwise is this share of the time waited so far: short waits end promptly
+NAP_SHARE = 0.02  # sleep between two looks, as a share of the time waited so far: short waits end promptly ...
+SHORTEST_NAP, LONGEST_NAP = 50e-6, 10e-3  # ... within these bounds, in seconds ...
+LONGEST_NAP_OF_ROOT = 2e-3  # ... and this one for rank 0, because all others wait for it
+LAST_WORDS = 0.2  # seconds for a launcher to fetch what was printed: MPICH's drops it when the job is aborted
 ARRIVED, GO = 1, 2  # tags
 
 
@@ -192,7 +194,7 @@ class World:
     ) -> tuple[dict[str, np.ndarray], dict]:
         """Return the node leader's arrays and meta (JSON-able) on all processes of its node; the others pass nothing.
 
-        The arrays are read-only views of one copy per node, 64-byte aligned; they end with `close`.
+        The arrays are read-only views of one copy per node, 64-byte aligned if shared; they end with `close`.
         Raises UserError everywhere if a node has no room in shared memory.
         """
         arrays = arrays or {}
@@ -259,7 +261,7 @@ class World:
         return json.loads(text.tobytes())
 
     def _sleep_until(self, done: Callable[[], bool], coming: dict[int, Any] | None = None) -> None:
-        start, told = time.perf_counter(), False
+        start, told, longest = time.perf_counter(), False, LONGEST_NAP_OF_ROOT if self.is_root else LONGEST_NAP
         while not done():
             waited = time.perf_counter() - start
             if coming is not None:
@@ -268,7 +270,7 @@ class World:
                 if waited > self.stall_seconds and not told:
                     told = True
                     self.on_stall(waited, [rank for rank, request in coming.items() if not request.Test()])
-            time.sleep(min(max(waited * NAP_SHARE, SHORTEST_NAP), LONGEST_NAP))
+            time.sleep(min(max(waited * NAP_SHARE, SHORTEST_NAP), longest))
         self.counters.seconds_waited += time.perf_counter() - start
 
     def _end(self, text: str) -> NoReturn:
@@ -282,6 +284,7 @@ class World:
             sys.stdout.flush()
             if self._mpi is None:
                 sys.exit(1)
+            time.sleep(LAST_WORDS)
             self._mpi.COMM_WORLD.Abort(1)
             time.sleep(GRACE)  # MPICH's Abort returns and its launcher ends the process a moment later
             os._exit(1)

@@ -68,7 +68,7 @@ def mpirun(
     cwd: Path | None = None,
     options: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python *python_args` on n processes; `options` go to mpirun. On TimeoutExpired no process is left behind."""
+    """Run `python *python_args` on n processes; `options` go to mpirun. A TimeoutError leaves no process behind."""
     installation = find(mpi)
     if installation is None:
         raise FileNotFoundError(f"{mpi} is not installed: {how_to_install(mpi)}")
@@ -93,12 +93,19 @@ def run(
     )
     try:
         out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        out, err = _end(process)
+        raise TimeoutError(f"{' '.join(arguments)} ran past {timeout} s:\n{out}\n{err}") from None
     except BaseException:
-        process.terminate()  # the launcher ends its own children, which may be in groups of their own
-        try:
-            process.communicate(timeout=5)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+        _end(process)
         raise
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def _end(process: subprocess.Popen[str]) -> tuple[str, str]:
+    process.terminate()  # the launcher ends its own children, which may be in groups of their own
+    try:
+        return process.communicate(timeout=5)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        return process.communicate()
