@@ -1,4 +1,4 @@
-"""python -m benchmarks NAME [--json FILE]: print the table of a benchmark, and write its claims, rows and machine as JSON."""
+"""python -m benchmarks NAME [--json FILE]: print a benchmark's table; write claims, rows and machine as JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-NAMES = sorted(file.stem for file in Path(__file__).parent.glob("[a-z]*.py") if "\ndef run(" in file.read_text(encoding="utf-8"))
+NAMES = sorted(
+    file.stem for file in Path(__file__).parent.glob("[a-z]*.py") if "\ndef run(" in file.read_text(encoding="utf-8")
+)
 
 
 def machine() -> dict[str, Any]:
@@ -21,7 +23,9 @@ def machine() -> dict[str, Any]:
     import numpy
     import torch
 
-    processor = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if "model name" in line), "unknown")
+    processor = next(
+        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if "model name" in line), "unknown"
+    )
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}
     return {"processor": processor, "cores": len(os.sched_getaffinity(0)), "gpu": gpu, **versions}

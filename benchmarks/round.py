@@ -2,9 +2,9 @@
 
     python -m benchmarks round [--ranks 3] [--config fashion_mnist.yaml] [--rounds 4] [KEY=VALUE ...]
 
-In every round each process runs its clients twice, in turns first and second: once as the run command does (codec, MPI, log,
-evaluation), once as the bare training loop on the same clients from the same states with nothing around it. `round_over_training`
-is the median over rounds of (seconds of the round) / (seconds of the bare training on the slowest process).
+In every round each process runs its clients twice, in turns first and second: once as the run command does (codec, MPI,
+log, evaluation), once as the bare training loop on the same clients, with nothing around it. `round_over_training` is
+the median over rounds of (seconds of the round) / (seconds of the bare training on the slowest process).
 """
 
 from __future__ import annotations
@@ -63,7 +63,10 @@ def measure(config: Config, result: Path) -> None:
     ledger = Ledger(simulation, writer, last.update)
 
     def bare(round_index: int) -> float:
-        copies = [Client(c.id, c.train_indices, c.test_indices, {n: t.clone() for n, t in c.tensors.items()}) for c in simulation.clients.values()]
+        copies = [
+            Client(c.id, c.train_indices, c.test_indices, {n: t.clone() for n, t in c.tensors.items()})
+            for c in simulation.clients.values()
+        ]
         began = time.perf_counter()
         for client in copies:
             simulation.workbench.train(client, round_index, simulation.replica, evaluate=False)
@@ -78,15 +81,25 @@ def measure(config: Config, result: Path) -> None:
     for round_index in range(config.rounds):
         world.barrier()
         seconds = {}
-        # Bare training first in even rounds; in odd ones it repeats the round just played, from the states that it left.
+        # Bare training first in even rounds; in odd ones it repeats the round just played, from where that ended.
         for part in (bare, whole) if round_index % 2 == 0 else (whole, bare):
             world.barrier()
             seconds[part.__name__] = part(round_index)
         slowest = world.gather_all(np.array([seconds["bare"]])).view(np.float64).max()
         if writer:
-            phases = {name.removeprefix("seconds_"): value for name, value in last.items() if name.startswith("seconds_")}
+            phases = {
+                name.removeprefix("seconds_"): value for name, value in last.items() if name.startswith("seconds_")
+            }
             ratio = seconds["whole"] / float(slowest)
-            rows.append({"round": round_index, "round_over_training": ratio, "whole": seconds["whole"], "bare": float(slowest), **phases})
+            rows.append(
+                {
+                    "round": round_index,
+                    "round_over_training": ratio,
+                    "whole": seconds["whole"],
+                    "bare": float(slowest),
+                    **phases,
+                }
+            )
     if isinstance(writer, Writer):
         writer.finish("completed")
         result.write_text(json.dumps(rows), encoding="utf-8")

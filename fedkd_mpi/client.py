@@ -42,7 +42,7 @@ class Client:
 
 @dataclass
 class Outcome:
-    """What one local training gave: the student's update (flat, None without a student), mean losses, scores, seconds."""
+    """What one local training gave: the student's update (flat; None without one), mean losses, scores, seconds."""
 
     update: Tensor | None
     teacher_loss: float
@@ -56,7 +56,9 @@ class Outcome:
 class Workbench:
     """The networks of one process, on which its clients are trained one after another."""
 
-    def __init__(self, config: Config, task: Task, method: Method, student: Network | None, arrays: Arrays, device: str):
+    def __init__(
+        self, config: Config, task: Task, method: Method, student: Network | None, arrays: Arrays, device: str
+    ):
         self.config, self.task, self.method, self.arrays, self.device = config, task, method, arrays, device
         with torch_scope(config.seed, "workbench"):
             self.private = Network(method.private(), device)
@@ -70,11 +72,15 @@ class Workbench:
     def train(self, client: Client, round_index: int, student: Tensor | None, *, evaluate: bool) -> Outcome:
         """Train a client from the student replica (flat, left as it is) and return its update.
 
-        Raises RunFault naming round, client and layer if the update or the teacher is not finite; the client's state is then
-        that of before the round if on_nonfinite is skip.
+        Raises RunFault naming round, client and layer if the update or the teacher is not finite; the client's state is
+        then that of before the round if on_nonfinite is skip.
         """
         began = time.perf_counter()
-        keep = {name: tensor.clone() for name, tensor in client.tensors.items()} if self.config.on_nonfinite == "skip" else None
+        keep = (
+            {name: tensor.clone() for name, tensor in client.tensors.items()}
+            if self.config.on_nonfinite == "skip"
+            else None
+        )
         self._load(client, student)
         examples = self.task.prepare(self.arrays, client.train_indices, self.device)
         with torch_scope(self.config.seed, "training", round_index, client.id, device=self.device):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from fedkd_mpi.streams import generator
 
 
@@ -14,15 +16,15 @@ def sample(seed: int, round_index: int, num_clients: int, cohort_size: int) -> l
 
 
 def placement(num_clients: int, world_size: int) -> list[range]:
-    """Return the clients of every process: contiguous blocks over the client ranks, none on rank 0 unless it is alone."""
+    """Return every process's clients: contiguous blocks over the client ranks, none on rank 0 unless it is alone."""
     if world_size == 1:
         return [range(num_clients)]
     workers = world_size - 1
     starts = [num_clients * worker // workers for worker in range(workers + 1)]
-    return [range(0), *(range(first, last) for first, last in zip(starts, starts[1:], strict=False))]
+    return [range(0), *(range(first, last) for first, last in pairwise(starts))]
 
 
 def shares(chunks: int, world_size: int) -> list[range]:
     """Return near-equal contiguous shares of numbered work for all processes, the server's included."""
     starts = [chunks * process // world_size for process in range(world_size + 1)]
-    return [range(first, last) for first, last in zip(starts, starts[1:], strict=False)]
+    return [range(first, last) for first, last in pairwise(starts)]

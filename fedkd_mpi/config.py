@@ -1,8 +1,7 @@
-"""The one configuration of a run: frozen, typed, from YAML with dotted KEY=VALUE overrides; unknown keys are refused."""
+"""The one configuration of a run: frozen, typed, YAML with dotted KEY=VALUE overrides; unknown keys are refused."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedkd_mpi.errors import UserError
+from fedkd_mpi.registry import nearest
 
 
 class Section(BaseModel):
@@ -56,7 +56,9 @@ class Optimizer(Section):
     name: Literal["sgd", "adam"] = "sgd"
     momentum: float = Field(0.0, ge=0, lt=1, description="of sgd")
     weight_decay: float = Field(0.0, ge=0)
-    clip_norm: float | None = Field(None, gt=0, description="largest 2-norm of one network's gradient; null = no clipping")
+    clip_norm: float | None = Field(
+        None, gt=0, description="largest 2-norm of one network's gradient; null = no clipping"
+    )
 
     @model_validator(mode="after")
     def _momentum_is_of_sgd(self) -> Optimizer:
@@ -80,7 +82,9 @@ class Local(Section):
 class Server(Section):
     learning_rate: float = Field(1.0, gt=0)
     weighting: Literal["uniform", "samples"] = "uniform"
-    buffers: Literal["average", "local"] = Field("average", description="BatchNorm statistics: exchanged, or kept local")
+    buffers: Literal["average", "local"] = Field(
+        "average", description="BatchNorm statistics: exchanged, or kept local"
+    )
 
 
 class Distillation(Section):
@@ -117,10 +121,14 @@ class Config(Section):
     rounds: int = Field(ge=1)
     num_clients: int = Field(ge=1)
     cohort_size: int | None = Field(None, ge=1, description="clients a round; null = all")
-    method: Literal["fedkd", "local"] = Field("fedkd", description="local = every teacher trains alone, nothing travels")
+    method: Literal["fedkd", "local"] = Field(
+        "fedkd", description="local = every teacher trains alone, nothing travels"
+    )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 = autocast in local training")
-    threads_per_rank: int | Literal["auto"] = Field(1, description="auto = cores / ranks of the node: bits then depend on it")
+    threads_per_rank: int | Literal["auto"] = Field(
+        1, description="auto = cores / ranks of the node: bits then depend on it"
+    )
     on_nonfinite: Literal["abort", "skip"] = "abort"
     task: str = "image_classification"
     data: Data
@@ -148,7 +156,7 @@ class Config(Section):
         return self.cohort_size or self.num_clients
 
     def threshold(self, round_index: int) -> float:
-        """Return the energy threshold T of a round (0-based): from t_start in the first to t_end in the last, linearly."""
+        """Return the energy threshold T of a round (0-based): t_start at first, t_end in the last, linear between."""
         share = round_index / max(self.rounds - 1, 1)
         return self.compression.t_start + (self.compression.t_end - self.compression.t_start) * share
 
@@ -235,12 +243,3 @@ def _explain(error: Any) -> str:
     if error["type"] == "missing":
         return f"{key} is missing"
     return message if error["type"] == "value_error" else f"{key}={error['input']}: {message}"
-
-
-def nearest(word: str, known: Sequence[str]) -> str | None:
-    """Return the known word most like a mistyped one (a key also by its last part), or None."""
-    match = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if not match:
-        last = {name.rpartition(".")[2]: name for name in known}
-        match = [last[near] for near in difflib.get_close_matches(word.rpartition(".")[2], list(last), n=1, cutoff=0.75)]
-    return match[0] if match else None

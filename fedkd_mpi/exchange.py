@@ -1,4 +1,4 @@
-"""Messages over a world of processes: fixed-size headers first, waited for asleep, then payloads of exact counts at full speed."""
+"""Messages between processes: fixed-size headers first, waited for asleep, then payloads at full speed."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 
 from fedkd_mpi import wire
 from fedkd_mpi.errors import RunFault
-from fedkd_mpi.world import World
 from fedkd_mpi.stopwatch import Stopwatch
 from fedkd_mpi.wire import SERVER, SKIPPED, UPDATE
+from fedkd_mpi.world import World
 
 __all__ = ["SERVER", "SKIPPED", "UPDATE", "Message", "downlink", "make_message", "uplink"]
 
@@ -29,7 +29,7 @@ class Message:
         return wire.unpack_header(self.header)
 
     def records(self, layers: int) -> list[wire.Record]:
-        """Return the records of an update, none of a skipped one; raises RunFault naming the sender if it is damaged."""
+        """Return the records of an update (none if skipped); raises RunFault naming the sender if it is damaged."""
         header = self.parsed
         if header.kind == SKIPPED:
             return []
@@ -47,7 +47,9 @@ def make_message(round_index: int, sender: int, samples: int, records: Sequence[
     return Message(wire.pack_header(kind, round_index, sender, len(records or []), samples, payload), payload)
 
 
-def uplink(world: World, watch: Stopwatch, messages: Sequence[Message], per_rank: Sequence[int]) -> list[Message] | None:
+def uplink(
+    world: World, watch: Stopwatch, messages: Sequence[Message], per_rank: Sequence[int]
+) -> list[Message] | None:
     """Gather the clients' messages on the server, in client order; None elsewhere.
 
     `per_rank` is the number of messages of every process, known to all from the cohort.

@@ -9,7 +9,6 @@ from rich.table import Table
 
 from fedkd_mpi import cohort
 from fedkd_mpi.config import Config, Local
-from fedkd_mpi.mpi import leave
 from fedkd_mpi.prepare import Simulation, load_data, prepare
 from fedkd_mpi.screen import bytes_text
 from fedkd_mpi.world import World
@@ -18,7 +17,7 @@ from fedkd_mpi.world import World
 def forecast(config: Config, world_size: int) -> str:
     """Return the text of a dry run on `world_size` processes; raises UserError as the run itself would.
 
-    Memory is measured: the peak of this process after one batch, to which the states of the clients it would host are added.
+    Memory is measured: the peak of this process after one batch, plus the states of the clients it would host.
     """
     world = World()
     one_batch = config.model_copy(update={"local": Local(steps=1, batch_size=config.local.batch_size)})
@@ -37,19 +36,31 @@ def _table(config: Config, run: Simulation, world_size: int) -> str:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     samples = [len(train) for train, _ in run.data.clients]
     table = Table(title=f"dry run of {config.name}", show_header=False, title_justify="left")
-    table.add_row("method, codec", f"{config.method}, {config.compression.codec if run.student else 'nothing is exchanged'}")
-    table.add_row("processes", f"{world_size}: {most} of {config.num_clients} clients on the fullest, {config.cohort} a round")
+    table.add_row(
+        "method, codec", f"{config.method}, {config.compression.codec if run.student else 'nothing is exchanged'}"
+    )
+    table.add_row(
+        "processes", f"{world_size}: {most} of {config.num_clients} clients on the fullest, {config.cohort} a round"
+    )
     table.add_row("device of this process", run.device)
     table.add_row("training samples a client", f"{min(samples)} to {max(samples)}, {sum(samples):,} in all")
     table.add_row("samples in the global test set", f"{run.test_size:,}")
     table.add_row("teacher", f"{config.teacher.name}, {run.teacher_numbers:,} numbers")
     if run.student:
-        table.add_row("student", f"{config.student.name}, {numbers:,} numbers in {len(run.student.exchanged_layers)} layers")
+        table.add_row(
+            "student", f"{config.student.name}, {numbers:,} numbers in {len(run.student.exchanged_layers)} layers"
+        )
         for role, count in (("student", numbers), ("teacher", run.teacher_numbers)):
-            table.add_row(f"a round of dense {role} exchange", f"{bytes_text(2 * 4 * count * config.cohort)} up and down, all clients")
+            table.add_row(
+                f"a round of dense {role} exchange",
+                f"{bytes_text(2 * 4 * count * config.cohort)} up and down, all clients",
+            )
     table.add_row("data, once a node", bytes_text(data))
     table.add_row("state of a client", bytes_text(state))
-    table.add_row("memory of the fullest process", f"about {bytes_text(peak + (most - 1) * state)} (measured here, {bytes_text(peak)}, plus states)")
+    table.add_row(
+        "memory of the fullest process",
+        f"about {bytes_text(peak + (most - 1) * state)} (measured here, {bytes_text(peak)}, plus states)",
+    )
     console = Console(width=120)
     with console.capture() as text:
         console.print(table)

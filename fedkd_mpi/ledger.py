@@ -18,7 +18,11 @@ from fedkd_mpi.stopwatch import Stopwatch
 from fedkd_mpi.wire import HEADER_BYTES, Layer
 
 COUNTERS = ("bytes_sent", "bytes_received", "payload_bytes_sent", "payload_bytes_received")
-SHARED_PHASES = ("train", "encode", "evaluate")  # every process goes through them: the log holds the slowest one's seconds
+SHARED_PHASES = (
+    "train",
+    "encode",
+    "evaluate",
+)  # every process goes through them: the log holds the slowest one's seconds
 SERVER_PHASES = ("aggregate", "wait", "gather", "broadcast")  # rank 0's own seconds
 LOSSES = ("teacher_loss", "student_loss")
 PHASES = SHARED_PHASES + SERVER_PHASES
@@ -50,7 +54,7 @@ class Contribution:
 
 
 class Ledger:
-    """Collects the reports of each round on rank 0 and appends them to the log; `writer` is None on the other processes.
+    """Collects the reports of each round on rank 0 and appends them to the log; `writer` is None elsewhere.
 
     `on_round` is called on rank 0 with the round's row of `rounds`.
     """
@@ -65,7 +69,9 @@ class Ledger:
         losses = [(name, "f8") for name in LOSSES]
         seconds = [(f"seconds_{phase}", "f8") for phase in SHARED_PHASES]
         scores = [("teacher", "f8", sums), ("student", "f8", sums)]
-        self._of_client = np.dtype([*losses, *seconds, *scores, ("energy", "f8", (len(self.layers),)), ("fault", "S160")])
+        self._of_client = np.dtype(
+            [*losses, *seconds, *scores, ("energy", "f8", (len(self.layers),)), ("fault", "S160")]
+        )
         self._of_process = np.dtype([*((name, "i8") for name in COUNTERS), *((name, "f8") for name in PHASES)])
         self._of_score = np.dtype([("sums", "f8", sums)])
 
@@ -107,7 +113,10 @@ class Ledger:
         block = self.run.placement[mpi_rank]
         return {
             "clients": (self._of_client, sum(client in block for client in this.cohort)),
-            "scores": (self._of_score, len(self.run.test_chunks(mpi_rank)) if this.evaluated and self.run.scores_student else 0),
+            "scores": (
+                self._of_score,
+                len(self.run.test_chunks(mpi_rank)) if this.evaluated and self.run.scores_student else 0,
+            ),
             "teachers": (self._of_score, len(block) if self.run.scores_teachers(this.index) else 0),
             "process": (self._of_process, 1),
         }
@@ -131,7 +140,9 @@ class Ledger:
                 self.writer.event(this.index, client, "warning", f"update skipped: {message.decode()}")
         hosts = {client: rank for rank, block in enumerate(self.run.placement) for client in block}
         who = {"client": np.array(this.cohort), "mpi_rank": np.array([hosts[client] for client in this.cohort])}
-        uplink = self._messages(this.uplink, clients["energy"]) | {name: ids[: len(this.uplink)] for name, ids in who.items()}
+        uplink = self._messages(this.uplink, clients["energy"]) | {
+            name: ids[: len(this.uplink)] for name, ids in who.items()
+        }
         downlink = self._messages([this.downlink] if this.downlink else [], np.array([this.downlink_energies]))
         rounds = {
             "round": this.index,
@@ -151,7 +162,10 @@ class Ledger:
                 values = [self.run.task.finish(sums)[metric] for sums in clients[role]]
                 training[f"{role}_{metric}"] = np.array(values, np.float64)
         mpi = {name: process[name] for name in COUNTERS}
-        mpi |= {"seconds_compute": sum(process[p] for p in (*SHARED_PHASES, "aggregate")), "seconds_wait": process["wait"]}
+        mpi |= {
+            "seconds_compute": sum(process[p] for p in (*SHARED_PHASES, "aggregate")),
+            "seconds_wait": process["wait"],
+        }
         self.writer.append_round(rounds, uplink, _only(downlink), mpi, training | who)
         self.on_round(rounds)
 
@@ -184,11 +198,16 @@ class Ledger:
     def _paper_bytes(self, messages: dict[str, np.ndarray]) -> int:
         sent = messages["bytes"] > HEADER_BYTES  # a skipped update holds no numbers
         rows = messages["layer_rank"][sent]
-        return 4 * sum(paper_numbers(layer, int(rank)) for row in rows for layer, rank in zip(self.layers, row, strict=True))
+        return 4 * sum(
+            paper_numbers(layer, int(rank)) for row in rows for layer, rank in zip(self.layers, row, strict=True)
+        )
 
     def _catchup(self, this: Round) -> int:
-        """Bytes that the cohort's members would fetch first: the broadcasts they missed, or the dense student if that is less."""
-        missed = sum(min(self._broadcasts[-1] - self._broadcasts[self._last_seen[client] + 1], self._dense) for client in this.cohort)
+        """Bytes the cohort's members would fetch first: the broadcasts they missed, or the dense student if less."""
+        missed = sum(
+            min(self._broadcasts[-1] - self._broadcasts[self._last_seen[client] + 1], self._dense)
+            for client in this.cohort
+        )
         self._last_seen.update(dict.fromkeys(this.cohort, this.index))
         return missed
 
@@ -213,4 +232,6 @@ def _mean(values: Sequence[float]) -> float:
 
 def _only(table: dict[str, np.ndarray]) -> dict[str, Any]:
     """The one row of a table, or zeros where a method exchanges nothing."""
-    return {name: column[0] if len(column) else np.zeros(column.shape[1:], column.dtype) for name, column in table.items()}
+    return {
+        name: column[0] if len(column) else np.zeros(column.shape[1:], column.dtype) for name, column in table.items()
+    }

@@ -1,4 +1,4 @@
-"""A module whose tensors are views of one flat vector: copied, subtracted, optimised and exchanged in single operations."""
+"""A module whose tensors are views of one flat vector: copied, subtracted and optimised in single operations."""
 
 from __future__ import annotations
 
@@ -82,4 +82,3 @@ def make_optimizer(network: Network, settings: Optimizer, learning_rate: float) 
     return torch.optim.SGD(
         [network.trainable], learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=True
     )
-

@@ -14,11 +14,11 @@ from fedkd_mpi import partition as partitions
 from fedkd_mpi.client import EVALUATION_BATCH, Arrays, Client, Workbench, initial_student
 from fedkd_mpi.config import Config
 from fedkd_mpi.errors import UserError
-from fedkd_mpi.world import World
 from fedkd_mpi.network import Network
 from fedkd_mpi.server import Server
 from fedkd_mpi.streams import generator, torch_scope
 from fedkd_mpi.tasks import Task
+from fedkd_mpi.world import World
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,8 +38,9 @@ class Data:
 class Simulation:
     """One process's part of a run.
 
-    `student` is the module all work is done on, `replica` the flat global student, the same bits everywhere after each round;
-    both are None where the method does not exchange. `workbench` is None on a process without clients, `server` but on rank 0.
+    `student` is the module all work is done on, `replica` the flat global student, the same bits everywhere after each
+    round; both are None where nothing is exchanged. `workbench` is None on a process without clients, `server` but on
+    rank 0.
     """
 
     config: Config
@@ -63,7 +64,7 @@ class Simulation:
 
     @property
     def scores_student(self) -> bool:
-        """Whether the global student has a score: it exists, and its statistics (BatchNorm) are not kept local by the clients."""
+        """Whether the global student has a score: it exists, and BatchNorm's statistics are not kept local."""
         return self.student is not None and self.student.local_buffers is None
 
     def scores_teachers(self, round_index: int) -> bool:
@@ -129,7 +130,7 @@ def divide(config: Config, labels: np.ndarray, groups: np.ndarray | None) -> lis
 
 
 def prepare(config: Config, world: World, data: Data) -> Simulation:
-    """Build this process's networks, codec and clients; raises UserError where the configuration does not fit the data."""
+    """Build this process's networks, codec and clients; raises UserError where configuration and data do not fit."""
     device = choose_device(config.device, world.local_rank)
     set_threads(config, world.node_size)
     task = tasks.find(config.task)(data.meta, data.train)
@@ -160,7 +161,7 @@ def prepare(config: Config, world: World, data: Data) -> Simulation:
 
 
 def count_numbers(config: Config, task: Task) -> int:
-    """Return the numbers that an exchange of the teacher's architecture would send: trainable parameters and float buffers."""
+    """Return how many numbers an exchange of the teacher would send: trainable parameters and float buffers."""
     import torch
 
     with torch_scope(config.seed, "teacher shapes"), torch.device("meta"):
@@ -170,7 +171,7 @@ def count_numbers(config: Config, task: Task) -> int:
 
 
 def choose_device(device: str, local_rank: int) -> str:
-    """Return the torch device of this process; auto = GPU number (local rank modulo the node's GPUs), or the CPU without one."""
+    """Return the torch device of this process; auto = GPU (local rank modulo the node's GPUs), or the CPU."""
     if device == "cpu":
         return device
     import torch
@@ -191,7 +192,7 @@ def choose_device(device: str, local_rank: int) -> str:
 
 
 def set_threads(config: Config, node_size: int) -> int:
-    """Set and return torch's threads of this process: threads_per_rank, or the node's cores over its processes for auto."""
+    """Set and return torch's threads: threads_per_rank, or for auto the node's cores over its processes."""
     import torch
 
     if config.threads_per_rank == "auto":
@@ -200,4 +201,3 @@ def set_threads(config: Config, node_size: int) -> int:
         threads = config.threads_per_rank
     torch.set_num_threads(threads)
     return threads
-

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedkd_mpi.errors import UserError
@@ -17,8 +18,6 @@ def resolve(name: str, known: Mapping[str, str], key: str) -> Any:
     path = known.get(name, name)
     module, colon, attribute = path.partition(":")
     if not colon:
-        from fedkd_mpi.config import nearest
-
         near = nearest(name, list(known))
         hint = f"did you mean {near}?" if near else f"known are {', '.join(known)}."
         raise UserError(f"{key}={name} is unknown; {hint} Your own is named package.module:Name")
@@ -29,3 +28,14 @@ def resolve(name: str, known: Mapping[str, str], key: str) -> Any:
     if not callable(found):
         raise UserError(f"{key}={name} is a {type(found).__name__}, nothing that can be called")
     return found
+
+
+def nearest(word: str, known: Sequence[str]) -> str | None:
+    """Return the known word most like a mistyped one (a key also by its last part), or None."""
+    match = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if not match:
+        last = {name.rpartition(".")[2]: name for name in known}
+        match = [
+            last[near] for near in difflib.get_close_matches(word.rpartition(".")[2], list(last), n=1, cutoff=0.75)
+        ]
+    return match[0] if match else None

@@ -1,8 +1,8 @@
 """python -m fedkd_mpi.run: configure, launch, simulate.
 
-mpirun -n 33 python -m fedkd_mpi.run                                        rank 0 is the server, 32 ranks are one client each
-mpirun -n 5  python -m fedkd_mpi.run --config fashion_mnist.yaml rounds=50  8 clients a rank
-python -m fedkd_mpi.run                                                     the same in one process, the same bits
+mpirun -n 33 python -m fedkd_mpi.run                                       rank 0 is the server, one client each on 32
+mpirun -n 5  python -m fedkd_mpi.run --config fashion_mnist.yaml rounds=9  8 clients a rank
+python -m fedkd_mpi.run                                                    the same in one process, the same bits
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from fedkd_mpi.mpi import leave
 
 if TYPE_CHECKING:
     from fedkd_mpi.costlog import Writer
-    from fedkd_mpi.world import World
     from fedkd_mpi.prepare import Simulation
+    from fedkd_mpi.world import World
 
 
 class _Parser(argparse.ArgumentParser):
@@ -38,14 +38,22 @@ class _Parser(argparse.ArgumentParser):
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the parsed command line; leaves with code 2 and one line where it is wrong."""
-    parser = _Parser(prog="python -m fedkd_mpi.run", description="Simulate FedKD over MPI and log every exchanged byte.")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="override a key, e.g. rounds=50 compression.t_end=0.99")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file, or the name of a shipped one (default digits.yaml)")
+    parser = _Parser(
+        prog="python -m fedkd_mpi.run", description="Simulate FedKD over MPI and log every exchanged byte."
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="override a key, e.g. rounds=50 compression.t_end=0.99"
+    )
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="YAML file, or the name of a shipped one (default digits.yaml)"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="the log (default runs/<name>-<date>.h5)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --output")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
-    action.add_argument("--dry-run", action="store_true", help="print sizes, placement, bytes a round and memory, and stop")
+    action.add_argument(
+        "--dry-run", action="store_true", help="print sizes, placement, bytes a round and memory, and stop"
+    )
     return parser.parse_intermixed_args(argv)
 
 
@@ -156,7 +164,7 @@ def create_log(run: Simulation, output: Path, overwrite: bool) -> Writer:
 
 
 def describe(world: World, error: BaseException) -> str:
-    """Return the message of what ended a run: rank and host, round, client and layer, and for a programming error its trace."""
+    """Return what ended a run: rank and host, round, client and layer, and for a programming error its trace."""
     where = f"rank {world.mpi_rank} on {world.hostname}"
     if isinstance(error, RunFault):
         return f"fedkd_mpi: {', '.join(filter(None, (where, error.place())))}: {error}"

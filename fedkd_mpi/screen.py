@@ -1,4 +1,4 @@
-"""What a user sees of a run: a progress line while it goes on, and a summary read back from the log when it has ended."""
+"""What a user sees of a run: a progress line while it goes on, and a summary read from the log at its end."""
 
 from __future__ import annotations
 
@@ -44,7 +44,11 @@ class Progress:
         self.total_bytes += row["uplink_bytes"] + row["downlink_bytes"]
         done = row["round"] + 1
         scores = {name: value for name, value in row.items() if name.startswith(("global_student_", "teacher_"))}
-        known = [f"{name} {value:.4f}" for name, value in scores.items() if not name.endswith(("bytes", "loss")) and value == value]
+        known = [
+            f"{name} {value:.4f}"
+            for name, value in scores.items()
+            if not name.endswith(("bytes", "loss")) and value == value
+        ]
         text = "  ".join([*known, f"T {row['threshold']:.3f}", bytes_text(self.total_bytes)])
         if self.live:
             self.bar.start()
@@ -61,7 +65,7 @@ class Progress:
 
 
 def summary(path: Path) -> str:
-    """Return the summary of a log as text: scores, bytes up and down, factors against dense exchange, seconds by phase."""
+    """Return the summary of a log: scores, bytes up and down, factors against dense exchange, seconds by phase."""
     with costlog.open(path) as log:
         rounds, metrics, clients = log["rounds"], log.attrs["metrics"], log.attrs["num_clients"]
         up, down = int(rounds["uplink_bytes"].sum()), int(rounds["downlink_bytes"].sum())

@@ -17,7 +17,7 @@ from fedkd_mpi.network import Network
 
 @dataclass
 class Server:
-    """What the server keeps from round to round, next to the student replica that every process holds: its codec's state."""
+    """What the server keeps from round to round, next to the student replica that all hold: its codec's state."""
 
     settings: Settings
     student: Network
@@ -28,8 +28,8 @@ class Server:
     def aggregate(self, round_index: int, messages: Iterable[tuple[wire.Header, list[wire.Record]]]) -> Tensor | None:
         """Return sum_i w_i decode(payload_i), flat, over the messages that carry an update; None if none does.
 
-        Updates are added in the order given (by client), so that the bits do not depend on who arrives first; w_i is uniform as
-        in the paper, or in proportion to the training samples. Raises RunFault naming client and layer.
+        Updates are added in the order given (by client), so that the bits do not depend on who arrives first; w_i is
+        uniform as in the paper, or in proportion to the training samples. Raises RunFault naming the client.
         """
         total = torch.zeros_like(self.student.state)
         views = self.student.exchanged(total)
@@ -57,6 +57,6 @@ class Server:
 
 
 def apply(student: Network, replica: Tensor, update: Iterable[Tensor], learning_rate: float) -> None:
-    """Add learning_rate * update to a replica of the student (flat), the same operation on the server and on every client."""
+    """Add learning_rate * update to a replica of the student (flat): the same on the server and every client."""
     for view, tensor in zip(student.exchanged(replica), update, strict=True):
         view.add_(tensor, alpha=learning_rate)

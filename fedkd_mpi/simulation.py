@@ -62,7 +62,9 @@ def take_part(run: Simulation, watch: Stopwatch, this: Round, client: Client) ->
     return Contribution(client.id, message, outcome, [record.energy for record in records], seconds)
 
 
-def communicate(run: Simulation, watch: Stopwatch, this: Round, own: list[Contribution]) -> tuple[list, exchange.Message]:
+def communicate(
+    run: Simulation, watch: Stopwatch, this: Round, own: list[Contribution]
+) -> tuple[list, exchange.Message]:
     """Bring the updates to the server, the server's answer to everyone, and apply it to this process's replica.
 
     Returns the uplink messages (empty but on the server) and the downlink message.
@@ -86,14 +88,16 @@ def communicate(run: Simulation, watch: Stopwatch, this: Round, own: list[Contri
 
 
 def evaluate(run: Simulation, this: Round) -> tuple[np.ndarray, np.ndarray]:
-    """Score the global student on this process's share of the global test set and, at the end, its clients' teachers on all of it.
+    """Score the global student on this process's share of the global test set; at the end, its teachers on all of it.
 
-    Returns the task's sums, [chunks of the share, sums] and [clients, sums], without rows where there is nothing to score.
+    Returns the task's sums, [chunks of the share, sums] and [clients, sums], without rows where nothing is scored.
     """
     scores = teachers = np.zeros((0, run.task.sums))
     if this.evaluated and run.scores_student:
         run.student.state.copy_(run.replica)
-        chunks = (np.arange(at, min(at + EVALUATION_BATCH, run.test_size)) for at in run.test_chunks(run.world.mpi_rank))
+        chunks = (
+            np.arange(at, min(at + EVALUATION_BATCH, run.test_size)) for at in run.test_chunks(run.world.mpi_rank)
+        )
         score_rows = [score(run.task, run.student.module, run.data.test, chunk, run.device) for chunk in chunks]
         scores = np.array(score_rows).reshape(-1, run.task.sums)
     if run.scores_teachers(this.index):

@@ -1,4 +1,4 @@
-"""Random streams keyed by (seed, purpose, round, client, ...): what a stream gives never depends on who else draws, or where."""
+"""Random streams keyed by (seed, purpose, round, client, ...): what one gives never depends on who else draws."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def torch_seed(seed: int, purpose: str, *key: int) -> int:
 
 @contextmanager
 def torch_scope(seed: int, purpose: str, *key: int, device: str = "cpu") -> Iterator[None]:
-    """Key torch's default generators (CPU, and the device's) to the stream inside the block, and put them back after it.
+    """Key torch's default generators (CPU and the device's) to the stream inside the block; put them back after it.
 
     Module constructors and dropout offer no generator argument; nothing may draw from the default generator
     outside such a block.

@@ -1,7 +1,8 @@
 """The byte layout of a message: a fixed header, then one tagged record per layer; knows nothing of MPI or of codecs.
 
     message header (40 bytes, little endian)
-        magic "FKD1", kind u8, 3 bytes zero, round u32, sender u32, records u32, samples u64, payload bytes u64, CRC-32 of the payload u32
+        magic "FKD1", kind u8, 3 bytes zero, round u32, sender u32, records u32, samples u64, payload bytes u64,
+        CRC-32 of the payload u32
     payload = one record per layer, in the order of the layout
         encoding u8, rank i32 (-1 = no matrix factors), data bytes u64, data
 
@@ -47,7 +48,7 @@ class Layer(NamedTuple):
 
 
 class Record(NamedTuple):
-    """One encoded layer: tag, matrix rank (-1 where it holds no factors), bytes (uint8), and the share of its energy kept."""
+    """One encoded layer: tag, matrix rank (-1 without factors), bytes (uint8), and the share of its energy kept."""
 
     encoding: int
     rank: int
@@ -83,7 +84,9 @@ def pack(records: Sequence[Record]) -> np.ndarray:
     return payload
 
 
-def pack_header(kind: int, round_index: int, sender: int, records: int, samples: int, payload: np.ndarray) -> np.ndarray:
+def pack_header(
+    kind: int, round_index: int, sender: int, records: int, samples: int, payload: np.ndarray
+) -> np.ndarray:
     """Return the header of a message: uint8 [HEADER_BYTES]."""
     raw = HEADER.pack(MAGIC, kind, round_index, sender, records, samples, payload.size, zlib.crc32(payload))
     return np.frombuffer(raw, np.uint8).copy()

@@ -110,7 +110,8 @@ class Writer:
         """Append one round: once this returns, the round survives kill -9.
 
         `rounds` are numbers; `uplink` is [update] and [update, layer], `downlink` numbers and [layer], `training`
-        [client], these without `round`; `mpi` is [process]. Raises RunFault where the file cannot be written (earlier rounds stay readable) or
+        [client], these without `round`; `mpi` is [process]. Raises RunFault where the file cannot be written
+        (earlier rounds stay readable) or
         byte sums do not agree; ValueError on wrong names, shapes or types, or a round out of turn.
         """
         with self._lock:

@@ -23,7 +23,7 @@ class Method(Protocol):
     exchanges: bool  # whether there is a student that travels
 
     def private(self) -> nn.ModuleDict:
-        """Return a client's private networks, newly initialised: its teacher under "teacher", and what else it keeps."""
+        """Return new private networks of a client: its teacher under "teacher", and what else it keeps."""
         ...
 
     def student(self) -> nn.Module:
@@ -31,7 +31,7 @@ class Method(Protocol):
         ...
 
     def loss(self, private: nn.ModuleDict, student: nn.Module | None, batch: Examples) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what to differentiate once for all networks, and the teacher's and the student's own loss for the log."""
+        """Return what to differentiate once for all networks, and the teacher's and the student's own loss to log."""
         ...
 
 

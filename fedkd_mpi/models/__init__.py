@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from fedkd_mpi.config import nearest
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.models.options import FAMILIES
 from fedkd_mpi.models.output import Output
-from fedkd_mpi.registry import resolve
+from fedkd_mpi.registry import nearest, resolve
 
 if TYPE_CHECKING:
     from torch import nn

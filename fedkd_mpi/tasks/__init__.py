@@ -1,4 +1,4 @@
-"""What is learned: how samples become batches, which loss they have, and how predictions are scored; one file per task."""
+"""What is learned: how samples become batches, which loss they have, how predictions are scored; a file per task."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ TASKS = {"image_classification": "fedkd_mpi.tasks.image_classification:ImageClas
 class Task(Protocol):
     """Built on every rank as Task(meta, arrays) from the data set's meta mapping and its training arrays.
 
-    `metrics` names what finish() gives, `sums` is the number of sums that score() returns; `input_shape` and `num_classes`
-    are what models are built from.
+    `metrics` names what finish() gives, `sums` is the number of sums that score() returns; models are built from
+    `input_shape` and `num_classes`.
     """
 
     metrics: tuple[str, ...]

@@ -15,7 +15,7 @@ from fedkd_mpi.models.output import Output
 
 
 class ImageClassification:
-    """Samples are "x" uint8 [n, C, H, W] and "y" int64 [n]; meta gives scale, mean and std of the pixels, and the classes."""
+    """Samples are "x" uint8 [n, C, H, W] and "y" int64 [n]; meta gives scale, mean and std of pixels, and classes."""
 
     metrics = ("accuracy",)
     sums = 2  # correct, seen
