@@ -23,11 +23,13 @@ class Network:
     """
 
     def __init__(self, module: nn.Module, device: str, *, exchange_buffers: bool = True):
-        self.module = module.to(device)
+        # Convolutions and poolings are faster with channels last: an order in memory, the shapes stay.
+        self.module = module.to(device, memory_format=torch.channels_last)
         parameters = [(name, tensor) for name, tensor in module.named_parameters() if tensor.requires_grad]
         buffers = [(name, tensor) for name, tensor in module.named_buffers() if tensor.is_floating_point()]
         self.layers = [Layer(name, tuple(tensor.shape), tensor.dim() >= 2) for name, tensor in parameters]
         self.layers += [Layer(name, tuple(tensor.shape), False) for name, tensor in buffers]
+        self._strides = [tensor.stride() for _, tensor in parameters + buffers]
         self._offsets, size = [], 0
         for layer in self.layers:
             self._offsets.append(size)
@@ -44,8 +46,10 @@ class Network:
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """Return the layers' tensors as views of a flat vector laid out as `state`."""
-        pairs = zip(self._offsets, self.layers, strict=True)
-        return [flat[at : at + layer.numel].view(layer.shape) for at, layer in pairs]
+        places = zip(self.layers, self._strides, self._offsets, strict=True)
+        return [
+            flat.as_strided(layer.shape, strides, flat.storage_offset() + start) for layer, strides, start in places
+        ]
 
     def exchanged(self, flat: Tensor) -> list[Tensor]:
         """Return the views of those layers that travel."""

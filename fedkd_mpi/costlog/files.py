@@ -1,23 +1,24 @@
-"""How a cost log lies on disk: the HDF5 settings that make it survive kill -9 and readable by old tools and new."""
+"""How a cost log lies on disk: HDF5 files written whole, and read whether their writer closed them or not."""
 
 from __future__ import annotations
 
+import io
 import math
 import os
+import re
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-from h5py import h5f, h5p
 
-from fedkd_mpi.costlog import schema
+from fedkd_mpi.costlog import schema, superblock
 from fedkd_mpi.errors import UserError
 
 Tables = Mapping[str, Mapping[str, np.ndarray]]
 
+PAGE = 4096
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _CHUNK_BYTES, _CHUNK_ROWS = 65536, 512
 
@@ -27,23 +28,31 @@ def replace(path: Path, attrs: Mapping[str, Any], tables: Tables) -> None:
 
     Raises OSError where the file cannot be written.
     """
+    # HDF5 does not survive a full disk: it crashes at exit. So it builds the file in memory.
+    # v110 is the oldest format that has SWMR: older tools read it too. With pages no metadata object lies across a page
+    # boundary, where the kernel may cut short the write of a process that is being killed.
+    layout = {"libver": ("v110", "v110"), "fs_strategy": "page", "fs_page_size": PAGE}
+    with h5py.File(path, "w", driver="core", backing_store=False, **layout) as file:
+        file.attrs.update({"schema_version": schema.SCHEMA_VERSION, **attrs})
+        for table, columns in (schema.FIXED | schema.growing(attrs["metrics"])).items():
+            for name, column in columns.items():
+                if name in tables[table]:
+                    values = tables[table][name]
+                    if column.axis == "mpi_rank":
+                        values = widen(values, max(values.shape[1], attrs["world_size"]))
+                    dataset = _dataset(file, f"{table}/{name}", column, values, table in schema.GROWING)
+                    dataset.attrs.update({"unit": column.unit, "description": column.description})
+        file.flush()
+        image = file.id.get_file_image()
     new = temporary(path)
     try:
-        _save(new, attrs, tables)
-        with new.open("rb") as file:
+        with new.open("wb") as file:
+            file.write(image)
+            file.flush()
             os.fsync(file.fileno())
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)
-
-
-def open_append(path: Path) -> h5py.File:
-    """Open a whole log for appending in SWMR mode; raises OSError."""
-    # Straight into SWMR: opened for writing first and switched then, a kill in between would lock every reader out.
-    access = h5p.create(h5p.FILE_ACCESS)
-    access.set_libver_bounds(h5f.LIBVER_V110, h5f.LIBVER_V110)
-    access.set_file_locking(False, True)
-    return h5py.File(h5f.open(os.fsencode(path), h5f.ACC_RDWR | h5f.ACC_SWMR_WRITE, fapl=access))
 
 
 def open_read(path: Path) -> h5py.File:
@@ -51,32 +60,25 @@ def open_read(path: Path) -> h5py.File:
     try:
         with path.open("rb") as file:
             signature = file.read(len(_SIGNATURE))
-    except OSError as error:
-        raise UserError(f"cannot read the log {path}: {error.strerror}") from error
-    if signature != _SIGNATURE:
-        raise UserError(f"{path} is not an HDF5 file")
-    # No lock is taken: reading needs none, and some cluster file systems have none to give.
-    try:
-        return h5py.File(path, "r", locking=False)
-    except OSError:
-        # Not closed by its writer. The plain way is tried first: only it sees that a finished file was cut short.
+        if signature != _SIGNATURE:
+            raise UserError(f"{path} is not an HDF5 file")
+        # No lock is taken: reading needs none, and some cluster file systems have none to give.
         try:
-            return h5py.File(path, "r", locking=False, swmr=True)
+            return h5py.File(path, "r", locking=False)
         except OSError as error:
-            raise UserError(f"cannot read the log {path}: {reason(error)}") from error
-
-
-def append(dataset: h5py.Dataset, start: int, values: np.ndarray) -> None:
-    """Make `values` the rows of a dataset from row `start` on."""
-    if len(values):
-        dataset.resize(start + len(values), axis=0)
-        dataset[start:] = values.astype(dataset.dtype)
-
-
-def close(file: h5py.File) -> None:
-    """Close a file whose contents were flushed, or whose failure was reported: on a full disk closing fails again."""
-    with suppress(OSError, RuntimeError):
-        file.close()
+            image = path.read_bytes()
+            if not superblock.is_open(image):
+                raise UserError(f"{path} is damaged: {reason(error)}") from error
+        if image != path.read_bytes():
+            return h5py.File(path, "r", locking=False, swmr=True)
+        # The same twice over: nobody wrote in between, the image is whole. SWMR is not the way to read a file that no
+        # longer changes, for where a damaged one does not fit its checksum HDF5 waits practically for ever.
+        try:
+            return h5py.File(io.BytesIO(superblock.close(image)), "r")
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"{path} is damaged: {reason(error)}") from error
+    except OSError as error:
+        raise UserError(f"cannot read the log {path}: {reason(error)}") from error
 
 
 def temporary(path: Path) -> Path:
@@ -96,27 +98,9 @@ def reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     if "unable to lock file" in text:
         return "HDF5 could not lock it: set HDF5_USE_FILE_LOCKING=FALSE"
+    system = re.search(r"error message = '([^']*)'", text)
     number = getattr(error, "errno", None)
-    return os.strerror(number) if number else text
-
-
-def _save(path: Path, attrs: Mapping[str, Any], tables: Tables) -> None:
-    # v110 is the oldest format that has SWMR: older tools read it too. With pages no metadata object lies across a page
-    # boundary, where the kernel may cut short the write of a process that is being killed.
-    file = h5py.File(path, "w", libver=("v110", "v110"), locking=False, fs_strategy="page", fs_page_size=4096)
-    try:
-        file.attrs.update({"schema_version": schema.SCHEMA_VERSION, **attrs})
-        for table, columns in (schema.FIXED | schema.growing(attrs["metrics"])).items():
-            for name, column in columns.items():
-                if name in tables[table]:
-                    values = tables[table][name]
-                    if column.axis == "mpi_rank":
-                        values = widen(values, max(values.shape[1], attrs["world_size"]))
-                    dataset = _dataset(file, f"{table}/{name}", column, values, table in schema.GROWING)
-                    dataset.attrs.update({"unit": column.unit, "description": column.description})
-        file.flush()
-    finally:
-        close(file)
+    return system[1] if system else os.strerror(number) if number else text
 
 
 def _dataset(file: h5py.File, name: str, column: schema.Column, values: np.ndarray, grows: bool) -> h5py.Dataset:

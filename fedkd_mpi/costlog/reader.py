@@ -186,6 +186,8 @@ def _attrs(path: Path, file: h5py.File) -> dict[str, Any]:
 
 def _values(path: Path, dataset: h5py.Dataset) -> np.ndarray:
     try:
+        # The rows were counted first: refreshed, a column has at least as many.
+        dataset.refresh()
         return dataset[()]
     except (OSError, RuntimeError) as error:
         raise UserError(f"{path} is damaged: {dataset.name[1:]} cannot be read") from error

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fedkd_mpi.costlog import files, reader, schema
+from fedkd_mpi.costlog.live import LiveFile
 from fedkd_mpi.errors import RunFault, UserError
 
 
@@ -29,11 +30,8 @@ class Writer:
         self._next = int(numbers[-1]) + 1 if len(numbers) else None
         self._lock = threading.RLock()
         self._fault = f"the log {path} is closed"
-        self._file = files.open_append(path)
-        self._data = {
-            table: {name: self._file[table][name] for name in names} for table, names in self._columns.items()
-        }
-        self._rows = {table: next(iter(columns.values())).shape[0] for table, columns in self._data.items()}
+        self._file: LiveFile | None = LiveFile(path, self._columns)
+        self._widths = self._file.widths
 
     @classmethod
     def create(
@@ -168,7 +166,7 @@ class Writer:
         with self._lock:
             file, self._file = self._file, None
             if file is not None:
-                files.close(file)
+                file.close()
 
     def __enter__(self) -> Writer:
         return self
@@ -190,7 +188,7 @@ class Writer:
     def _checked(self, table: str, given: Mapping[str, Any], count: int) -> dict[str, np.ndarray]:
         rows = {}
         for name, column in self._columns[table].items():
-            width = self._data[table][name].shape[1:]
+            width = self._widths[table][name]
             if column.axis == "mpi_rank":
                 values = _checked(f"{table}/{name}", column, given[name], (count, self._world_size))
                 rows[name] = files.widen(values, *width)
@@ -202,21 +200,12 @@ class Writer:
         if self._file is None:
             raise RunFault(self._fault, round=number)
         try:
-            for table, columns in rows.items():
-                for name, values in columns.items():
-                    if (table, name) != (last, "round"):
-                        files.append(self._data[table][name], self._rows[table], values)
-            # Readers go by the `round` column, so that it may reach the file only when all the rest is there.
-            self._file.flush()
-            files.append(self._data[last]["round"], self._rows[last], rows[last]["round"])
-            self._file.flush()
+            self._file.append(rows, last)
         except (OSError, RuntimeError) as error:
             self.close()
             kept = f"the {self.rounds_completed} rounds before are safe"
             self._fault = f"cannot write {what} to the log {self.path}: {files.reason(error)}; {kept}"
             raise RunFault(self._fault, round=number) from error
-        for table, columns in rows.items():
-            self._rows[table] += len(next(iter(columns.values())))
 
 
 def check_output(path: str | Path, overwrite: bool) -> None:

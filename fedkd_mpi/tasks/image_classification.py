@@ -32,6 +32,7 @@ class ImageClassification:
     def prepare(self, arrays: Mapping[str, np.ndarray], indices: np.ndarray, device: str) -> dict[str, Tensor]:
         pixels = torch.from_numpy(arrays["x"][indices]).to(device).float()
         x = pixels.mul_(self._factor.to(device)).add_(self._offset.to(device))
+        x = x.contiguous(memory_format=torch.channels_last)
         return {"x": x, "y": torch.from_numpy(arrays["y"][indices]).to(device)}
 
     def predict(self, model: nn.Module, batch: dict[str, Tensor]) -> Output:
