@@ -178,9 +178,14 @@ def presets() -> Path:
 def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Return the configuration of a YAML file (default configs/digits.yaml) with KEY=VALUE overrides.
 
+    A bare name that is no file here is that of a shipped configuration, with or without .yaml.
+
     Raises UserError with one line that names the key, and the nearest known key where it is unknown.
     """
-    path = path or presets() / "digits.yaml"
+    path = path or Path("digits.yaml")
+    if path.name == str(path) and not path.exists():
+        shipped = presets() / path.with_suffix(".yaml")
+        path = shipped if shipped.exists() else path
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
