@@ -1,0 +1,107 @@
+"""Messages between processes: order, exact counts, damage."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fedkd_mpi.errors import RunFault
+from fedkd_mpi.exchange import SERVER, SKIPPED, UPDATE, Message, downlink, make_message, uplink
+from fedkd_mpi.mpi import World
+from fedkd_mpi.stopwatch import Stopwatch
+from fedkd_mpi.wire import HEADER_BYTES, RECORD_BYTES, Record
+
+LAYERS = 2
+
+
+def records(client: int, round_index: int = 0) -> list[Record]:
+    """Records whose sizes and bytes differ from client to client; client 3's hold no data at all."""
+    size = 0 if client == 3 else 1000 * client + round_index
+    return [Record(0, -1, np.full(size, client, np.uint8)), Record(1, client, np.full(client, 255 - client, np.uint8))]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("limit", [2**31 - 1, 997])
+def test_messages_arrive_in_client_order_and_whole(world: World, limit: int):
+    world.count_limit = limit
+    blocks = np.array_split(np.arange(5), world.world_size)  # on five processes and more some send nothing
+    for round_index in range(2):
+        sent = [None if client == 2 else records(client, round_index) for client in range(5)]
+        own = [make_message(round_index, client, 10 + client, sent[client]) for client in blocks[world.mpi_rank]]
+        arrived = uplink(world, Stopwatch(), own, [len(block) for block in blocks])
+        if not world.is_root:
+            assert arrived is None
+            continue
+        assert [message.parsed.sender for message in arrived] == list(range(5))
+        assert [message.parsed.samples for message in arrived] == [10, 11, 12, 13, 14]
+        assert [message.parsed.kind for message in arrived] == [UPDATE, UPDATE, SKIPPED, UPDATE, UPDATE]
+        for client, message in enumerate(arrived):
+            for got, expected in zip(message.records(LAYERS), sent[client] or [], strict=True):
+                assert got[:2] == expected[:2]
+                assert got.data.tobytes() == expected.data.tobytes()
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("content", [records(4), [], None])
+def test_the_answer_reaches_everyone(world: World, content: list[Record] | None):
+    sent = make_message(7, SERVER, 0, content)
+    answer = downlink(world, Stopwatch(), sent if world.is_root else None)
+    assert answer.header.tobytes() == sent.header.tobytes()
+    assert answer.payload.tobytes() == sent.payload.tobytes()
+
+
+@pytest.mark.mpi
+def test_what_is_counted_is_what_the_messages_hold(world: World):
+    world.take_counters()
+    blocks = np.array_split(np.arange(5), world.world_size)
+    own = [make_message(0, client, 1, records(client)) for client in blocks[world.mpi_rank]]
+    uplink(world, Stopwatch(), own, [len(block) for block in blocks])
+    counted = world.take_counters()
+    held = [2 * RECORD_BYTES + HEADER_BYTES + sum(r.data.size for r in records(client)) for client in range(5)]
+    mine, everyone = sum(held[client] for client in blocks[world.mpi_rank]), sum(held)
+    if world.is_root:
+        assert (counted.payload_bytes_sent, counted.payload_bytes_received) == (0, everyone - mine)
+    else:
+        assert (counted.payload_bytes_sent, counted.payload_bytes_received) == (mine, 0)
+    answer = make_message(0, SERVER, 0, records(4))
+    size = answer.header.size + answer.payload.size
+    downlink(world, Stopwatch(), answer if world.is_root else None)
+    counted = world.take_counters()
+    received = 0 if world.is_root else size
+    sent = size * (world.world_size - 1) if world.is_root else 0
+    assert (counted.payload_bytes_sent, counted.payload_bytes_received) == (sent, received)
+
+
+def damaged(what: str) -> Message:
+    message = make_message(2, 5, 10, records(1))
+    payload = message.payload.copy()
+    if what == "flipped":
+        payload[100] ^= 1
+    if what == "short":
+        payload = payload[:-1]
+    return Message(message.header, payload)
+
+
+@pytest.mark.parametrize(
+    ("what", "layers", "reason"),
+    [
+        ("flipped", LAYERS, "checksum"),
+        ("short", LAYERS, "1027 bytes of payload, 1026 arrived"),
+        ("whole", LAYERS + 1, "message has 2 records, the student has 3 layers"),
+    ],
+)
+def test_damage_names_round_and_sender(what: str, layers: int, reason: str):
+    with pytest.raises(RunFault, match=f"damaged message: .*{reason}") as caught:
+        damaged(what).records(layers)
+    assert caught.value.place() == "round 2, client 5"
+    server = make_message(2, SERVER, 0, records(1))
+    with pytest.raises(RunFault, match="damaged message") as caught:
+        server.records(LAYERS + 1)
+    assert caught.value.place() == "round 2"
+
+
+def test_a_message_does_not_follow_the_weights_it_was_made_of():
+    data = np.arange(8, dtype=np.uint8)
+    message = make_message(0, 0, 1, [Record(0, -1, data)])
+    data[:] = 0
+    assert message.records(1)[0].data.tolist() == list(range(8))

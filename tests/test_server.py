@@ -1,0 +1,127 @@
+"""The server's mean against float64 arithmetic, and what it says of bad messages."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fedkd_mpi import codecs
+from fedkd_mpi.config import Compression
+from fedkd_mpi.config import Server as Settings
+from fedkd_mpi.errors import RunFault
+from fedkd_mpi.exchange import make_message
+from fedkd_mpi.network import Network
+from fedkd_mpi.server import Server, apply
+from fedkd_mpi.wire import SKIPPED, Header, Record
+
+ROUND = 4
+
+
+def make(codec: str = "none", **settings: object) -> Server:
+    torch.manual_seed(0)
+    student = Network(nn.Sequential(nn.Linear(9, 20), nn.Linear(20, 3)), "cpu")
+    compression = Compression(codec=codec)
+    return Server(Settings(**settings), student, codecs.build(compression, student.exchanged_layers), "cpu")
+
+
+def updates(server: Server, count: int) -> list[list[torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [[torch.randn(layer.shape, generator=generator) for layer in server.student.layers] for _ in range(count)]
+
+
+def message(
+    server: Server, client: int, samples: int, update: list[torch.Tensor] | None
+) -> tuple[Header, list[Record]]:
+    records = None if update is None else server.codec.encode(update, 0.95, {})
+    sent = make_message(ROUND, client, samples, records)
+    return sent.parsed, sent.records(len(server.student.layers))
+
+
+def flat(server: Server, tensors: list[np.ndarray]) -> torch.Tensor:
+    vector = torch.zeros_like(server.student.state)
+    for view, tensor in zip(server.student.views(vector), tensors, strict=True):
+        view.copy_(torch.from_numpy(np.asarray(tensor)))
+    return vector
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "samples"])
+def test_the_mean_is_that_of_float64(weighting: str):
+    server = make(weighting=weighting)
+    samples = [7, 100, 1, 30]
+    sent = updates(server, 4)
+    messages = [message(server, client, samples[client], sent[client]) for client in range(4)]
+    result = server.aggregate(ROUND, messages)
+    weights = samples if weighting == "samples" else [1, 1, 1, 1]
+    truth = [np.average([u[i].double().numpy() for u in sent], axis=0, weights=weights) for i in range(4)]
+    torch.testing.assert_close(result, flat(server, truth), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "samples"])
+def test_a_skipped_client_has_no_weight(weighting: str):
+    server = make(weighting=weighting)
+    sent = updates(server, 2)
+    first, last, skipped = (
+        message(server, 0, 7, sent[0]),
+        message(server, 2, 9, sent[1]),
+        message(server, 1, 1000, None),
+    )
+    assert (skipped[0].kind, skipped[1]) == (SKIPPED, [])
+    without = server.aggregate(ROUND, [first, last])
+    result = server.aggregate(ROUND, [first, skipped, last])
+    assert torch.equal(result, without)
+
+
+def test_nobody_left_is_no_update():
+    server = make()
+    assert server.aggregate(ROUND, [message(server, 0, 7, None), message(server, 1, 7, None)]) is None
+
+
+def test_a_record_that_does_not_fit_names_client_and_layer():
+    server = make()
+    header, records = message(server, 6, 7, updates(server, 1)[0])
+    records[2] = Record(records[2].encoding, -1, records[2].data[4:])
+    with pytest.raises(RunFault, match=r"uplink message: layer 1.weight: 236 bytes where 240 belong") as caught:
+        server.aggregate(ROUND, [(header, records)])
+    assert caught.value.place() == "round 4, client 6"
+
+
+def test_finite_updates_whose_sum_is_not_are_caught_before_the_factorisation():
+    server = make("svd")
+    sent = updates(server, 2)
+    for update in sent:
+        update[2][1, 1] = 3e38
+    mean = server.aggregate(ROUND, [message(server, client, 1, update) for client, update in enumerate(sent)])
+    with pytest.raises(RunFault, match="mean of the updates is not finite") as caught:
+        server.encode(ROUND, mean, 0.95)
+    assert caught.value.place() == "round 4, layer 1.weight"
+
+
+def test_the_downlink_is_cut_a_second_time():
+    server = make("svd")
+    update = flat(server, [np.outer(np.arange(20), np.arange(9)), np.ones(20), np.eye(3, 20), np.zeros(3)])
+    records = server.encode(ROUND, update, 0.95)
+    assert [record.rank for record in records] == [1, -1, -1, -1]
+    decoded = server.codec.decode(records, "cpu")
+    for tensor, view in zip(decoded, server.student.exchanged(update), strict=True):
+        torch.testing.assert_close(tensor, view, rtol=1e-5, atol=1e-5)
+
+
+def test_apply_moves_the_replica_by_the_learning_rate():
+    server = make()
+    replica = server.student.state.clone()
+    (update,) = updates(server, 1)
+    apply(server.student, replica, update, 0.25)
+    expected = server.student.state + 0.25 * flat(server, [tensor.numpy() for tensor in update])
+    torch.testing.assert_close(replica, expected)
+    assert not torch.equal(replica, server.student.state)
+
+
+def test_apply_leaves_local_buffers_alone():
+    student = Network(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), "cpu", exchange_buffers=False)
+    replica = student.state.clone()
+    apply(student, replica, [torch.ones(layer.shape) for layer in student.exchanged_layers], 1.0)
+    before, after = student.views(student.state), student.views(replica)
+    assert all(torch.equal(a, b + 1) for a, b in zip(after[:4], before[:4], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(after[4:], before[4:], strict=True))
