@@ -23,7 +23,6 @@ import numpy as np
 from fedkd_mpi import faults
 from fedkd_mpi.mpi import install_excepthook, open_world
 
-faults.GRACE = 0.5
 world = open_world()
 install_excepthook(world, lambda error: f"FAULT on {world.mpi_rank}: {error}")
 world.on_fault = lambda text: print("LOG CLOSED", flush=True)
@@ -135,7 +134,7 @@ def test_the_missing_ranks_are_named(world: World) -> None:
     if world.mpi_rank == 1:
         time.sleep(0.6)
     world.barrier()
-    assert named == ([[1]] if world.is_root else [])
+    assert [1 in missing for missing in named] == [True] * world.is_root  # once, and by rank 0
 
 
 @pytest.mark.mpi
@@ -146,7 +145,7 @@ def test_waiting_costs_nearly_no_cpu(world: World) -> None:
         time.sleep(1.0)
     world.barrier()
     assert time.process_time() - used < 0.2
-    assert (world.take_counters().seconds_waited > 0.9) == (world.mpi_rank < world.world_size - 1)
+    assert (world.take_counters().seconds_waited > 0.5) == (world.mpi_rank < world.world_size - 1)
 
 
 MONITORED = """
@@ -199,12 +198,13 @@ FAULTS = {
     "all": ("raise ValueError('boom')", "012", True),
     "long": ("if world.mpi_rank == 1: raise ValueError('boom' + ' ' * 100_000)", "1", True),
     "root busy": (
-        "if world.mpi_rank: raise ValueError('boom')\nwhile world.is_root: np.ones(1000).sum()",
-        "1",
+        "faults.GRACE = 0.5\nif world.mpi_rank: raise ValueError('boom')\nwhile True: np.ones(1000).sum()",
+        "12",
         False,
     ),
     "in a blocking call": (
-        "if world.mpi_rank == 1: raise ValueError('boom')\nworld.gather(np.ones(10**7), [8 * 10**7] * 3)",
+        "faults.GRACE = 0.5\nif world.mpi_rank == 1: raise ValueError('boom')\n"
+        "world.gather(np.ones(10**7), [8 * 10**7] * 3)",
         "1",
         False,
     ),
