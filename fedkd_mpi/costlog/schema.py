@@ -72,7 +72,9 @@ FIXED = {
         "train_samples": _count("samples", "training samples of the client"),
         "test_samples": _count("samples", "test samples of the client"),
         "mpi_rank": _index("MPI process that hosted the client when the run first started"),
-        "label_histogram": _count("samples", "samples of each class; only where the task has classes", "class"),
+        "label_histogram": _count(
+            "samples", "train and test samples of each class; only where there are classes", "class"
+        ),
     },
 }
 OPTIONAL = {("clients", "label_histogram")}
@@ -106,14 +108,14 @@ GROWING = {
         ),
         "student_loss": _number("1", "mean local training loss of the students"),
         "teacher_loss": _number("1", "mean local training loss of the teachers"),
-        "seconds_train": _seconds("local training"),
-        "seconds_encode": _seconds("encoding the updates"),
-        "seconds_wait": _seconds("waiting for the updates of all processes to be ready"),
-        "seconds_gather": _seconds("moving the updates to the server"),
+        "seconds_train": _seconds("local training, on the slowest process"),
+        "seconds_encode": _seconds("encoding the updates, on the slowest process"),
+        "seconds_wait": _seconds("rank 0 waiting for the other processes to arrive"),
+        "seconds_gather": _seconds("moving the updates to rank 0"),
         "seconds_aggregate": _seconds("decoding and averaging the updates, encoding the broadcast"),
         "seconds_broadcast": _seconds("moving the broadcast to the clients"),
-        "seconds_evaluate": _seconds("evaluation"),
-        "seconds_total": _seconds("the whole round"),
+        "seconds_evaluate": _seconds("evaluation, on the slowest process"),
+        "seconds_total": _seconds("the whole round, on rank 0"),
     },
     "uplink": {
         "round": _index("round of the update"),
@@ -150,10 +152,14 @@ GROWING = {
 
 # In rounds, for every metric of the task.
 METRIC = {
-    "student_{metric}": _number("1", "mean over clients, student on local test data; NaN where not evaluated"),
-    "teacher_{metric}": _number("1", "mean over clients, teacher on local test data; NaN where not evaluated"),
+    "student_{metric}": _number(
+        "1", "mean over the cohort: the trained student on the client's own test samples; NaN where not evaluated"
+    ),
+    "teacher_{metric}": _number(
+        "1", "mean over the cohort: the teacher on the client's own test samples; NaN where not evaluated"
+    ),
     "global_student_{metric}": _number("1", "the student on the global test set; NaN where not evaluated"),
-    "global_teacher_{metric}": _number("1", "mean over teachers on the global test set; NaN where not evaluated"),
+    "global_teacher_{metric}": _number("1", "mean over all teachers on the global test set; NaN where not evaluated"),
 }
 
 # In training, likewise.

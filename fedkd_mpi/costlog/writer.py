@@ -28,7 +28,7 @@ class Writer:
             self._columns = schema.growing(log.attrs["metrics"])
         self.path = path
         self._next = int(numbers[-1]) + 1 if len(numbers) else None
-        self._lock = threading.RLock()
+        self._lock, self._finished = threading.RLock(), False
         self._fault = f"the log {path} is closed"
         self._file: LiveFile | None = LiveFile(path, self._columns)
         self._widths = self._file.widths
@@ -150,16 +150,21 @@ class Writer:
     def finish(self, status: str) -> None:
         """Close the log as `interrupted` or `completed`: a reader sees the old status or the new, never half a file.
 
-        Raises RunFault where the file cannot be written; its rounds stay readable under the status `running`.
+        What is finished stays as it is. Raises RunFault where the file cannot be written; its rounds stay readable
+        under the status `running`.
         """
         if status not in schema.STATUSES[1:]:
             raise ValueError(f"a log is finished as {' or '.join(schema.STATUSES[1:])}, not {status!r}")
-        self.close()
-        try:
-            with reader.open(self.path) as log:
-                files.replace(self.path, log.attrs | {"status": status}, log)
-        except (OSError, RuntimeError, UserError) as error:
-            raise RunFault(f"cannot mark the log {self.path} as {status}: {files.reason(error)}") from error
+        with self._lock:
+            if self._finished:
+                return
+            self.close()
+            try:
+                with reader.open(self.path) as log:
+                    files.replace(self.path, log.attrs | {"status": status}, log)
+            except (OSError, RuntimeError, UserError) as error:
+                raise RunFault(f"cannot mark the log {self.path} as {status}: {files.reason(error)}") from error
+            self._finished = True
 
     def close(self) -> None:
         """Close the file and leave its status as it is; all that was logged is in it already."""
@@ -172,8 +177,6 @@ class Writer:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if self._file is None:
-            return
         try:
             self.finish("interrupted")
         except RunFault:

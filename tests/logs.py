@@ -1,0 +1,90 @@
+"""Rounds of a cost log made up from their number; run as a program, a writer that appends them until it is killed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedkd_mpi import costlog
+from fedkd_mpi.costlog import schema
+from fedkd_mpi.errors import RunFault
+
+ATTRS = {
+    "config": "name: made-up\nseed: 1\n",
+    "config_digest": "c0ffee",
+    "package_version": "0.1.0",
+    "mpi_library": "none",
+    "hostnames": ["node1", "nöde2"],
+    "seed": 1,
+    "started": "2026-11-22T14:00:00+00:00",
+}
+LAYERS = [("conv.weight", (4, 3, 3, 3), True), ("conv.bias", (4,), False), ("norm.count", (), False)]
+Round = tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]
+
+
+def create(path: Path, *, layers: int = 3, world_size: int = 3, metrics: tuple[str, ...] = ("f1",), **more: Any):
+    """Create a log of 4 clients and 2 classes."""
+    clients = {"train_samples": [9, 8, 7, 6], "test_samples": [1, 2, 3, 4], "mpi_rank": [0, 1, 2, 2]}
+    clients = {name: np.array(values) for name, values in clients.items()}
+    clients["label_histogram"] = np.arange(8).reshape(4, 2)
+    return costlog.Writer.create(path, ATTRS, LAYERS[:layers], clients, metrics, world_size, **more)
+
+
+def make_round(
+    number: int, *, cohort: int = 3, layers: int = 3, world_size: int = 3, metrics: tuple[str, ...] = ("f1",)
+) -> Round:
+    """Return the arguments of Writer.append_round for a round: always the same for the same number."""
+    rng = np.random.default_rng(number)
+
+    def values(column: schema.Column, shape: tuple[int, ...]) -> np.ndarray:
+        return rng.integers(0, 2**40, shape) if column.dtype == "int64" else rng.random(shape)
+
+    def message(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+        sizes, header = rng.integers(0, 2**40, (*shape, layers)), rng.integers(40, 90, shape)
+        ranks, energies = rng.integers(-1, 9, (*shape, layers)), rng.random((*shape, layers))
+        names = ("bytes", "header_bytes", "layer_rank", "layer_bytes", "layer_energy")
+        return dict(zip(names, (sizes.sum(-1) + header, header, ranks, sizes, energies), strict=True))
+
+    columns = schema.growing(metrics)
+    who = {"client": rng.permutation(4)[:cohort], "mpi_rank": rng.integers(0, world_size, cohort)}
+    uplink, downlink = who | message((cohort,)), message(())
+    rounds = {name: values(column, ()).item() for name, column in columns["rounds"].items()}
+    rounds |= {"round": number, "global_student_f1": np.nan} if "f1" in metrics else {"round": number}
+    rounds |= {"uplink_bytes": uplink["bytes"].sum(), "uplink_header_bytes": uplink["header_bytes"].sum()}
+    mpi = {name: values(column, (world_size,)) for name, column in columns["mpi"].items()}
+    training = {name: values(column, (cohort,)) for name, column in columns["training"].items() if name != "round"}
+    return rounds, uplink, downlink, mpi, training | who
+
+
+def expect(numbers: range, **shape: Any) -> dict[str, dict[str, np.ndarray]]:
+    """Return the tables that a log of these rounds holds, put together without the package."""
+    made = [make_round(number, **shape) for number in numbers]
+    tables: dict[str, dict[str, np.ndarray]] = {}
+    for place, table in enumerate(("rounds", "uplink", "downlink", "mpi", "training")):
+        join = np.concatenate if table in ("uplink", "training") else np.stack
+        tables[table] = {name: join([parts[place][name] for parts in made]) for name in made[0][place]}
+    counts = [len(parts[1]["client"]) for parts in made]
+    tables["downlink"]["round"] = np.array(numbers)
+    tables["uplink"]["round"] = tables["training"]["round"] = np.repeat(numbers, counts)
+    return tables
+
+
+def write_until_killed(path: Path, first: int, limit: int) -> None:
+    """Append rounds, an event before each, and print the number of each when it is done; then the fault, if any."""
+    writer = create(path) if first == 0 else costlog.Writer.resume(path, first)
+    try:
+        for number in range(first, limit):
+            writer.event(number, None, "info", f"event of round {number}")
+            writer.append_round(*make_round(number))
+            sys.stdout.write(f"{number}\n")
+            sys.stdout.flush()
+    except RunFault as fault:
+        sys.stdout.write(f"{fault}\n")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    write_until_killed(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
