@@ -316,7 +316,7 @@ def test_a_full_disk_ends_the_run_in_a_line_and_keeps_the_rounds(path):
     resource = pytest.importorskip("resource")
 
     def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (640_000, 640_000))
 
     out, errors = child(path, 0, 10**6, preexec_fn=limit).communicate()
     assert_full(path, out, errors, "File too large")
@@ -328,7 +328,7 @@ def test_a_full_file_system_ends_the_run_in_a_line_and_keeps_the_rounds(tmp_path
     mount = shutil.which("mount")
     if (
         not mount
-        or subprocess.run([mount, "-t", "tmpfs", "-o", "size=500k", "tmpfs", disk], capture_output=True).returncode
+        or subprocess.run([mount, "-t", "tmpfs", "-o", "size=640k", "tmpfs", disk], capture_output=True).returncode
     ):
         pytest.skip("mounting a small tmpfs is not allowed here")
     try:

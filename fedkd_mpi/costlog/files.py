@@ -43,7 +43,7 @@ def replace(path: Path, attrs: Mapping[str, Any], tables: Tables) -> None:
                     dataset = _dataset(file, f"{table}/{name}", column, values, table in schema.GROWING)
                     dataset.attrs.update({"unit": column.unit, "description": column.description})
         file.flush()
-        image = file.id.get_file_image()
+        image = superblock.close(file.id.get_file_image())  # HDF5 1.14 leaves a wrong checksum in it
     new = temporary(path)
     try:
         with new.open("wb") as file:
