@@ -68,7 +68,7 @@ def open_read(path: Path) -> h5py.File:
         except OSError as error:
             image = path.read_bytes()
             if not superblock.is_open(image):
-                raise UserError(f"{path} is damaged: {reason(error)}") from error
+                raise UserError(f"cannot read the log {path}: {reason(error)}") from error
         if image != path.read_bytes():
             return h5py.File(path, "r", locking=False, swmr=True)
         # The same twice over: nobody wrote in between, the image is whole. SWMR is not the way to read a file that no
