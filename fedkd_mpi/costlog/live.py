@@ -10,7 +10,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from h5py import h5f, h5p
+from h5py import h5f, h5p, h5s
 
 from fedkd_mpi.costlog import schema
 from fedkd_mpi.costlog.files import PAGE, Tables
@@ -32,12 +32,11 @@ class LiveFile:
         access.set_libver_bounds(h5f.LIBVER_V110, h5f.LIBVER_V110)
         access.set_file_locking(False, True)
         self._file = h5py.File(h5f.open(os.fsencode(path), h5f.ACC_RDWR | h5f.ACC_SWMR_WRITE, fapl=access))
-        self._data = {table: {name: self._file[table][name] for name in names} for table, names in columns.items()}
-        self.widths = {
-            table: {name: data.shape[1:] for name, data in names.items()} for table, names in self._data.items()
-        }
-        self._rows = {table: len(next(iter(names.values()))) for table, names in self._data.items()}
-        self._chunks = {table: [_chunk(data) for data in names.values()] for table, names in self._data.items()}
+        data = {table: {name: self._file[table][name] for name in names} for table, names in columns.items()}
+        self.widths = {table: {name: each.shape[1:] for name, each in names.items()} for table, names in data.items()}
+        self._ids = {table: {name: (each.id, each.dtype) for name, each in data[table].items()} for table in data}
+        self._rows = {table: len(next(iter(names.values()))) for table, names in data.items()}
+        self._chunks = {table: [_chunk(each) for each in names.values()] for table, names in data.items()}
         self._base = path.stat().st_size + _FILE_OVERHEAD - self._chunk_bytes(self._rows)
 
     def append(self, rows: Tables, last: str) -> None:
@@ -64,10 +63,13 @@ class LiveFile:
             self._file.close()
 
     def _extend(self, table: str, name: str, values: np.ndarray) -> None:
-        if len(values):
-            dataset, start = self._data[table][name], self._rows[table]
-            dataset.resize(start + len(values), axis=0)
-            dataset[start:] = values.astype(dataset.dtype)
+        # As dataset.resize() and dataset[start:] = values, in half the time or less.
+        (dataset, dtype), start = self._ids[table][name], self._rows[table]
+        dataset.set_extent((start + len(values), *values.shape[1:]))
+        if values.size:
+            space = dataset.get_space()
+            space.select_hyperslab((start,) + (0,) * (values.ndim - 1), values.shape)
+            dataset.write(h5s.create_simple(values.shape), space, np.ascontiguousarray(values, dtype))
 
     def _chunk_bytes(self, rows: Mapping[str, int]) -> int:
         return sum(-(-rows[table] // count) * size for table, chunks in self._chunks.items() for count, size in chunks)
