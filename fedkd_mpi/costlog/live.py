@@ -45,13 +45,15 @@ class LiveFile:
         Raises OSError or RuntimeError where the file cannot be written.
         """
         grown = self._rows | {table: self._rows[table] + _height(columns) for table, columns in rows.items()}
-        self._reserve(self._base + self._chunk_bytes(grown))
+        room = self._base + self._chunk_bytes(grown)
+        self._reserve(room)
         for table, columns in rows.items():
             for name, values in columns.items():
                 if (table, name) != (last, "round"):
                     self._extend(table, name, values)
         # Readers go by the `round` column: it may reach the file only when all the rest is there.
         self._file.flush()
+        self._reserve(room)  # flushing cuts off what was not needed
         self._extend(last, "round", rows[last]["round"])
         self._file.flush()
         self._rows = grown
