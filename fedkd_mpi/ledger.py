@@ -103,7 +103,8 @@ class Ledger:
     def _row(self, part: Contribution) -> tuple[Any, ...]:
         sums = np.zeros(self.run.task.sums)
         if part.outcome is None:
-            return (np.nan,) * 5 + (sums, sums, np.full(len(self.layers), np.nan), str(part.fault).encode()[:160])
+            fault = f"{part.fault} (layer {part.fault.layer})".encode()[:160]
+            return (np.nan,) * 5 + (sums, sums, np.full(len(self.layers), np.nan), fault)
         out = part.outcome
         seconds = out.seconds_train, part.seconds_encode, out.seconds_evaluate
         return out.teacher_loss, out.student_loss, *seconds, out.teacher_sums, out.student_sums, part.energies, b""
