@@ -11,14 +11,12 @@ import numpy as np
 import pytest
 import torch
 from matrices import smallest_ranks
-from worker_simulation import CASES, SMALL
+from simulate import play, start
+from worker_simulation import CASES
 
 from fedkd_mpi import cohort, costlog, simulation
-from fedkd_mpi.config import load
 from fedkd_mpi.exchange import Message
-from fedkd_mpi.ledger import Ledger
-from fedkd_mpi.prepare import Simulation, load_data, prepare
-from fedkd_mpi.world import World
+from fedkd_mpi.prepare import Simulation
 
 EVERY = [case for case in CASES if case != "wide"]
 LAUNCHES = [("openmpi", 2), ("openmpi", 3), ("openmpi", 5), ("mpich", 3)]
@@ -81,30 +79,6 @@ def test_the_cases_are_what_they_are_meant_to_be(simulated: Callable[..., Path])
     assert any(name.endswith("/buffers") for name in tensors(folder, "personal", 1))
     assert any("exp_avg_sq" in name for name in tensors(folder, "partial", 1))
     assert "student" not in tensors(folder, "alone", 1)
-
-
-class Recorder:
-    """Takes the place of the log's writer."""
-
-    def __init__(self) -> None:
-        self.rounds: list[dict[str, Any]] = []
-        self.tables: list[tuple[dict[str, Any], ...]] = []
-        self.events: list[tuple[int, int | None, str, str]] = []
-
-    def append_round(self, rounds: dict[str, Any], *tables: dict[str, Any]) -> None:
-        self.rounds.append(rounds)
-        self.tables.append(tables)
-
-    def event(self, *event: Any) -> None:
-        self.events.append(event)
-
-
-def play(*overrides: str) -> tuple[Simulation, Recorder]:
-    """Simulate in this process; return the run as it ends, and what it logged."""
-    config, world, recorder = load(overrides=[*SMALL, *overrides]), World(), Recorder()
-    run = prepare(config, world, load_data(config, world))
-    simulation.simulate(run, Ledger(run, recorder, lambda row: None))
-    return run, recorder
 
 
 def decode(message: Message, run: Simulation) -> list[tuple[int, np.ndarray]]:
@@ -228,10 +202,8 @@ def test_the_cohort_is_that_of_seed_and_round(simulated: Callable[..., Path]):
 def test_a_round_without_any_update_leaves_the_student_as_it_was(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("worker_parts.VICTIMS", np.arange(5000))  # all samples
     settings = ["num_clients=2", "task=worker_parts:Poisoned", "on_nonfinite=skip"]
-    config, world = load(overrides=[*SMALL, *settings]), World()
-    start = prepare(config, world, load_data(config, world)).replica
     run, recorder = play(*settings)
-    assert torch.equal(run.replica, start)
+    assert torch.equal(run.replica, start(*settings).replica)
     assert not any(client.tensors for client in run.clients.values())
     for row in recorder.rounds:
         assert (row["uplink_bytes"], row["downlink_bytes"], row["skipped_clients"]) == (80, 80, 2)
