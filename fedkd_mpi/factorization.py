@@ -39,9 +39,9 @@ def exact(matrix: Tensor, threshold: float) -> Factors:
         raise ValueError("the matrix is not finite")
     if largest == 0.0:
         return Factors(matrix.new_zeros(matrix.shape[0], 0), matrix.new_zeros(0, matrix.shape[1]), 1.0)
-    exponent = math.frexp(largest)[1]
+    exponent = exponent_of(largest)
     wide = matrix.shape[0] <= matrix.shape[1]
-    scaled = _times_power_of_two(matrix if wide else matrix.T, -exponent)
+    scaled = times_power_of_two(matrix if wide else matrix.T, -exponent)
     basis, cumulative = _directions(scaled)
     if _undecided(cumulative, threshold):
         basis, cumulative = _directions(scaled.double())
@@ -51,7 +51,7 @@ def exact(matrix: Tensor, threshold: float) -> Factors:
     projected = basis.T @ scaled
     sigma = projected.norm(dim=1)
     unit = projected / sigma.clamp_min(torch.finfo(sigma.dtype).tiny)[:, None]
-    scale = _times_power_of_two(sigma, exponent)
+    scale = times_power_of_two(sigma, exponent)
     left, right = (basis * scale, unit) if wide else (unit.T * scale, basis.T)
     return Factors(left.contiguous(), right.contiguous(), float(cumulative[rank - 1]))
 
@@ -72,6 +72,21 @@ def _undecided(cumulative: Tensor, threshold: float) -> bool:
     return bool(((cumulative[:-1] - threshold).abs() < BOUNDARY).any())
 
 
-def _times_power_of_two(tensor: Tensor, exponent: int) -> Tensor:
-    half = exponent // 2  # 2^148, which a denormal matrix needs, is no float32; each half is
+def directions(wide: Tensor) -> tuple[Tensor, Tensor]:
+    """Return left singular vectors [n, n] and squared singular values (float64 [n], on the CPU), both falling.
+
+    wide is float32 [n, m], n <= m, of ordinary scale (exponent_of and times_power_of_two see to that).
+    """
+    values, vectors = torch.linalg.eigh(wide @ wide.T)
+    return vectors.flip(1), values.double().clamp_min(0).flip(0).cpu()
+
+
+def exponent_of(largest: float) -> int:
+    """Return e with 2^(e-1) <= largest < 2^e."""
+    return math.frexp(largest)[1]
+
+
+def times_power_of_two(tensor: Tensor, exponent: int) -> Tensor:
+    """Return tensor * 2^exponent, exactly; 2^149, which a denormal tensor needs, is no float32, but each half is."""
+    half = exponent // 2
     return tensor * 2.0**half * 2.0 ** (exponent - half)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 CODECS = {
     "svd": "fedkd_mpi.codecs.svd:Svd",
     "none": "fedkd_mpi.codecs.none:Raw",
+    "rdsvd": "fedkd_mpi.codecs.rdsvd:RateDistortionSvd",
 }
 RAW = 0  # the encoding every codec may fall back on: float32, little endian
 
