@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fedkd_mpi.wire import WireError
+
 BOUNDARY = 1e-5  # a cumulative energy this close to T is decided in float64
 
 
@@ -84,6 +86,13 @@ def directions(wide: Tensor) -> tuple[Tensor, Tensor]:
 def exponent_of(largest: float) -> int:
     """Return e with 2^(e-1) <= largest < 2^e."""
     return math.frexp(largest)[1]
+
+
+def checked_exponent(exponent: int) -> int:
+    """Return an exponent that came over the wire; raises WireError if no float32 has it."""
+    if abs(exponent) > 160:
+        raise WireError(f"impossible exponent {exponent}")
+    return exponent
 
 
 def times_power_of_two(tensor: Tensor, exponent: int) -> Tensor:

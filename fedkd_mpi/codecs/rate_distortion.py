@@ -1,13 +1,15 @@
-"""The coarsest low-rank integer factors of a matrix that keep a given share of its energy.
+"""Integers on one step that keep a given share of a matrix's energy with few bits: as low-rank factors, or dense.
 
-Reverse water-filling for a product of factors: an error e in s_i v_i, or in s_i u_i, is an error e of the matrix whatever i is,
-so one uniform step for all singular directions spends the error budget evenly, and directions whose energy is less than their
-noise are left out. The right factor is quantised first and the left one fitted to it by least squares, then quantised.
+Reverse water-filling for a product of factors: an error e in s_i v_i, or in s_i u_i, is an error e of the matrix whatever
+i is, so one uniform step for all singular directions spends the error budget evenly, and directions whose energy is less
+than their noise are left out. The right factor is quantised first; the left one is fitted to it by least squares, then
+quantised. (Cover and Thomas, Elements of Information Theory, 10.3.3, applied to the factors of Wu et al. 2022.)
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,12 +17,13 @@ from torch import Tensor
 
 from fedkd_mpi.codecs.symbols import LARGEST
 
-# Tuned on client 0 of the recorded updates (docs/codecs.md); the figures there are of client 1.
+# Tuned on client 0 of the recorded updates (benchmarks/record_updates.py); docs/codecs.md has the figures of client 1.
 WORTH = 0.2  # a direction is kept if its energy exceeds this times (rows + columns) * step^2
 ROUND_UP = 0.4  # fraction from which a magnitude is rounded up: below 1/2, as small symbols are cheaper
 LEFT_UNUSED = 0.02  # of the error budget
 FINE = 1e-3  # an error budget below this share of the energy is computed in float64
 MARGIN = 5e-4  # of the error budget, kept for rounding
+TRIALS = 24
 
 
 class Plan(NamedTuple):
@@ -31,20 +34,22 @@ class Plan(NamedTuple):
     bits: float
 
 
-class Quantized(NamedTuple):
-    """matrix ~ step * (left / |right|).T @ right with integers left [K, n], right [K, m] (|right| = norm of each row)."""
+class Integers(NamedTuple):
+    """What is sent: float tensors of integers, the step, and the share of the energy they keep.
 
-    left: Tensor
-    right: Tensor
+    Two factors, left [K, n] and right [K, m], stand for step * (left / |right|).T @ right with |right| the norms of the rows;
+    one matrix stands for step * matrix.
+    """
+
+    matrices: tuple[Tensor, ...]
     step: float
     energy: float
 
 
 def plan(energies: Tensor, rows: int, columns: int, threshold: float) -> Plan:
     """Return the plan for a rows x columns matrix with these squared singular values (float64, falling)."""
-    total, cumulative = float(energies.sum()), energies.cumsum(0)
-    entries = rows + columns
-    low, high = -60.0, 2.0  # log2 of step / norm; 40 halvings leave 1e-10
+    total, cumulative, entries = float(energies.sum()), energies.cumsum(0), rows + columns
+    low, high = -60.0, 2.0  # log2 of step / norm
     for _ in range(40):
         middle = (low + high) / 2
         step2 = total * 4.0**middle
@@ -57,68 +62,105 @@ def plan(energies: Tensor, rows: int, columns: int, threshold: float) -> Plan:
     return Plan(math.sqrt(step2), rank, float(rate.sum()) * entries)
 
 
-def quantize(matrix: Tensor, basis: Tensor, energies: Tensor, planned: Plan, threshold: float) -> Quantized | None:
-    """Return factors with energy >= threshold of which at most LEFT_UNUSED of the error budget is unspent.
+def share_out(spectra: Sequence[tuple[Tensor, int]], total: float, threshold: float) -> list[float]:
+    """Return a threshold per matrix so that one common step loses at most (1 - threshold) * total in all of them.
 
-    matrix is float32 [n, m] with n <= m and entries of at most 1, basis [n, >= rank] its left singular vectors, energies its
-    squared singular values. None if no step reaches the threshold with symbols of 16 bits.
+    spectra holds squared singular values (float64, falling) and rows + columns of each; 0 = nothing of the matrix is sent.
     """
-    exact = torch.float64 if 1 - threshold < FINE else matrix.dtype
-    matrix, basis = matrix.to(exact), basis.to(exact)
+
+    def lost(step2: float) -> list[float]:
+        ranks = [int((energies > WORTH * entries * step2).sum()) for energies, entries in spectra]
+        noise = [rank * entries * step2 / 12 for rank, (_, entries) in zip(ranks, spectra, strict=True)]
+        return [float(e[r:].sum()) + n for r, n, (e, _) in zip(ranks, noise, spectra, strict=True)]
+
+    low, high = -60.0, 2.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if sum(lost(total * 4.0**middle)) > (1 - threshold) * total else (middle, high)
+    parts = zip(lost(total * 4.0**low), spectra, strict=True)
+    return [max(1 - part / max(float(energies.sum()), 1e-300), 0.0) for part, (energies, _) in parts]
+
+
+def factors(wide: Tensor, basis: Tensor, energies: Tensor, planned: Plan, threshold: float) -> Integers | None:
+    """Return factors with energy > threshold, at most LEFT_UNUSED of the error budget unspent; None if no step does.
+
+    wide is float32 [n, m] with n <= m and entries of at most 1, basis [n, n] its left singular vectors, energies its squared
+    singular values (float64).
+    """
+    exact = torch.float64 if 1 - threshold < FINE else wide.dtype
+    wide, basis = wide.to(exact), basis.to(exact)
+    total = float(wide.square().sum(dtype=torch.float64))
+    for rank in dict.fromkeys((planned.rank, min(2 * planned.rank, len(energies)), len(energies))):
+        rows = basis[:, :rank].T @ wide
+        lost = max(total - float(energies[:rank].sum()), 0.0) / total
+        found = _search(lambda step, rows=rows: _factors_at(wide, rows, step, total), planned.step, threshold, lost)
+        if found is not None:
+            return found
+    return None
+
+
+def dense(matrix: Tensor, threshold: float) -> Integers | None:
+    """Return the matrix itself on one step, as factors() does."""
+    matrix = matrix.to(torch.float64 if 1 - threshold < FINE else matrix.dtype)
     total = float(matrix.square().sum(dtype=torch.float64))
-    budget = (1 - threshold) * total
-    rank, step = planned.rank, planned.step
-    rows = basis[:, :rank].T @ matrix
-    lost = max(total - float(energies[:rank].sum()), 0.0)
-    best, low, high = None, 0.0, math.inf
-    for _ in range(16):
-        found, error = _at(matrix, rows, step, total)
-        if found is None:
-            return best
-        used = error / budget
-        if used <= 1 - MARGIN:
-            best, low = found, step
-            if used >= 1 - LEFT_UNUSED:
-                break
-        else:
-            high = step
-        # The noise grows with the step's square, the lost directions stay lost.
-        noise = (1 - 0.5 * LEFT_UNUSED) * budget - lost
-        guess = step * math.sqrt(noise / (error - lost)) if noise > 0 and error > lost else step / 2
-        inside = low < guess < high
-        step = (
-            guess if inside else math.sqrt(low * high) if low and high < math.inf else step * (0.7 if low == 0 else 1.4)
-        )
-        if rank < energies.numel() and high < math.inf and high < 0.5 * planned.step:
-            break
-    return best
+    start = math.sqrt(12 * (1 - threshold) * total / matrix.numel())
+    return _search(lambda step: _dense_at(matrix, step, total), start, threshold, 0.0)
 
 
-def dequantize(left: Tensor, right: Tensor, step: float) -> Tensor:
-    """Return the float32 matrix [n, m] of integer factors."""
+def product(left: Tensor, right: Tensor, step: float) -> Tensor:
+    """Return the float32 matrix [n, m] that integer factors stand for."""
     scale = step / right.double().square().sum(1).clamp_min(1).sqrt()
     return (left.float() * scale.float()[:, None]).T @ right.float()
 
 
-def round_dead(values: Tensor) -> Tensor:
-    """Round to integers, towards zero below ROUND_UP."""
-    return torch.trunc(values + torch.copysign(values.new_tensor(ROUND_UP), values))
+def _search(at: Callable[[float], Integers | None], start: float, threshold: float, lost: float) -> Integers | None:
+    """Find the step by secant on the noise, which grows with the step's square, above what is lost at any step."""
+    budget, step, low, high, best = 1 - threshold, start, 0.0, math.inf, None
+    for _ in range(TRIALS):
+        found = at(step)
+        if found is None:  # symbols too large: no smaller step will do
+            return best
+        error = 1 - found.energy
+        if error <= (1 - MARGIN) * budget:
+            best, low = found, step
+            if error >= (1 - LEFT_UNUSED) * budget:
+                break
+        else:
+            high = step
+        target = (1 - LEFT_UNUSED / 2) * budget - lost
+        guess = step * math.sqrt(target / (error - lost)) if target > 0 and error > lost else 0.0
+        if not low < guess < high:
+            guess = math.sqrt(low * high) if low and high < math.inf else step * (0.6 if low == 0 else 1.6)
+        if high < math.inf and low > 0.999 * high or guess < start / 64:
+            break
+        step = guess
+    return best
 
 
-def _at(matrix: Tensor, rows: Tensor, step: float, total: float) -> tuple[Quantized | None, float]:
-    """The factors at a step and their squared error, from k x k matrices alone."""
-    right = round_dead(rows / step)
+def _factors_at(wide: Tensor, rows: Tensor, step: float, total: float) -> Integers | None:
+    """The factors at a step, their error from k x k matrices alone."""
+    right = _round(rows / step)
     right = right[right.any(1)]
     if right.shape[0] == 0:
-        return Quantized(right.new_zeros(0, matrix.shape[0]), right, step, 0.0), total
+        return Integers((right.new_zeros(0, wide.shape[0]), right), step, 0.0)
     unit = right / right.norm(dim=1, keepdim=True)
-    overlap, onto = unit @ unit.T, unit @ matrix.T
-    factor, failed = torch.linalg.cholesky_ex(overlap)
-    fitted = onto if failed else torch.cholesky_solve(onto, factor)
-    left = round_dead(fitted / step)
+    overlap, onto = unit @ unit.T, unit @ wide.T
+    lower, failed = torch.linalg.cholesky_ex(overlap)
+    left = _round((onto if failed else torch.cholesky_solve(onto, lower)) / step)
     if max(left.abs().max(), right.abs().max()) > LARGEST:
-        return None, math.nan
+        return None
     kept = left * step
     error = total - 2 * float((onto * kept).sum(dtype=torch.float64))
     error += float(((kept @ kept.T).double() * overlap.double()).sum())
-    return Quantized(left, right, step, 1 - error / total), error
+    return Integers((left, right), step, 1 - error / total)
+
+
+def _dense_at(matrix: Tensor, step: float, total: float) -> Integers | None:
+    rounded = _round(matrix / step)
+    if rounded.abs().max() > LARGEST:
+        return None
+    return Integers((rounded,), step, 1 - float((matrix - rounded * step).square().sum(dtype=torch.float64)) / total)
+
+
+def _round(values: Tensor) -> Tensor:
+    return torch.trunc(values + torch.copysign(values.new_tensor(ROUND_UP), values))

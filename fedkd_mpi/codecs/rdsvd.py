@@ -1,9 +1,8 @@
-"""Codec `rdsvd`: singular directions on one quantisation step, entropy-coded; the energy is checked before anything is sent.
+"""Codec `rdsvd`: singular directions on one quantisation step, entropy-coded, with the energy checked at the sender.
 
-Each tensor goes by the smallest of several encodings that keeps more than the threshold's share of its energy:
-raw, dense but quantised, or quantised factors of the matrix or of another unfolding of a convolution. Tensors with one
-dimension go in 16 bits. After rate-distortion theory for a Gaussian source (Cover and Thomas, Elements of Information
-Theory, 10.3.3), applied to the paper's factors (Wu et al. 2022).
+Each tensor goes by the smallest of these that keeps more than the threshold's share of its energy: raw; 16 bits a number
+(all that is tried for tensors of one dimension); quantised factors of the matrix, or of another unfolding of a convolution;
+the quantised matrix itself; and for tiny ones the paper's factors in 16 or 8 bits. The tag of the record says which.
 """
 
 from __future__ import annotations
@@ -17,131 +16,127 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd_mpi.codecs import RAW, raw, read_floats, symbols
-from fedkd_mpi.codecs.rate_distortion import Plan, dequantize, plan, quantize
+from fedkd_mpi.codecs import RAW, Codec, State, raw, read_floats, symbols
+from fedkd_mpi.codecs.narrow import BYTE_FACTORS, HALF, HALF_FACTORS, NARROW, narrow, read_narrow
+from fedkd_mpi.codecs.rate_distortion import Integers, Plan, dense, factors, plan, product, share_out
+from fedkd_mpi.codecs.unfolding import fold, unfold, unfolded_shape, unfoldings
 from fedkd_mpi.config import Compression
 from fedkd_mpi.errors import RunFault
-from fedkd_mpi.factorization import directions, exponent_of, times_power_of_two
+from fedkd_mpi.factorization import checked_exponent, directions, exponent_of, times_power_of_two
 from fedkd_mpi.wire import Layer, Record, WireError
 
-HALF, FACTORS = 2, 4
-HEAD = struct.Struct("<Bhf")  # unfolding and whether rows are left out, exponent of the scale, step
+FACTORS, DENSE = 16, 17
+HEAD = struct.Struct("<Bhf")  # unfolding (and whether zero rows are left out), exponent of the scale, step
 MASKED = 128
-SMALL = struct.Struct("<h")
+TINY = 4096  # entries, above which factors in 16 or 8 bits a number cannot win
 
 
 class Candidate(NamedTuple):
-    """One unfolding of a tensor: scaled, without zero rows, wide; with its spectrum and plan."""
+    """One unfolding of a tensor: without its zero rows, wide, with its spectrum and plan."""
 
     unfolding: int
-    matrix: Tensor
+    wide: Tensor
     rows: Tensor | None  # mask of the rows that are not zero
     basis: Tensor
     energies: Tensor
     planned: Plan
 
 
-class RateDistortionSvd:
-    """The smallest checked encoding of each tensor; at worst raw."""
+class Prepared(NamedTuple):
+    """One tensor to encode: scaled * 2^exponent, and its best unfolding if it is a matrix."""
+
+    layer: Layer
+    tensor: Tensor
+    scaled: Tensor
+    exponent: int
+    best: Candidate | None
+
+
+class RateDistortionSvd(Codec):
+    """The smallest checked encoding of each tensor; at worst raw.
+
+    compression.energy_scope says what has to keep its energy: each tensor, or the update as a whole, with one step for all
+    of its matrices. The latter is the cheaper way to the same total, and starves layers of small norm: error feedback must
+    bring them up in time.
+    """
 
     def __init__(self, compression: Compression, layers: Sequence[Layer]):
-        self.layers = layers
+        self.layers, self.scope = layers, compression.energy_scope
 
-    def encode(self, update: Sequence[Tensor], threshold: float, state: dict[str, Tensor]) -> list[Record]:
-        """Return the records at energy threshold T; `state` remembers which unfolding suits each layer.
+    def encode(
+        self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
+    ) -> list[Record]:
+        """Return the records at energy threshold T; `state` remembers which unfolding suits each layer ("unfolding").
 
         Raises RunFault naming the layer if it is not finite.
         """
-        unfoldings = state.setdefault("unfolding", torch.full((len(self.layers),), -1, dtype=torch.int8))
-        records = []
-        for index, (tensor, layer) in enumerate(zip(update, self.layers, strict=True)):
-            largest = float(tensor.abs().max()) if tensor.numel() else 0.0
-            if not math.isfinite(largest):
-                raise RunFault("the matrix is not finite", layer=layer.name)
-            if largest == 0:
-                records.append(Record(FACTORS, 0, np.empty(0, np.uint8), 1.0))
-                continue
-            exponent = exponent_of(largest)
-            scaled = times_power_of_two(tensor.detach(), -exponent)
-            if threshold >= 1:
-                record = raw(tensor)
-            elif not layer.compressible:
-                record = _half(scaled, exponent)
-            else:
-                record, unfoldings[index] = _factors(scaled, layer, exponent, threshold, int(unfoldings[index]))
-            fits = record is not None and record.data.size < 4 * layer.numel and record.energy > threshold
-            records.append(record if fits else raw(tensor))
-        return records
+        known = state.setdefault("unfolding", torch.full((len(self.layers),), -1, dtype=torch.int8))
+        prepared = [
+            _prepare(tensor, layer, threshold, int(choice))
+            for tensor, layer, choice in zip(update, self.layers, known, strict=True)
+        ]
+        choices = [part.best.unfolding if part.best else int(old) for part, old in zip(prepared, known, strict=True)]
+        state["unfolding"] = torch.tensor(choices, dtype=torch.int8)
+        thresholds = [threshold] * len(prepared)
+        if self.scope == "model" and threshold < 1:
+            thresholds = _common(prepared, threshold)
+        return [_encode(part, own) for part, own in zip(prepared, thresholds, strict=True)]
 
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
         """Return the tensors; raises WireError, naming the layer, on anything that does not fit it."""
         return [self._decode(record, layer, device) for record, layer in zip(records, self.layers, strict=True)]
 
     def _decode(self, record: Record, layer: Layer, device: str) -> Tensor:
-        if record.encoding == RAW:
-            return read_floats(record, layer, layer.numel).reshape(layer.shape).to(device)
         try:
-            if record.encoding == HALF:
-                return _read_half(record, layer).to(device)
-            if record.encoding == FACTORS:
-                return _read_factors(record, layer, device)
+            if record.encoding == RAW:
+                return read_floats(record, layer, layer.numel).reshape(layer.shape).to(device)
+            if record.encoding in NARROW:
+                return read_narrow(record, layer).to(device)
+            if record.encoding in (FACTORS, DENSE):
+                return _read_quantized(record, layer, device)
             raise WireError(f"encoding {record.encoding} is unknown to codec rdsvd")
         except WireError as error:
             raise WireError(f"layer {layer.name}: {error}") from None
 
 
-def unfoldings(shape: Sequence[int]) -> list[int]:
-    """Return the unfoldings of a tensor: 0 = P x rest, and for convolutions 1 = (P kh) x (I kw), 2 = (P kh kw) x I."""
-    return [0, 1, 2] if len(shape) == 4 and shape[2] * shape[3] > 1 else [0]
-
-
-def unfold(tensor: Tensor, unfolding: int) -> Tensor:
-    """Return the matrix of an unfolding."""
-    if unfolding == 0:
-        return tensor.reshape(tensor.shape[0], -1)
-    out, into, height, width = tensor.shape
-    if unfolding == 1:
-        return tensor.permute(0, 2, 1, 3).reshape(out * height, into * width)
-    return tensor.permute(0, 2, 3, 1).reshape(out * height * width, into)
-
-
-def fold(matrix: Tensor, unfolding: int, shape: Sequence[int]) -> Tensor:
-    """Return the tensor of this shape whose unfolding the matrix is."""
-    if unfolding == 0:
-        return matrix.reshape(shape)
-    out, into, height, width = shape
-    if unfolding == 1:
-        return matrix.reshape(out, height, into, width).permute(0, 2, 1, 3).contiguous()
-    return matrix.reshape(out, height, width, into).permute(0, 3, 1, 2).contiguous()
-
-
-def _half(scaled: Tensor, exponent: int) -> Record:
-    half = scaled.half()
-    lost = float((scaled.double() - half.double()).square().sum() / scaled.double().square().sum())
-    data = SMALL.pack(exponent) + half.cpu().numpy().astype("<f2").tobytes()
-    return Record(HALF, -1, np.frombuffer(data, np.uint8), 1 - lost)
-
-
-def _read_half(record: Record, layer: Layer) -> Tensor:
-    if record.data.size != SMALL.size + 2 * layer.numel:
-        raise WireError(f"{record.data.size} bytes where {SMALL.size + 2 * layer.numel} belong")
-    (exponent,) = SMALL.unpack(record.data[: SMALL.size].tobytes())
-    values = np.frombuffer(record.data[SMALL.size :].tobytes(), "<f2").astype(np.float32)
-    return times_power_of_two(torch.from_numpy(values), _checked(exponent)).reshape(layer.shape)
-
-
-def _factors(scaled: Tensor, layer: Layer, exponent: int, threshold: float, known: int) -> tuple[Record | None, int]:
+def _prepare(tensor: Tensor, layer: Layer, threshold: float, known: int) -> Prepared:
+    largest = float(tensor.abs().max()) if tensor.numel() else 0.0
+    if not math.isfinite(largest):
+        raise RunFault("the update is not finite", layer=layer.name)
+    exponent = exponent_of(largest)
+    scaled = times_power_of_two(tensor.detach(), -exponent)
+    if largest == 0 or threshold >= 1 or not layer.compressible:
+        return Prepared(layer, tensor, scaled, exponent, None)
     choices = [known] if known >= 0 else unfoldings(layer.shape)
     candidates = [_candidate(unfold(scaled, choice), choice, threshold) for choice in choices]
-    best = min(candidates, key=lambda candidate: candidate.planned.bits)
-    found = quantize(best.matrix, best.basis, best.energies, best.planned, threshold)
-    if found is None:
-        return None, best.unfolding
-    left, right = (factor.to(torch.int16).cpu().numpy() for factor in (found.left, found.right))
-    head = HEAD.pack(best.unfolding | (MASKED if best.rows is not None else 0), exponent, found.step)
-    mask = b"" if best.rows is None else np.packbits(best.rows.cpu().numpy()).tobytes()
-    data = np.concatenate([np.frombuffer(head + mask, np.uint8), symbols.encode([left, right])])
-    return Record(FACTORS, left.shape[0], data, found.energy), best.unfolding
+    return Prepared(layer, tensor, scaled, exponent, min(candidates, key=lambda candidate: candidate.planned.bits))
+
+
+def _common(prepared: Sequence[Prepared], threshold: float) -> list[float]:
+    """The threshold of each matrix when all of them have one step; that of other tensors stays."""
+    top = max(part.exponent for part in prepared)
+    weights = [4.0 ** max(part.exponent - top, -500) for part in prepared]
+    total = sum(w * float(part.scaled.square().sum(dtype=torch.float64)) for w, part in zip(weights, prepared, strict=True))
+    matrices = [index for index, part in enumerate(prepared) if part.best]
+    spectra = [(prepared[i].best.energies * weights[i], sum(prepared[i].best.wide.shape)) for i in matrices]
+    shared = dict(zip(matrices, share_out(spectra, total, threshold), strict=True))
+    return [shared.get(index, threshold) for index in range(len(prepared))]
+
+
+def _encode(part: Prepared, threshold: float) -> Record:
+    if not part.scaled.any() or threshold <= 0:
+        return Record(FACTORS, 0, np.empty(0, np.uint8), float(threshold > 0))
+    rungs = [raw(part.tensor)]
+    if threshold < 1:
+        rungs.append(narrow(HALF, part.scaled, part.exponent))
+    if part.best:
+        planned = plan(part.best.energies, *part.best.wide.shape, threshold)
+        rungs += _quantized(part.best._replace(planned=planned), part.exponent, threshold)
+        if part.layer.numel <= TINY:
+            matrix = unfold(part.scaled, 0)
+            rungs += [narrow(kind, matrix, part.exponent, threshold) for kind in (HALF_FACTORS, BYTE_FACTORS)]
+    fitting = (rung for rung in rungs if rung.energy > threshold or rung.encoding == RAW)
+    return min(fitting, key=lambda rung: rung.data.size)
 
 
 def _candidate(matrix: Tensor, unfolding: int, threshold: float) -> Candidate:
@@ -151,14 +146,35 @@ def _candidate(matrix: Tensor, unfolding: int, threshold: float) -> Candidate:
         matrix = matrix[rows]
     wide = (matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T).contiguous()
     basis, energies = directions(wide)
-    return Candidate(unfolding, wide, rows if masked else None, basis, energies, plan(energies, *wide.shape, threshold))
+    planned = plan(energies, *wide.shape, threshold)
+    return Candidate(unfolding, wide, rows if masked else None, basis, energies, planned)
 
 
-def _read_factors(record: Record, layer: Layer, device: str) -> Tensor:
-    if record.data.size == 0 and record.rank == 0:
+def _quantized(best: Candidate, exponent: int, threshold: float) -> list[Record]:
+    """The records of the factors and, where a flat spectrum makes it a match, of the matrix itself."""
+    rungs = []
+    found = factors(best.wide, best.basis, best.energies, best.planned, threshold)
+    if found:
+        rungs.append(_record(FACTORS, found, best, exponent))
+    if not found or best.planned.bits > best.wide.numel() * 0.25 * math.log2(1 / (1 - threshold)):
+        found = dense(best.wide, threshold)
+        rungs += [_record(DENSE, found, best, exponent)] if found else []
+    return rungs
+
+
+def _record(encoding: int, found: Integers, source: Candidate, exponent: int) -> Record:
+    head = HEAD.pack(source.unfolding | (MASKED if source.rows is not None else 0), exponent, found.step)
+    mask = b"" if source.rows is None else np.packbits(source.rows.cpu().numpy()).tobytes()
+    body = symbols.encode([matrix.to(torch.int16).cpu().numpy() for matrix in found.matrices])
+    rank = found.matrices[0].shape[0] if encoding == FACTORS else -1
+    return Record(encoding, rank, np.concatenate([np.frombuffer(head + mask, np.uint8), body]), found.energy)
+
+
+def _read_quantized(record: Record, layer: Layer, device: str) -> Tensor:
+    if record.encoding == FACTORS and record.data.size == 0 and record.rank == 0:
         return torch.zeros(layer.shape, device=device)
     if not layer.compressible:
-        raise WireError("factors of a tensor that is no matrix")
+        raise WireError("a matrix's encoding of a tensor that is none")
     if record.data.size < HEAD.size:
         raise WireError("the record ends inside its head")
     flags, exponent, step = HEAD.unpack(record.data[: HEAD.size].tobytes())
@@ -167,27 +183,26 @@ def _read_factors(record: Record, layer: Layer, device: str) -> Tensor:
         raise WireError(f"unknown unfolding {unfolding}")
     if not (math.isfinite(step) and step > 0):
         raise WireError(f"impossible step {step}")
-    full_rows, columns = unfold(torch.empty(layer.shape, device="meta"), unfolding).shape
-    rows, mask = full_rows, None
+    all_rows, columns = unfolded_shape(layer.shape, unfolding)
+    mask = np.ones(all_rows, bool)
     if flags & MASKED:
-        size = -(-full_rows // 8)
-        mask = np.unpackbits(body[:size], count=full_rows).astype(bool) if body.size >= size else None
-        if mask is None:
+        size = -(-all_rows // 8)
+        if body.size < size:
             raise WireError("the record ends inside its mask of rows")
-        rows, body = int(mask.sum()), body[size:]
+        mask, body = np.unpackbits(body[:size], count=all_rows).astype(bool), body[size:]
+    rows = int(mask.sum())
     short, long = sorted((rows, columns))
-    if not 0 <= record.rank <= short:
-        raise WireError(f"rank {record.rank} of a {rows} x {columns} matrix")
-    left, right = symbols.decode(body, [(record.rank, short), (record.rank, long)])
-    product = dequantize(torch.from_numpy(left).to(device), torch.from_numpy(right).to(device), step)
-    product = times_power_of_two(product if rows <= columns else product.T, _checked(exponent))
-    if mask is not None:
-        kept, product = product, product.new_zeros(full_rows, columns)
-        product[torch.from_numpy(mask).to(device)] = kept
-    return fold(product, unfolding, layer.shape)
-
-
-def _checked(exponent: int) -> int:
-    if abs(exponent) > 200:
-        raise WireError(f"impossible exponent {exponent}")
-    return exponent
+    if record.encoding == DENSE:
+        (wide,) = (torch.from_numpy(m).to(device) for m in symbols.decode(body, [(short, long)]))
+        wide = wide.float() * step
+    else:
+        if not 0 <= record.rank <= short:
+            raise WireError(f"rank {record.rank} of a {rows} x {columns} matrix")
+        shapes = [(record.rank, short), (record.rank, long)]
+        left, right = (torch.from_numpy(m).to(device) for m in symbols.decode(body, shapes))
+        wide = product(left, right, step)
+    matrix = times_power_of_two(wide if rows <= columns else wide.T, checked_exponent(exponent))
+    if flags & MASKED:
+        kept, matrix = matrix, matrix.new_zeros(all_rows, columns)
+        matrix[torch.from_numpy(mask).to(device)] = kept
+    return fold(matrix, unfolding, layer.shape)
