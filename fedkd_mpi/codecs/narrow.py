@@ -52,10 +52,10 @@ def read_narrow(record: Record, layer: Layer) -> Tensor:
     rows, columns = layer.matrix_shape
     rank = record.rank
     if record.encoding != HALF and not (layer.compressible and 0 <= rank <= min(rows, columns)):
-        raise WireError(f"rank {rank} of a {rows} x {columns} tensor")
+        raise WireError(f"layer {layer.name}: rank {rank} of a {rows} x {columns} tensor")
     counts = {HALF: 2 * layer.numel, HALF_FACTORS: 2 * rank * (rows + columns), BYTE_FACTORS: rank * (rows + columns + 4)}
     if record.data.size != EXPONENT.itemsize + counts[record.encoding]:
-        raise WireError(f"{record.data.size} bytes where {EXPONENT.itemsize + counts[record.encoding]} belong")
+        raise WireError(f"layer {layer.name}: {record.data.size} bytes where {EXPONENT.itemsize + counts[record.encoding]} belong")
     data = record.data.tobytes()
     exponent = checked_exponent(int(np.frombuffer(data, EXPONENT, 1)[0]))
     if record.encoding == BYTE_FACTORS:

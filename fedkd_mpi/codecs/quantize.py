@@ -97,9 +97,11 @@ class Float16(Codec):
         """Return the tensors; raises WireError on another encoding or length."""
         tensors = []
         for record, layer in zip(records, self.layers, strict=True):
-            if record.encoding not in (RAW, HALF):
+            if record.encoding == RAW:
+                tensor = read_floats(record, layer, layer.numel).reshape(layer.shape)
+            elif record.encoding == HALF:
+                tensor = read_narrow(record, layer)
+            else:
                 raise WireError(f"layer {layer.name}: encoding {record.encoding} is unknown to codec float16")
-            whole = record.encoding == RAW
-            tensor = read_floats(record, layer, layer.numel).reshape(layer.shape) if whole else read_narrow(record, layer)
             tensors.append(tensor.to(device))
         return tensors

@@ -9,6 +9,7 @@ quantised. (Cover and Thomas, Elements of Information Theory, 10.3.3, applied to
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -48,16 +49,21 @@ class Integers(NamedTuple):
 
 def plan(energies: Tensor, rows: int, columns: int, threshold: float) -> Plan:
     """Return the plan for a rows x columns matrix with these squared singular values (float64, falling)."""
-    total, cumulative, entries = float(energies.sum()), energies.cumsum(0), rows + columns
+    cumulative, rising, entries = energies.cumsum(0).tolist(), energies.flip(0).tolist(), rows + columns
+    total = cumulative[-1]
+
+    def rank_at(step2: float) -> int:
+        return max(len(rising) - bisect_right(rising, WORTH * entries * step2), 1)
+
     low, high = -60.0, 2.0  # log2 of step / norm
     for _ in range(40):
         middle = (low + high) / 2
         step2 = total * 4.0**middle
-        rank = max(int((energies > WORTH * entries * step2).sum()), 1)
-        error = total - float(cumulative[rank - 1]) + rank * entries * step2 / 12
+        rank = rank_at(step2)
+        error = total - cumulative[rank - 1] + rank * entries * step2 / 12
         low, high = (low, middle) if error > (1 - threshold) * total else (middle, high)
     step2 = total * 4.0**low
-    rank = max(int((energies > WORTH * entries * step2).sum()), 1)
+    rank = rank_at(step2)
     rate = 0.5 * torch.log2(12 * energies[:rank] / (entries * step2) + 1)
     return Plan(math.sqrt(step2), rank, float(rate.sum()) * entries)
 

@@ -77,21 +77,21 @@ class RateDistortionSvd(Codec):
         ]
         choices = [part.best.unfolding if part.best else int(old) for part, old in zip(prepared, known, strict=True)]
         state["unfolding"] = torch.tensor(choices, dtype=torch.int8)
-        thresholds = [threshold] * len(prepared)
-        if self.scope == "model" and threshold < 1:
-            thresholds = _common(prepared, threshold)
-        return [_encode(part, own) for part, own in zip(prepared, thresholds, strict=True)]
+        if self.scope == "tensor" or threshold >= 1:
+            return [_encode(part, threshold) for part in prepared]
+        own = _common(prepared, threshold)
+        return [_encode(_replanned(part, own[i]), own[i]) if i in own else _encode(part, threshold) for i, part in enumerate(prepared)]
 
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
         """Return the tensors; raises WireError, naming the layer, on anything that does not fit it."""
         return [self._decode(record, layer, device) for record, layer in zip(records, self.layers, strict=True)]
 
     def _decode(self, record: Record, layer: Layer, device: str) -> Tensor:
+        if record.encoding == RAW:
+            return read_floats(record, layer, layer.numel).reshape(layer.shape).to(device)
+        if record.encoding in NARROW:
+            return read_narrow(record, layer).to(device)
         try:
-            if record.encoding == RAW:
-                return read_floats(record, layer, layer.numel).reshape(layer.shape).to(device)
-            if record.encoding in NARROW:
-                return read_narrow(record, layer).to(device)
             if record.encoding in (FACTORS, DENSE):
                 return _read_quantized(record, layer, device)
             raise WireError(f"encoding {record.encoding} is unknown to codec rdsvd")
@@ -112,15 +112,19 @@ def _prepare(tensor: Tensor, layer: Layer, threshold: float, known: int) -> Prep
     return Prepared(layer, tensor, scaled, exponent, min(candidates, key=lambda candidate: candidate.planned.bits))
 
 
-def _common(prepared: Sequence[Prepared], threshold: float) -> list[float]:
-    """The threshold of each matrix when all of them have one step; that of other tensors stays."""
+def _common(prepared: Sequence[Prepared], threshold: float) -> dict[int, float]:
+    """The threshold of each matrix, by its index, when all of them have one step."""
     top = max(part.exponent for part in prepared)
     weights = [4.0 ** max(part.exponent - top, -500) for part in prepared]
     total = sum(w * float(part.scaled.square().sum(dtype=torch.float64)) for w, part in zip(weights, prepared, strict=True))
     matrices = [index for index, part in enumerate(prepared) if part.best]
     spectra = [(prepared[i].best.energies * weights[i], sum(prepared[i].best.wide.shape)) for i in matrices]
-    shared = dict(zip(matrices, share_out(spectra, total, threshold), strict=True))
-    return [shared.get(index, threshold) for index in range(len(prepared))]
+    return dict(zip(matrices, share_out(spectra, total, threshold), strict=True))
+
+
+def _replanned(part: Prepared, threshold: float) -> Prepared:
+    planned = plan(part.best.energies, *part.best.wide.shape, threshold)
+    return part._replace(best=part.best._replace(planned=planned))
 
 
 def _encode(part: Prepared, threshold: float) -> Record:
@@ -130,8 +134,7 @@ def _encode(part: Prepared, threshold: float) -> Record:
     if threshold < 1:
         rungs.append(narrow(HALF, part.scaled, part.exponent))
     if part.best:
-        planned = plan(part.best.energies, *part.best.wide.shape, threshold)
-        rungs += _quantized(part.best._replace(planned=planned), part.exponent, threshold)
+        rungs += _quantized(part.best, part.exponent, threshold)
         if part.layer.numel <= TINY:
             matrix = unfold(part.scaled, 0)
             rungs += [narrow(kind, matrix, part.exponent, threshold) for kind in (HALF_FACTORS, BYTE_FACTORS)]
