@@ -1,4 +1,4 @@
-"""Bytes and seconds of codec rdsvd against the paper's count and numpy's SVD at the same checked energy, on recorded updates."""
+"""Bytes and seconds of codec rdsvd against the paper's count and numpy's SVD at equal energy, on recorded updates."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from benchmarks.recorded import cpu_seconds, geometric_mean, matrices, smallest_rank
 from fedkd_mpi import codecs
@@ -17,10 +18,11 @@ from fedkd_mpi.wire import RECORD_BYTES, Layer
 def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Return ratios of bytes (record heads included) and of CPU time on one thread.
 
-    The paper's count is 4 (PK + K^2 + KQ) with K of a float64 SVD, whether or not raw would be smaller; the folded count is
-    4 K (P + Q) or raw. The energy is that of the decoded bytes, entry by entry in float64.
+    The paper's count is 4 (PK + K^2 + KQ) with K of a float64 SVD, whether or not raw would be smaller; the folded
+    count is 4 K (P + Q) or raw. The energy is that of the decoded bytes, entry by entry in float64.
     """
     torch.set_num_threads(1)
+    threadpool_limits(1)
     rows = []
     for recorded in matrices():
         rows_, columns = recorded.matrix.shape
@@ -31,7 +33,7 @@ def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
             state: codecs.State = {}
             codec.encode([recorded.before], threshold, state, generator(0, "benchmark"))
 
-            def encode(state=state, codec=codec, recorded=recorded, threshold=threshold):  # noqa: ANN202
+            def encode(state=state, codec=codec, recorded=recorded, threshold=threshold):
                 return codec.encode([recorded.update], threshold, dict(state), generator(0, "benchmark"))
 
             records = encode()

@@ -1,4 +1,4 @@
-"""Speed of the exact and the fast factorisation against numpy's and torch's SVD, and their ranks, on recorded updates."""
+"""Speed and ranks of the exact and the fast factorisation against numpy's and torch's SVD, on recorded updates."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from benchmarks.recorded import cpu_seconds, geometric_mean, matrices, smallest_rank
 from fedkd_mpi.factorization import exact, fast
@@ -14,6 +15,7 @@ from fedkd_mpi.factorization import exact, fast
 def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Return speed-ups (one thread, medians of paired CPU times) and the ranks in excess of a float64 SVD's."""
     torch.set_num_threads(1)
+    threadpool_limits(1)
     rows = []
     for recorded in matrices():
         matrix, before = recorded.matrix, recorded.before.reshape(recorded.matrix.shape)

@@ -1,8 +1,9 @@
 """Record real updates for the codec benchmarks: python -m benchmarks.record_updates [NAME ...] (needs FEDKD_DATA).
 
-Two clients with non-IID data and optimisers of their own that live across rounds train a student by federated averaging,
-and the updates of the last rounds are kept: client 0's for tuning a codec, client 1's for the figures. Written to
-$FEDKD_UPDATES (default benchmarks/updates), one file NAME.npz with arrays "client/round/layer"; not for the repository.
+Two clients with non-IID data and optimisers of their own that live across rounds train a student by federated
+averaging, and the updates of the last rounds are kept: client 0's for tuning a codec, client 1's for the figures.
+Written to $FEDKD_UPDATES (default benchmarks/updates), one file NAME.npz with arrays "client/round/layer"; not for the
+repository.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ WORDS, LENGTH, WIDTH, DEPTH, HEADS = 12000, 48, 768, 4, 12
 
 
 class Bert(nn.Module):
-    """The paper's 4-layer student in shape (768 wide, 12 heads, 3072 in between), from scratch, for text classification."""
+    """A text classifier shaped like the paper's 4-layer student (768 wide, 12 heads, 3072 in between), from scratch."""
 
     def __init__(self):
         super().__init__()
@@ -148,7 +149,7 @@ def cifar_resnet(root: Path) -> Iterator[tuple[int, int, dict[str, Tensor]]]:
 
 
 def text_bert(root: Path) -> Iterator[tuple[int, int, dict[str, Tensor]]]:
-    """The 4-layer student on the ADE corpus with persistent Adam, 8 local steps; two of the layers and the embedding."""
+    """The 4-layer student on the ADE corpus, 8 steps of persistent Adam; two of the layers and the embedding."""
     tokens, labels = _sentences(root)
     for round_index, client, update in _rounds(Bert, _adam, tokens, labels, 16, 8, 16):
         skipped = tuple(f"blocks.{layer}." for layer in range(1, DEPTH - 1))

@@ -1,9 +1,9 @@
 """The energy-threshold low-rank factorisation the codecs stand on: smallest rank K, or nearly so in less time.
 
-All work is on the Gram matrix of the short side. Squaring costs no accuracy at the thresholds in use (T <= 0.999); scale
-does, so a power of two is taken out first, and a cumulative energy near T is decided in float64. Unlike gesdd, eigh of a
-symmetric matrix does not fail to converge; and where few directions hold the energy they are found without it, by
-subspace iteration, and a Cholesky factorisation proves that none has been missed.
+All work is on the Gram matrix of the short side. Squaring costs no accuracy at the thresholds in use (T <= 0.999);
+scale does, so a power of two is taken out first, and a cumulative energy near T is decided in float64. Unlike gesdd,
+eigh of a symmetric matrix does not fail to converge; and where few directions hold the energy they are found without
+it, by subspace iteration, and a Cholesky factorisation proves that none has been missed.
 """
 
 from __future__ import annotations
@@ -77,11 +77,11 @@ def exact(matrix: Tensor, threshold: float) -> Factors:
 
 
 def fast(matrix: Tensor, threshold: float, start: Tensor | None) -> Factors:
-    """Return factors that keep more than the threshold's share of the energy at a rank that may be just above the smallest.
+    """Return factors that keep more than the threshold's share of the energy at, or just above, the smallest rank.
 
-    start is the `left` of the same layer's last factors, whose directions are taken two steps of power iteration further
-    (Vogels et al. 2019); where there is none, where it is wide, or where the energy is not reached, the result is that of
-    exact(). Raises ValueError as exact() does.
+    start is the `left` of the same layer's last factors, whose directions are taken two steps of power iteration
+    further (Vogels et al. 2019); where there is none, where it is wide, or where the energy is not reached, the result
+    is that of exact(). Raises ValueError as exact() does.
     """
     width = 0 if start is None else _rounded(1.1 * start.shape[1] + 4)
     if not LANES <= width < max(NARROW * min(matrix.shape), LANES + 1) or min(matrix.shape) < WARM:
@@ -96,7 +96,7 @@ def fast(matrix: Tensor, threshold: float, start: Tensor | None) -> Factors:
         block = torch.linalg.qr(tall @ (tall.T @ block)).Q
     projected = block.T @ tall
     turn, energies = _directions(projected @ projected.T)
-    cumulative = energies.cumsum(0) / _energy(tall)
+    cumulative = energies.cumsum(0) / energy_of(tall)
     if not float(cumulative[-1]) > threshold + BOUNDARY:
         return exact(matrix, threshold)
     rank = _smallest_rank(cumulative, threshold + BOUNDARY / 10)
@@ -104,12 +104,27 @@ def fast(matrix: Tensor, threshold: float, start: Tensor | None) -> Factors:
     return _assemble(matrix, prepared, block @ turn, turn.T @ projected, float(cumulative[rank - 1]))
 
 
-def directions(wide: Tensor) -> tuple[Tensor, Tensor]:
-    """Return left singular vectors [n, n] and squared singular values (float64 [n], on the CPU), both falling.
+def directions(wide: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Return left singular vectors [n, k] and squared singular values (float64 [n], on the CPU), both falling.
 
-    wide is float32 [n, m], n <= m, of ordinary scale (exponent_of and times_power_of_two see to that).
+    wide is float32 [n, m], n <= m, of ordinary scale. k may be less than n where far fewer directions hold the
+    threshold's share of the energy; they are then close to the singular ones, and the values after the k-th all zero
+    but the last, which is all that remains.
     """
-    return _directions(gram(wide))
+    symmetric = gram(wide)
+    size = wide.shape[0]
+    for width in sorted({_rounded(share * size) for share in WIDTHS}) if size >= LARGE and threshold < 1 else ():
+        block = symmetric[:, _spread(symmetric, width)]
+        for _ in range(2):
+            block = symmetric @ torch.linalg.qr(block).Q
+        block = torch.linalg.qr(block).Q
+        turn, values = _directions(block.T @ (symmetric @ block))
+        total = float(symmetric.diagonal().sum(dtype=torch.float64))
+        if float(values[: width // 2].sum()) > threshold * total:
+            rest = torch.zeros(size - width, dtype=torch.float64)
+            rest[-1] = max(total - float(values.sum()), 0.0)
+            return block @ turn, torch.cat([values, rest])
+    return _directions(symmetric)
 
 
 def gram(wide: Tensor) -> Tensor:
@@ -130,6 +145,12 @@ def exponent_of(largest: float) -> int:
     return math.frexp(largest)[1]
 
 
+def ordinary_exponent(largest: float) -> int:
+    """Return exponent_of(largest), or 0 where squares and their sums are in float32's range by far without scaling."""
+    exponent = exponent_of(largest)
+    return exponent if abs(exponent) > ORDINARY else 0
+
+
 def checked_exponent(exponent: int) -> int:
     """Return an exponent that came over the wire; raises WireError if no float32 has it."""
     if abs(exponent) > 160:
@@ -143,6 +164,16 @@ def times_power_of_two(tensor: Tensor, exponent: int) -> Tensor:
     return tensor * 2.0**half * 2.0 ** (exponent - half)
 
 
+def zero_rows(matrix: Tensor) -> Tensor | None:
+    """Return the mask of rows that are not all zero, or None if (nearly) all are not.
+
+    An embedding's update has few of them; 32 rows from all over it tell.
+    """
+    if matrix.shape[0] < BLOCK or bool(matrix[_spread(matrix.T, 32)].any(1).all()):
+        return None
+    return matrix.any(1)
+
+
 def _prepare(matrix: Tensor) -> _Prepared | None:
     low, high = torch.aminmax(matrix) if matrix.numel() else (matrix.sum(), matrix.sum())
     largest = max(-float(low), float(high))
@@ -150,19 +181,14 @@ def _prepare(matrix: Tensor) -> _Prepared | None:
         raise ValueError("the update is not finite")
     if largest == 0.0:
         return None
-    exponent, rows = exponent_of(largest), None
-    if abs(exponent) > ORDINARY:
-        matrix = times_power_of_two(matrix, -exponent)
-    else:
-        exponent = 0
-    # An embedding's update has few rows that are not zero; 32 of them tell.
-    if matrix.shape[0] >= BLOCK and not bool(matrix[_spread(matrix.T, 32)].any(1).all()):
-        rows = matrix.any(1)
-        matrix = matrix[rows]
-    return _Prepared(matrix, exponent, rows)
+    exponent = ordinary_exponent(largest)
+    matrix = times_power_of_two(matrix, -exponent) if exponent else matrix
+    rows = zero_rows(matrix)
+    return _Prepared(matrix if rows is None else matrix[rows], exponent, rows)
 
 
-def _energy(matrix: Tensor) -> float:
+def energy_of(matrix: Tensor) -> float:
+    """Return the sum of squares, of rows in the matrix's precision and of their sums in float64."""
     return float(torch.linalg.vector_norm(matrix, dim=1).double().square().sum())
 
 
@@ -204,7 +230,7 @@ def _rounded(width: float) -> int:
 
 
 def _refined(wide: Tensor, block: Tensor, threshold: float) -> tuple[Tensor, float]:
-    """Decide in float64 how many of the block's directions are needed: Ritz values err by the square of its own error."""
+    """Decide in float64 how many of the block's directions are needed (Ritz values err by its error squared)."""
     block = torch.linalg.qr(block.double()).Q
     projected = block.T @ wide.double()
     turn, energies = _directions(projected @ projected.T)
@@ -214,10 +240,11 @@ def _refined(wide: Tensor, block: Tensor, threshold: float) -> tuple[Tensor, flo
 
 
 def _proven(symmetric: Tensor, basis: Tensor, image: Tensor, values: Tensor, wanted: float) -> bool:
-    """Whether no K - 1 directions hold the wanted energy, given K Ritz pairs (values, basis) and image = symmetric @ basis.
+    """Whether no K - 1 directions hold the wanted energy, given K Ritz pairs and image = symmetric @ basis.
 
-    With mu above every eigenvalue of the rest, eigenvalue j is at most 2 e^2 / (g + sqrt(g^2 + 4 e^2)) above Ritz value j,
-    g = values_j - mu, e = |image - basis values| (Li and Li 2005, A note on eigenvalues of perturbed Hermitian matrices).
+    With mu above every eigenvalue of the rest, eigenvalue j is at most 2 e^2 / (g + sqrt(g^2 + 4 e^2)) above Ritz
+    value j, g = values_j - mu, e = |image - basis values| (Li and Li 2005, A note on eigenvalues of perturbed
+    Hermitian matrices).
     """
     rank = basis.shape[1]
     ritz = values[:rank].to(basis)

@@ -19,7 +19,9 @@ def make(codec: str, *tensors: torch.Tensor, **compression: Any) -> Codec:
     return codecs.build(Compression(codec=codec, **compression), layers)
 
 
-def encode(codec: Codec, *tensors: torch.Tensor, threshold: float = 0.95, state: Any = None, seed: int = 0) -> list[Record]:
+def encode(
+    codec: Codec, *tensors: torch.Tensor, threshold: float = 0.95, state: Any = None, seed: int = 0
+) -> list[Record]:
     """Return the records; `state` is a new one unless given."""
     return codec.encode(tensors, threshold, {} if state is None else state, np.random.default_rng(seed))
 

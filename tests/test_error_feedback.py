@@ -54,7 +54,9 @@ def test_ef21_receiver_holds_the_mean_of_the_senders_estimates(share: float):
     rng = np.random.default_rng(0)
     for turn in range(6):
         cohort = rng.choice(clients, per_round, replace=False)
-        parts = [through(codec, random(24, 40, seed=100 * turn + c), threshold=0.6, state=senders[c])[1][0] for c in cohort]
+        parts = [
+            through(codec, random(24, 40, seed=100 * turn + c), threshold=0.6, state=senders[c])[1][0] for c in cohort
+        ]
         (estimate,) = codec.receive([sum(parts) / per_round], receiver, per_round / clients)
     own = [state.get("estimate.layer0", torch.zeros(24, 40)) for state in senders]
     torch.testing.assert_close(estimate, sum(own) / clients, rtol=0, atol=1e-5)
@@ -78,7 +80,7 @@ def test_byte_budget_is_met_from_below(name: str, budget: int):
         size = sum(13 + record.data.size for record in records)
         assert size <= budget
         if name == "rdsvd":
-            assert size > 0.8 * budget
+            assert size > 0.8 * min(budget, 2400)  # all there is to send at the finest threshold
 
 
 def test_byte_budget_that_nothing_fits_is_said():

@@ -17,10 +17,12 @@ from fedkd_mpi.codecs.unfolding import fold, unfold, unfolded_shape, unfoldings
 from fedkd_mpi.wire import RECORD_BYTES, Record, WireError, pack
 
 int16_matrices = st.builds(
-    lambda rows, columns, scale, seed: np.random.default_rng(seed)
-    .normal(0, scale, (rows, columns))
-    .clip(-symbols.LARGEST, symbols.LARGEST)
-    .astype(np.int16),
+    lambda rows, columns, scale, seed: (
+        np.random.default_rng(seed)
+        .normal(0, scale, (rows, columns))
+        .clip(-symbols.LARGEST, symbols.LARGEST)
+        .astype(np.int16)
+    ),
     st.integers(0, 40),
     st.integers(1, 60),
     st.sampled_from([0.0, 0.3, 2.0, 40.0, 9000.0]),

@@ -34,7 +34,8 @@ class Codec:
     """Turns an update into records and back; built once per process as Codec(compression, layers).
 
     All directions are deterministic. What a codec must remember from round to round is in `state`, a dictionary of
-    tensors that belongs to one sender (or to one receiver) and is checkpointed with it; the codec itself remembers nothing.
+    tensors that belongs to one sender (or to one receiver) and is checkpointed with it; the codec itself remembers
+    nothing.
     """
 
     layers: Sequence[Layer]
@@ -58,14 +59,14 @@ class Codec:
     def receive(self, decoded: Sequence[Tensor], state: State, share: float) -> list[Tensor]:
         """Return the update, in the layers' shapes, that a decoded message, or the mean of several, stands for.
 
-        `state` is the receiver's, one per leg, the same on every process that receives; `share` is the part of all senders
-        that the mean is of (1 on the downlink).
+        `state` is the receiver's, one per leg, the same on every process that receives; `share` is the part of all
+        senders that the mean is of (1 on the downlink).
         """
         return list(decoded)
 
 
 def build(compression: Compression, layers: Sequence[Layer]) -> Codec:
-    """Return the codec that compression.codec names, with its budget and error feedback; raises UserError if unknown."""
+    """Return the codec of a configuration, with its budget and error feedback; raises UserError if unknown."""
     from fedkd_mpi.codecs.byte_budget import ByteBudget
     from fedkd_mpi.codecs.error_feedback import Ef21, ErrorFeedback
 

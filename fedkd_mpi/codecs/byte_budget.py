@@ -52,7 +52,9 @@ class ByteBudget(Codec):
                 above = guess >= high
                 guess = (low + high) / 2 if tested[above] else (low, high)[above]
         if best is None:
-            raise RunFault(f"compression.byte_budget={self.budget} is too small: the smallest message takes {smallest} bytes")
+            raise RunFault(
+                f"compression.byte_budget={self.budget} is too small: the smallest message takes {smallest} bytes"
+            )
         return best
 
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:

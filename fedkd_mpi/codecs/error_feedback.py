@@ -1,4 +1,4 @@
-"""What a codec loses is not lost: it is added to the next update (ef), or the codec is given differences only (ef21)."""
+"""What a codec drops is not lost: it is added to the next update (ef), or only differences are coded (ef21)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from fedkd_mpi.wire import Record
 class ErrorFeedback(Codec):
     """The sender adds the residual of its last message: update + residual before = decoded + residual after.
 
-    Seide et al. 2014; Stich, Cordonnier and Jaggi 2018, "Sparsified SGD with memory". The residual is the sender's state
-    ("residual.<layer>"), on both legs; a client that sits out a round keeps its own.
+    Seide et al. 2014; Stich, Cordonnier and Jaggi 2018, "Sparsified SGD with memory". The residual is the sender's
+    state ("residual.<layer>"), on both legs; a client that sits out a round keeps its own.
     """
 
     def __init__(self, inner: Codec):
@@ -40,7 +40,7 @@ class ErrorFeedback(Codec):
 
 
 class Ef21(Codec):
-    """Both sides keep an estimate of the sender's update and the message is its correction (EF21, Richtarik et al. 2021).
+    """Both sides keep an estimate of the sender's update; the message corrects it (EF21, Richtarik et al. 2021).
 
     The estimate is state ("estimate.<layer>") of each sender, and of the receiver for the mean of all senders, which a
     part of them moves by its share (EF21-PP, Fatkhullin et al. 2021). The weights must be equal, and a sender's update

@@ -1,4 +1,4 @@
-"""Codec `fetchsgd`: a count sketch up, the largest entries of the summed sketches down; the server keeps what is left."""
+"""Codec `fetchsgd`: a count sketch up, the largest entries of the sketches' sum down, the server keeps the rest."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ SKETCH = 48  # in the first record: float32 [hash functions, buckets]; the other
 
 
 class FetchSgd(Codec):
-    """Sketches add up like the updates they are of, so clients need no memory: error feedback is the server's, in sketch space.
+    """Sketches add up like the updates they are of, so error feedback can be the server's and clients need no memory.
 
-    Rothchild et al. 2020, without momentum (local steps have their own). Bytes up do not depend on the update; down go the
-    `density` share of the entries. The threshold plays no part.
+    Rothchild et al. 2020, without momentum (local steps have their own). Bytes up do not depend on the update; down go
+    the `density` share of the entries. The threshold plays no part.
     """
 
     def __init__(self, compression: Compression, layers: Sequence[Layer]):
@@ -33,12 +33,14 @@ class FetchSgd(Codec):
         self.count = max(math.ceil((compression.density or 0.01) * self.numel), 1)
         streams = [generator(0, "count sketch", row) for row in range(self.rows)]  # the same everywhere, for ever
         self.buckets = [torch.from_numpy(stream.integers(self.columns, size=self.numel)) for stream in streams]
-        self.signs = [torch.from_numpy(stream.integers(2, size=self.numel).astype(np.float32) * 2 - 1) for stream in streams]
+        self.signs = [
+            torch.from_numpy(stream.integers(2, size=self.numel).astype(np.float32) * 2 - 1) for stream in streams
+        ]
 
     def encode(
         self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
     ) -> list[Record]:
-        """Return the sketch of an update, or of the server's, which has few entries that are not zero, those entries."""
+        """Return the sketch of an update; of the server's, which has few entries that are not zero, those."""
         nonzero = [int(tensor.count_nonzero()) for tensor in update]
         if sum(nonzero) <= self.count:
             return [sparse(tensor, count) for tensor, count in zip(update, nonzero, strict=True)]
@@ -85,4 +87,8 @@ class FetchSgd(Codec):
     def unsketch(self, table: Tensor) -> Tensor:
         """Return an estimate of the vector: the median over the rows of what its buckets say."""
         rows = zip(table, self.buckets, self.signs, strict=True)
-        return torch.stack([row[buckets.to(row.device)] * signs.to(row.device) for row, buckets, signs in rows]).median(0).values
+        return (
+            torch.stack([row[buckets.to(row.device)] * signs.to(row.device) for row, buckets, signs in rows])
+            .median(0)
+            .values
+        )

@@ -1,8 +1,8 @@
 """Numbers in 16 or 8 bits, scaled by a power of two: whole tensors, or the paper's factors of a matrix.
 
-    HALF            exponent i16, float16 of every entry
-    HALF_FACTORS    exponent i16, float16 of U diag(s) [P, K] and V [K, Q]
-    BYTE_FACTORS    exponent i16, per direction a float32 and int8 of U s / max and of V / max
+HALF            exponent i16, float16 of every entry
+HALF_FACTORS    exponent i16, float16 of U diag(s) [P, K] and V [K, Q]
+BYTE_FACTORS    exponent i16, per direction a float32 and int8 of U s / max and of V / max
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ EXPONENT = np.dtype("<i2")
 
 
 def narrow(encoding: int, scaled: Tensor, exponent: int, threshold: float = 0.0) -> Record:
-    """Return the record of scaled * 2^exponent (entries of `scaled` at most 1, a matrix [P, Q] where factors are asked for).
+    """Return the record of scaled * 2^exponent (entries of `scaled` at most 1; a matrix [P, Q] for factors).
 
     Its energy may end just below the threshold: that is for the caller to check.
     """
@@ -39,7 +39,11 @@ def narrow(encoding: int, scaled: Tensor, exponent: int, threshold: float = 0.0)
             tops = left.abs().amax(0), right.abs().amax(1)
             scale = (tops[0] * tops[1] / 127**2).float()
             left, right = (left / tops[0] * 127).round(), (right / tops[1][:, None] * 127).round()
-            parts = [scale.cpu().numpy().astype("<f4"), left.cpu().numpy().astype("i1"), right.cpu().numpy().astype("i1")]
+            parts = [
+                scale.cpu().numpy().astype("<f4"),
+                left.cpu().numpy().astype("i1"),
+                right.cpu().numpy().astype("i1"),
+            ]
             back = (left * scale) @ right
     data = np.array([exponent], EXPONENT).tobytes() + b"".join(part.tobytes() for part in parts)
     total = float(scaled.double().square().sum())
@@ -53,9 +57,15 @@ def read_narrow(record: Record, layer: Layer) -> Tensor:
     rank = record.rank
     if record.encoding != HALF and not (layer.compressible and 0 <= rank <= min(rows, columns)):
         raise WireError(f"layer {layer.name}: rank {rank} of a {rows} x {columns} tensor")
-    counts = {HALF: 2 * layer.numel, HALF_FACTORS: 2 * rank * (rows + columns), BYTE_FACTORS: rank * (rows + columns + 4)}
+    counts = {
+        HALF: 2 * layer.numel,
+        HALF_FACTORS: 2 * rank * (rows + columns),
+        BYTE_FACTORS: rank * (rows + columns + 4),
+    }
     if record.data.size != EXPONENT.itemsize + counts[record.encoding]:
-        raise WireError(f"layer {layer.name}: {record.data.size} bytes where {EXPONENT.itemsize + counts[record.encoding]} belong")
+        raise WireError(
+            f"layer {layer.name}: {record.data.size} bytes where {EXPONENT.itemsize + counts[record.encoding]} belong"
+        )
     data = record.data.tobytes()
     exponent = checked_exponent(int(np.frombuffer(data, EXPONENT, 1)[0]))
     if record.encoding == BYTE_FACTORS:

@@ -18,11 +18,11 @@ POWER = 40  # P [P, r] orthonormal, then Q [Q, r], float32
 
 
 class PowerSgd(Codec):
-    """r (P + Q) numbers a matrix whatever its energy; an orthogonal projection, so a contraction. Meant for error feedback.
+    """r (P + Q) numbers a matrix; an orthogonal projection, so a contraction. Meant for error feedback.
 
-    Vogels, Karimireddy and Jaggi 2019. There P and Q are each averaged over all workers in a collective of its own; with a
-    server between them both travel in one message, each way, so the bytes are those of the two collectives, but the mean is
-    of the senders' own subspaces. The sender's state holds Q ("q.<layer>"). The threshold plays no part.
+    Vogels, Karimireddy and Jaggi 2019. There P and Q are each averaged over all workers in a collective of its own;
+    with a server between them both travel in one message, each way, so the bytes are those of the two collectives, but
+    the mean is of the senders' own subspaces. The sender's state holds Q ("q.<layer>"). The threshold plays no part.
     """
 
     def __init__(self, compression: Compression, layers: Sequence[Layer]):
@@ -62,7 +62,9 @@ class PowerSgd(Codec):
         if record.encoding == RAW:
             return read_floats(record, layer, layer.numel).reshape(layer.shape).to(device)
         if record.encoding != POWER or record.rank != self.rank or not self._pays(layer):
-            raise WireError(f"layer {layer.name}: encoding {record.encoding} of rank {record.rank} is not codec powersgd's")
+            raise WireError(
+                f"layer {layer.name}: encoding {record.encoding} of rank {record.rank} is not codec powersgd's"
+            )
         rows, columns = layer.matrix_shape
         numbers = read_floats(record, layer, self.rank * (rows + columns)).to(device)
         left, right = numbers[: rows * self.rank], numbers[rows * self.rank :]

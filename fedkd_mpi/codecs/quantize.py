@@ -20,7 +20,8 @@ QUANTIZED = 24  # float32 scale, then integers: int16, int8, or two 4-bit ones a
 class Quantize(Codec):
     """Each tensor over its largest magnitude, on 2^bits - 1 levels, rounded up with the probability of the remainder.
 
-    Unbiased: QSGD (Alistarh et al. 2017), in federated learning FedPAQ (Reisizadeh et al. 2020). The threshold plays no part.
+    Unbiased: QSGD (Alistarh et al. 2017), in federated learning FedPAQ (Reisizadeh et al. 2020). The threshold plays
+    no part.
     """
 
     def __init__(self, compression: Compression, layers: Sequence[Layer]):
@@ -77,7 +78,7 @@ class Quantize(Codec):
 
 
 class Float16(Codec):
-    """Every number in half precision, scaled by a power of two per tensor: half the bytes, an error of 2^-11 at most."""
+    """Every number in half precision, scaled by a power of two per tensor: half the bytes, errors up to 2^-11."""
 
     def __init__(self, compression: Compression, layers: Sequence[Layer]):
         self.layers = layers

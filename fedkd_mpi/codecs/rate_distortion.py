@@ -1,9 +1,10 @@
 """Integers on one step that keep a given share of a matrix's energy with few bits: as low-rank factors, or dense.
 
-Reverse water-filling for a product of factors: an error e in s_i v_i, or in s_i u_i, is an error e of the matrix whatever
-i is, so one uniform step for all singular directions spends the error budget evenly, and directions whose energy is less
-than their noise are left out. The right factor is quantised first; the left one is fitted to it by least squares, then
-quantised. (Cover and Thomas, Elements of Information Theory, 10.3.3, applied to the factors of Wu et al. 2022.)
+Reverse water-filling for a product of factors: an error e in s_i v_i, or in s_i u_i, is an error e of the matrix
+whatever i is, so one uniform step for all singular directions spends the error budget evenly, and directions whose
+energy is less than their noise are left out. The right factor is quantised first; the left one is fitted to it by
+least squares, then quantised. (Cover and Thomas, Elements of Information Theory, 10.3.3, applied to the factors of Wu
+et al. 2022.)
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fedkd_mpi.codecs.symbols import LARGEST
+from fedkd_mpi.factorization import energy_of
 
 # Tuned on client 0 of the recorded updates (benchmarks/record_updates.py); docs/codecs.md has the figures of client 1.
 WORTH = 0.2  # a direction is kept if its energy exceeds this times (rows + columns) * step^2
@@ -38,8 +40,8 @@ class Plan(NamedTuple):
 class Integers(NamedTuple):
     """What is sent: float tensors of integers, the step, and the share of the energy they keep.
 
-    Two factors, left [K, n] and right [K, m], stand for step * (left / |right|).T @ right with |right| the norms of the rows;
-    one matrix stands for step * matrix.
+    Two factors, left [K, n] and right [K, m], stand for step * (left / |right|).T @ right with |right| the norms of
+    the rows; one matrix stands for step * matrix.
     """
 
     matrices: tuple[Tensor, ...]
@@ -71,7 +73,8 @@ def plan(energies: Tensor, rows: int, columns: int, threshold: float) -> Plan:
 def share_out(spectra: Sequence[tuple[Tensor, int]], total: float, threshold: float) -> list[float]:
     """Return a threshold per matrix so that one common step loses at most (1 - threshold) * total in all of them.
 
-    spectra holds squared singular values (float64, falling) and rows + columns of each; 0 = nothing of the matrix is sent.
+    spectra holds squared singular values (float64, falling) and rows + columns of each; 0 = nothing of the matrix is
+    sent.
     """
 
     def lost(step2: float) -> list[float]:
@@ -90,13 +93,14 @@ def share_out(spectra: Sequence[tuple[Tensor, int]], total: float, threshold: fl
 def factors(wide: Tensor, basis: Tensor, energies: Tensor, planned: Plan, threshold: float) -> Integers | None:
     """Return factors with energy > threshold, at most LEFT_UNUSED of the error budget unspent; None if no step does.
 
-    wide is float32 [n, m] with n <= m and entries of at most 1, basis [n, n] its left singular vectors, energies its squared
-    singular values (float64).
+    wide is float32 [n, m] with n <= m and ordinary scale, basis [n, k] its first left singular vectors, energies its
+    squared singular values (float64).
     """
     exact = torch.float64 if 1 - threshold < FINE else wide.dtype
     wide, basis = wide.to(exact), basis.to(exact)
-    total = float(wide.square().sum(dtype=torch.float64))
-    for rank in dict.fromkeys((planned.rank, min(2 * planned.rank, len(energies)), len(energies))):
+    total = energy_of(wide)
+    known = basis.shape[1]
+    for rank in dict.fromkeys((min(planned.rank, known), min(2 * planned.rank, known), known)):
         rows = basis[:, :rank].T @ wide
         lost = max(total - float(energies[:rank].sum()), 0.0) / total
         found = _search(lambda step, rows=rows: _factors_at(wide, rows, step, total), planned.step, threshold, lost)
@@ -108,7 +112,7 @@ def factors(wide: Tensor, basis: Tensor, energies: Tensor, planned: Plan, thresh
 def dense(matrix: Tensor, threshold: float) -> Integers | None:
     """Return the matrix itself on one step, as factors() does."""
     matrix = matrix.to(torch.float64 if 1 - threshold < FINE else matrix.dtype)
-    total = float(matrix.square().sum(dtype=torch.float64))
+    total = energy_of(matrix)
     start = math.sqrt(12 * (1 - threshold) * total / matrix.numel())
     return _search(lambda step: _dense_at(matrix, step, total), start, threshold, 0.0)
 
@@ -137,7 +141,7 @@ def _search(at: Callable[[float], Integers | None], start: float, threshold: flo
         guess = step * math.sqrt(target / (error - lost)) if target > 0 and error > lost else 0.0
         if not low < guess < high:
             guess = math.sqrt(low * high) if low and high < math.inf else step * (0.6 if low == 0 else 1.6)
-        if high < math.inf and low > 0.999 * high or guess < start / 64:
+        if (high < math.inf and low > 0.999 * high) or guess < start / 64:
             break
         step = guess
     return best

@@ -1,8 +1,9 @@
 """Codec `rdsvd`: singular directions on one quantisation step, entropy-coded, with the energy checked at the sender.
 
-Each tensor goes by the smallest of these that keeps more than the threshold's share of its energy: raw; 16 bits a number
-(all that is tried for tensors of one dimension); quantised factors of the matrix, or of another unfolding of a convolution;
-the quantised matrix itself; and for tiny ones the paper's factors in 16 or 8 bits. The tag of the record says which.
+Each tensor goes by the smallest of these that keeps more than the threshold's share of its energy: raw; 16 bits a
+number (all that is tried for tensors of one dimension); quantised factors of the matrix, or of another unfolding of a
+convolution; the quantised matrix itself; and for tiny ones the paper's factors in 16 or 8 bits. The tag of the record
+says which.
 """
 
 from __future__ import annotations
@@ -22,7 +23,14 @@ from fedkd_mpi.codecs.rate_distortion import Integers, Plan, dense, factors, pla
 from fedkd_mpi.codecs.unfolding import fold, unfold, unfolded_shape, unfoldings
 from fedkd_mpi.config import Compression
 from fedkd_mpi.errors import RunFault
-from fedkd_mpi.factorization import checked_exponent, directions, exponent_of, times_power_of_two
+from fedkd_mpi.factorization import (
+    checked_exponent,
+    directions,
+    exponent_of,
+    ordinary_exponent,
+    times_power_of_two,
+    zero_rows,
+)
 from fedkd_mpi.wire import Layer, Record, WireError
 
 FACTORS, DENSE = 16, 17
@@ -43,11 +51,11 @@ class Candidate(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """One tensor to encode: scaled * 2^exponent, and its best unfolding if it is a matrix."""
+    """One tensor to encode: its exponent, that taken out of it as a matrix, and its best unfolding if it is one."""
 
     layer: Layer
     tensor: Tensor
-    scaled: Tensor
+    largest: float
     exponent: int
     best: Candidate | None
 
@@ -55,9 +63,9 @@ class Prepared(NamedTuple):
 class RateDistortionSvd(Codec):
     """The smallest checked encoding of each tensor; at worst raw.
 
-    compression.energy_scope says what has to keep its energy: each tensor, or the update as a whole, with one step for all
-    of its matrices. The latter is the cheaper way to the same total, and starves layers of small norm: error feedback must
-    bring them up in time.
+    compression.energy_scope says what has to keep its energy: each tensor, or the update as a whole, with one step for
+    all of its matrices. The latter is the cheaper way to the same total, and starves layers of small norm: error
+    feedback must bring them up in time.
     """
 
     def __init__(self, compression: Compression, layers: Sequence[Layer]):
@@ -80,7 +88,10 @@ class RateDistortionSvd(Codec):
         if self.scope == "tensor" or threshold >= 1:
             return [_encode(part, threshold) for part in prepared]
         own = _common(prepared, threshold)
-        return [_encode(_replanned(part, own[i]), own[i]) if i in own else _encode(part, threshold) for i, part in enumerate(prepared)]
+        return [
+            _encode(_replanned(part, own[i]), own[i]) if i in own else _encode(part, threshold)
+            for i, part in enumerate(prepared)
+        ]
 
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
         """Return the tensors; raises WireError, naming the layer, on anything that does not fit it."""
@@ -100,26 +111,30 @@ class RateDistortionSvd(Codec):
 
 
 def _prepare(tensor: Tensor, layer: Layer, threshold: float, known: int) -> Prepared:
+    tensor = tensor.detach()
     largest = float(tensor.abs().max()) if tensor.numel() else 0.0
     if not math.isfinite(largest):
         raise RunFault("the update is not finite", layer=layer.name)
-    exponent = exponent_of(largest)
-    scaled = times_power_of_two(tensor.detach(), -exponent)
+    exponent = ordinary_exponent(largest)
     if largest == 0 or threshold >= 1 or not layer.compressible:
-        return Prepared(layer, tensor, scaled, exponent, None)
+        return Prepared(layer, tensor, largest, exponent, None)
+    scaled = times_power_of_two(tensor, -exponent) if exponent else tensor
     choices = [known] if known >= 0 else unfoldings(layer.shape)
     candidates = [_candidate(unfold(scaled, choice), choice, threshold) for choice in choices]
-    return Prepared(layer, tensor, scaled, exponent, min(candidates, key=lambda candidate: candidate.planned.bits))
+    return Prepared(layer, tensor, largest, exponent, min(candidates, key=lambda candidate: candidate.planned.bits))
 
 
 def _common(prepared: Sequence[Prepared], threshold: float) -> dict[int, float]:
     """The threshold of each matrix, by its index, when all of them have one step."""
-    top = max(part.exponent for part in prepared)
-    weights = [4.0 ** max(part.exponent - top, -500) for part in prepared]
-    total = sum(w * float(part.scaled.square().sum(dtype=torch.float64)) for w, part in zip(weights, prepared, strict=True))
+    top = exponent_of(max(part.largest for part in prepared))
+    norms = [float(times_power_of_two(part.tensor, -top).double().square().sum()) for part in prepared]
     matrices = [index for index, part in enumerate(prepared) if part.best]
-    spectra = [(prepared[i].best.energies * weights[i], sum(prepared[i].best.wide.shape)) for i in matrices]
-    return dict(zip(matrices, share_out(spectra, total, threshold), strict=True))
+    spectra = []
+    for index in matrices:
+        part = prepared[index]
+        scale = 4.0 ** max(part.exponent - top, -500)
+        spectra.append((part.best.energies * scale, sum(part.best.wide.shape)))
+    return dict(zip(matrices, share_out(spectra, sum(norms), threshold), strict=True))
 
 
 def _replanned(part: Prepared, threshold: float) -> Prepared:
@@ -128,29 +143,26 @@ def _replanned(part: Prepared, threshold: float) -> Prepared:
 
 
 def _encode(part: Prepared, threshold: float) -> Record:
-    if not part.scaled.any() or threshold <= 0:
+    if part.largest == 0 or threshold <= 0:
         return Record(FACTORS, 0, np.empty(0, np.uint8), float(threshold > 0))
-    rungs = [raw(part.tensor)]
-    if threshold < 1:
-        rungs.append(narrow(HALF, part.scaled, part.exponent))
-    if part.best:
-        rungs += _quantized(part.best, part.exponent, threshold)
-        if part.layer.numel <= TINY:
-            matrix = unfold(part.scaled, 0)
-            rungs += [narrow(kind, matrix, part.exponent, threshold) for kind in (HALF_FACTORS, BYTE_FACTORS)]
-    fitting = (rung for rung in rungs if rung.energy > threshold or rung.encoding == RAW)
-    return min(fitting, key=lambda rung: rung.data.size)
+    rungs = _quantized(part.best, part.exponent, threshold) if part.best else []
+    if threshold < 1 and (part.layer.numel <= TINY or not rungs):
+        exponent = exponent_of(part.largest)
+        scaled = times_power_of_two(part.tensor, -exponent)
+        rungs.append(narrow(HALF, scaled, exponent))
+        if part.best and part.layer.numel <= TINY:
+            matrix = unfold(scaled, 0)
+            rungs += [narrow(kind, matrix, exponent, threshold) for kind in (HALF_FACTORS, BYTE_FACTORS)]
+    best = min((rung for rung in rungs if rung.energy > threshold), key=lambda rung: rung.data.size, default=None)
+    return best if best and best.data.size < 4 * part.layer.numel else raw(part.tensor)
 
 
 def _candidate(matrix: Tensor, unfolding: int, threshold: float) -> Candidate:
-    rows = matrix.any(1)
-    masked = not bool(rows.all())
-    if masked:
-        matrix = matrix[rows]
-    wide = (matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T).contiguous()
-    basis, energies = directions(wide)
-    planned = plan(energies, *wide.shape, threshold)
-    return Candidate(unfolding, wide, rows if masked else None, basis, energies, planned)
+    rows = zero_rows(matrix)
+    matrix = matrix if rows is None else matrix[rows]
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    basis, energies = directions(wide, threshold)
+    return Candidate(unfolding, wide, rows, basis, energies, plan(energies, *wide.shape, threshold))
 
 
 def _quantized(best: Candidate, exponent: int, threshold: float) -> list[Record]:

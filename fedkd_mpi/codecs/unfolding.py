@@ -19,7 +19,7 @@ def unfolded_shape(shape: Sequence[int], unfolding: int) -> tuple[int, int]:
     rows, columns = out, 1
     for size in rest[1 : 1 + kept]:
         rows *= size
-    for size in (rest[:1] + rest[1 + kept :]):
+    for size in rest[:1] + rest[1 + kept :]:
         columns *= size
     return rows, columns
 
