@@ -145,7 +145,7 @@ def fashion_cnn(root: Path) -> Iterator[tuple[int, int, dict[str, Tensor]]]:
 def cifar_resnet(root: Path) -> Iterator[tuple[int, int, dict[str, Tensor]]]:
     """A ResNet-18 of half the usual width (2.8 million parameters, 256 x 2304 its largest matrix)."""
     x, y = _images("cifar10", root)
-    return _rounds(lambda: models.build("resnet", (3, 32, 32), 10, {"depth": 18, "width": 32}), _sgd, x, y, 14, 50, 32)
+    return _rounds(lambda: models.build("resnet", (3, 32, 32), 10, {"depth": 18, "width": 32}), _sgd, x, y, 8, 16, 32)
 
 
 def text_bert(root: Path) -> Iterator[tuple[int, int, dict[str, Tensor]]]:

@@ -93,7 +93,7 @@ def test_byte_budget_that_nothing_fits_is_said():
     [
         ({"codec": "svd", "bits": 8}, r"compression\.bits belongs to compression\.codec=quantize"),
         ({"codec": "rdsvd", "energy_scope": "model"}, "error_feedback"),
-        ({"codec": "fetchsgd", "error_feedback": "ef"}, "its own error feedback"),
+        ({"codec": "fetchsgd", "error_feedback": "ef"}, "its own residual"),
         ({"codec": "topk", "byte_budget": 100}, r"compression\.byte_budget"),
     ],
 )
