@@ -181,6 +181,8 @@ class Config(Section):
     def _cross_checks(self) -> Config:
         if self.cohort_size is not None and self.cohort_size > self.num_clients:
             raise ValueError(f"cohort_size ({self.cohort_size}) must not exceed num_clients ({self.num_clients})")
+        if self.compression.error_feedback == "ef21" and self.server.weighting != "uniform":
+            raise ValueError("compression.error_feedback=ef21 needs server.weighting=uniform")
         if isinstance(self.threads_per_rank, int) and self.threads_per_rank < 1:
             raise ValueError("threads_per_rank must be a positive number or auto")
         return self
