@@ -63,7 +63,7 @@ class Writer:
         attrs = {"status": "running", "world_size": world_size, "num_clients": count, **attrs, "metrics": list(metrics)}
         width = {"layer": len(layers), "mpi_rank": world_size, "component": schema.components(layers)}
         tables = {table: _empty(columns, width) for table, columns in schema.growing(metrics).items()}
-        if not spectra:
+        if not (spectra and width["component"]):
             del tables["uplink"]["spectrum"], tables["downlink"]["spectrum"]
         tables["layers"] = {
             "name": np.array([name for name, _, _ in layers], dtype=str),

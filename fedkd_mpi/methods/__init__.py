@@ -27,8 +27,8 @@ METHODS = {
 class Method:
     """Built once per process as Method(config, task); holds no state of clients.
 
-    What travels are the trainable parameters and floating-point buffers of the network that student() returns; `role` is the
-    section of the configuration that names its learning rate.
+    What travels are the trainable parameters and floating-point buffers of the network that student() returns; `role` is
+    the section of the configuration that names its learning rate.
     """
 
     exchanges = True  # whether there is a student that travels
@@ -38,7 +38,7 @@ class Method:
         self.config, self.task = config, task
 
     def private(self) -> nn.ModuleDict:
-        """Return a client's private networks, newly initialised: its teacher under "teacher", and what else it keeps."""
+        """Return new private networks of a client: its teacher under "teacher", and what else it keeps."""
         return nn.ModuleDict()
 
     def student(self) -> nn.Module:
@@ -46,7 +46,7 @@ class Method:
         return make_model(self.config, self.task, self.role)
 
     def loss(self, private: nn.ModuleDict, student: nn.Module | None, batch: Examples) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what to differentiate once for all networks, and the teacher's and the student's own loss for the log."""
+        """Return what to differentiate once for all networks, and the teacher's and the student's own loss to log."""
         raise NotImplementedError
 
     def correct(self, student: Network, start: Tensor, state: dict[str, Tensor]) -> None:
