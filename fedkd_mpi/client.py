@@ -138,9 +138,7 @@ class Workbench:
                 tensors = {key: value for key, value in state.items() if value is not None}
                 client.tensors.update({f"optimizer.{name}.{key}": value for key, value in tensors.items()})
 
-    def _train(
-        self, examples: Examples, round_index: int, client: Client, start: Tensor | None
-    ) -> tuple[float, float]:
+    def _train(self, examples: Examples, round_index: int, client: Client, start: Tensor | None) -> tuple[float, float]:
         count = len(next(iter(examples.values())))
         order = generator(self.config.seed, "batches", round_index, client.id)
         state = client.part("method.")

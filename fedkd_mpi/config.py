@@ -133,7 +133,8 @@ class Config(Section):
     num_clients: int = Field(ge=1)
     cohort_size: int | None = Field(None, ge=1, description="clients a round; null = all")
     method: Literal["fedkd", "fedavg", "fedprox", "scaffold", "local", "centralized"] = Field(
-        "fedkd", description="local, centralized: teachers alone, nothing travels; fedavg, fedprox, scaffold: no teacher"
+        "fedkd",
+        description="local, centralized: teachers alone, nothing travels; fedavg, fedprox, scaffold: no teacher",
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 = autocast in local training")

@@ -23,17 +23,42 @@ from fedkd_mpi.report.runs import SCORES, Run, Target
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the parsed command line."""
-    parser = argparse.ArgumentParser(prog="python -m fedkd_mpi.report", description="Tables, plots and replays from the HDF5 logs of runs.")
-    parser.add_argument("logs", nargs="+", type=Path, metavar="LOG", help="HDF5 log of a finished, running or killed run; a folder stands for its *.h5")
-    parser.add_argument(
-        "--format", choices=[*sheets.RENDERERS, "csv", "json"], default="table", help="csv and json: exact numbers, a row for every log"
+    parser = argparse.ArgumentParser(
+        prog="python -m fedkd_mpi.report", description="Tables, plots and replays from the HDF5 logs of runs."
     )
-    parser.add_argument("--target", type=float, metavar="VALUE", help="count bytes, rounds and time until the score reaches this value")
-    parser.add_argument("--score", choices=SCORES, default="global_student", help="of --target (default global_student)")
-    parser.add_argument("--metric", help="metric of all scores (default the first in each log)")
-    parser.add_argument("--network", action="append", default=[], metavar="PROFILE", help=f"replay over {', '.join(network.PRESETS)} or a YAML file; may be repeated")
     parser.add_argument(
-        "--energy", nargs="?", const="0.9,0.95,0.98,0.99,0.999", metavar="T,T,...", help="what svd at other thresholds would have cost (of logs with spectra)"
+        "logs",
+        nargs="+",
+        type=Path,
+        metavar="LOG",
+        help="HDF5 log of a finished, running or killed run; a folder stands for its *.h5",
+    )
+    parser.add_argument(
+        "--format",
+        choices=[*sheets.RENDERERS, "csv", "json"],
+        default="table",
+        help="csv and json: exact numbers, a row for every log",
+    )
+    parser.add_argument(
+        "--target", type=float, metavar="VALUE", help="count bytes, rounds and time until the score reaches this value"
+    )
+    parser.add_argument(
+        "--score", choices=SCORES, default="global_student", help="of --target (default global_student)"
+    )
+    parser.add_argument("--metric", help="metric of all scores (default the first in each log)")
+    parser.add_argument(
+        "--network",
+        action="append",
+        default=[],
+        metavar="PROFILE",
+        help=f"replay over {', '.join(network.PRESETS)} or a YAML file; may be repeated",
+    )
+    parser.add_argument(
+        "--energy",
+        nargs="?",
+        const="0.9,0.95,0.98,0.99,0.999",
+        metavar="T,T,...",
+        help="what svd at other thresholds would have cost (of logs with spectra)",
     )
     parser.add_argument("--plot", type=Path, metavar="DIR", help="write the plots there, PNG and SVG")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page of tables and plots")
@@ -96,7 +121,9 @@ def report(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _exact(form: str, found: Sequence[Run], problems: list[str], target: Target, replays: Any, thresholds: Sequence[float]) -> str:
+def _exact(
+    form: str, found: Sequence[Run], problems: list[str], target: Target, replays: Any, thresholds: Sequence[float]
+) -> str:
     rows = [run.row(target) for run in found]
     for profile, results in replays:
         for row, run in zip(rows, found, strict=True):

@@ -61,7 +61,8 @@ def costs(run: Run, values: Sequence[float]) -> Mapping[float, int]:
     sent, broadcast = up["spectrum"][up["layer_bytes"].sum(axis=1) > 0], down["spectrum"]
     cohort = run.rounds["cohort_size"]
     return {
-        value: int(message_bytes(sent, parts, value).sum() + (cohort * message_bytes(broadcast, parts, value)).sum()) for value in values
+        value: int(message_bytes(sent, parts, value).sum() + (cohort * message_bytes(broadcast, parts, value)).sum())
+        for value in values
     }
 
 
@@ -72,6 +73,14 @@ def sheet(groups: Sequence[Sequence[Run]], values: Sequence[float]) -> Sheet:
         known = [found for run in group if (found := costs(run, values))]
         sent = spread([float(run.total_bytes[-1]) for run in group if len(run.total_bytes)], bytes_text)
         cells = [spread([found[value] for found in known], bytes_text) for value in values]
-        lines.append([*labels([{"name": run.name, "method": run.method, "codec": run.codec} for run in group]), sent, *cells])
+        lines.append(
+            [*labels([{"name": run.name, "method": run.method, "codec": run.codec} for run in group]), sent, *cells]
+        )
     note = "All clients, up and down: the logged updates cut at another threshold; a run at that threshold would have trained otherwise. - : run with log.spectra=true."
-    return Sheet("Bytes of codec svd at other energy thresholds", [*LABELS, "sent", *(f"T = {value:g}" for value in values)], lines, len(LABELS), note)
+    return Sheet(
+        "Bytes of codec svd at other energy thresholds",
+        [*LABELS, "sent", *(f"T = {value:g}" for value in values)],
+        lines,
+        len(LABELS),
+        note,
+    )

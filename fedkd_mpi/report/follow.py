@@ -25,7 +25,9 @@ def follow(path: Path, say: Callable[[str], None] | None = None, poll: float = 0
         run = Run(path, Target())
         with run.log as log:
             if shown == 0 and events == 0:
-                say(f"{run.name}: {run.method}, codec {run.codec}, {run.clients} clients, {run.config.get('rounds', '?')} rounds, started {log.attrs['started']}")
+                say(
+                    f"{run.name}: {run.method}, codec {run.codec}, {run.clients} clients, {run.config.get('rounds', '?')} rounds, started {log.attrs['started']}"
+                )
             for index in range(shown, log.rounds_completed):
                 say(_line(run, index))
                 heard = time.monotonic()
@@ -45,10 +47,18 @@ def follow(path: Path, say: Callable[[str], None] | None = None, poll: float = 0
 def _line(run: Run, index: int) -> str:
     planned, done = int(run.config.get("rounds", index + 1)), int(run.rounds["round"][index]) + 1
     bar = "#" * (20 * done // planned)
-    scores = [f"{name.replace('_', ' ')} {run.score(name)[index]:.4f}" for name in ("global_student", "teacher") if run.metrics]
+    scores = [
+        f"{name.replace('_', ' ')} {run.score(name)[index]:.4f}"
+        for name in ("global_student", "teacher")
+        if run.metrics
+    ]
     known = [score for score in scores if not score.endswith("nan")]
     seconds = run.rounds["seconds_total"][index]
     left = float(np.mean(run.rounds["seconds_total"][: index + 1])) * (planned - done)
     share = f"{100 * run.rounds['seconds_wait'][index] / seconds:.0f} % waiting" if seconds > 0 else ""
-    parts = [f"round {done:>{len(str(planned))}}/{planned} [{bar:<20}]", *known, bytes_text(float(run.total_bytes[index]))]
+    parts = [
+        f"round {done:>{len(str(planned))}}/{planned} [{bar:<20}]",
+        *known,
+        bytes_text(float(run.total_bytes[index])),
+    ]
     return "  ".join([*parts, f"{seconds_text(seconds)} a round, {share}", f"{seconds_text(left)} left"])

@@ -34,18 +34,35 @@ class Profile:
     slowdown_spread: float = 0.0
     server_mbit: float | None = None  # what the server takes and gives in all; None = no limit
     dropout: float = 0.0  # probability that a client fails in a round
-    timeout_seconds: float | None = None  # the server goes on without clients that are later; None = waits for all that did not fail
-    cohort: int | None = None  # clients a round, drawn from the logged ones' bytes and seconds; None = the logged cohort itself
+    timeout_seconds: float | None = (
+        None  # the server goes on without clients that are later; None = waits for all that did not fail
+    )
+    cohort: int | None = (
+        None  # clients a round, drawn from the logged ones' bytes and seconds; None = the logged cohort itself
+    )
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for key, low in (("up_mbit", 1e-9), ("down_mbit", 1e-9), ("latency_ms", 0), ("spread", 0), ("slowdown", 0), ("slowdown_spread", 0), ("dropout", 0), ("seed", 0)):
+        for key, low in (
+            ("up_mbit", 1e-9),
+            ("down_mbit", 1e-9),
+            ("latency_ms", 0),
+            ("spread", 0),
+            ("slowdown", 0),
+            ("slowdown_spread", 0),
+            ("dropout", 0),
+            ("seed", 0),
+        ):
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value < float("inf"):
                 raise UserError(f"--network {self.name}: {key}={value} must be a number of at least {low:g}")
         for key in ("server_mbit", "timeout_seconds", "cohort"):
             value = getattr(self, key)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int if key == "cohort" else (int, float)) or not value > 0):
+            if value is not None and (
+                isinstance(value, bool)
+                or not isinstance(value, int if key == "cohort" else (int, float))
+                or not value > 0
+            ):
                 raise UserError(f"--network {self.name}: {key}={value} must be a positive number")
         if self.dropout >= 1:
             raise UserError(f"--network {self.name}: dropout={self.dropout} must be below 1")
@@ -53,8 +70,12 @@ class Profile:
 
 # Round figures for orientation, not measurements: give a YAML file of your own where it matters.
 PRESETS = {
-    "4g": Profile("4g", up_mbit=10, down_mbit=30, latency_ms=50, spread=0.7, slowdown=8, slowdown_spread=0.4, dropout=0.05),
-    "home": Profile("home", up_mbit=20, down_mbit=100, latency_ms=15, spread=0.5, slowdown=2, slowdown_spread=0.3, dropout=0.01),
+    "4g": Profile(
+        "4g", up_mbit=10, down_mbit=30, latency_ms=50, spread=0.7, slowdown=8, slowdown_spread=0.4, dropout=0.05
+    ),
+    "home": Profile(
+        "home", up_mbit=20, down_mbit=100, latency_ms=15, spread=0.5, slowdown=2, slowdown_spread=0.3, dropout=0.01
+    ),
     "hospitals": Profile("hospitals", up_mbit=200, down_mbit=200, latency_ms=10, spread=0.3),
     "cluster": Profile("cluster", up_mbit=100_000, down_mbit=100_000, latency_ms=0.002),
 }
@@ -142,7 +163,9 @@ def replay(run: Run, links: Profile, target: Target) -> Replay:
         if late.any() and links.timeout_seconds:
             seconds[index] = links.timeout_seconds
         if links.server_mbit:
-            seconds[index] = max(seconds[index], (received[index] * len(rows) + sent[rows].sum()) / (links.server_mbit * 125e3))
+            seconds[index] = max(
+                seconds[index], (received[index] * len(rows) + sent[rows].sum()) / (links.server_mbit * 125e3)
+            )
         parts += trained[slowest], moved[slowest]
         seconds[index] += rounds["seconds_aggregate"][index]
     at = run.reached(target)
@@ -157,8 +180,13 @@ def sheet(groups: Sequence[Sequence[Run]], links: Profile, replays: Mapping[Path
         results = [replays[run.path] for run in group]
         cells = [
             spread([float(result.rounds.sum()) for result in results], seconds_text),
-            spread([float(np.median(result.rounds)) if len(result.rounds) else np.nan for result in results], seconds_text),
-            spread([100 * result.transfer / (result.training + result.transfer or 1) for result in results], "{:.0f} %".format),
+            spread(
+                [float(np.median(result.rounds)) if len(result.rounds) else np.nan for result in results], seconds_text
+            ),
+            spread(
+                [100 * result.transfer / (result.training + result.transfer or 1) for result in results],
+                "{:.0f} %".format,
+            ),
             spread([100 * result.left_out for result in results], "{:.1f} %".format),
         ]
         if target.value is not None:
@@ -177,10 +205,14 @@ def _devices(links: Profile, count: int, number: int) -> np.ndarray:
     random = generator(links.seed, "replay devices", number + 1)
     quality, pace = random.standard_normal((2, count))
     rate = np.exp(links.spread * quality) * 125e3  # a Mbit/s in bytes per second
-    return np.stack([links.up_mbit * rate, links.down_mbit * rate, links.slowdown * np.exp(links.slowdown_spread * pace)])
+    return np.stack(
+        [links.up_mbit * rate, links.down_mbit * rate, links.slowdown * np.exp(links.slowdown_spread * pace)]
+    )
 
 
-def _sent(round_of: np.ndarray, client_of: np.ndarray, size: np.ndarray, rounds: np.ndarray, clients: np.ndarray) -> np.ndarray:
+def _sent(
+    round_of: np.ndarray, client_of: np.ndarray, size: np.ndarray, rounds: np.ndarray, clients: np.ndarray
+) -> np.ndarray:
     """The uplink bytes of every local training, 0 where it sent nothing."""
     if not len(size) or not len(rounds):
         return np.zeros(len(rounds))

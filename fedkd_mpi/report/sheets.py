@@ -25,7 +25,13 @@ def text(sheet: Sheet) -> str:
     heads = [[""] * (height - len(lines)) + lines for lines in heads]
     table = [list(line) for line in zip(*heads, strict=True)] + [list(row) for row in sheet.rows]
     widths = [max(len(row[column]) for row in table) for column in range(len(sheet.headers))]
-    lines = ["  ".join(_pad(cell, width, column < sheet.labels) for column, (cell, width) in enumerate(zip(row, widths, strict=True))) for row in table]
+    lines = [
+        "  ".join(
+            _pad(cell, width, column < sheet.labels)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in table
+    ]
     lines.insert(height, "  ".join("-" * width for width in widths))
     return "\n".join([sheet.title, *(line.rstrip() for line in lines), *([sheet.note] if sheet.note else [])])
 
@@ -33,7 +39,11 @@ def text(sheet: Sheet) -> str:
 def markdown(sheet: Sheet) -> str:
     """Return the sheet as a GitHub-flavoured Markdown table under a bold title."""
     marks = [":--" if column < sheet.labels else "--:" for column in range(len(sheet.headers))]
-    rows = [[header.replace("\n", " ") for header in sheet.headers], marks, *([cell.replace("|", "\\|") for cell in row] for row in sheet.rows)]
+    rows = [
+        [header.replace("\n", " ") for header in sheet.headers],
+        marks,
+        *([cell.replace("|", "\\|") for cell in row] for row in sheet.rows),
+    ]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([f"**{sheet.title}**", "", *lines, *(["", sheet.note] if sheet.note else [])])
 
@@ -44,7 +54,14 @@ def latex(sheet: Sheet) -> str:
     heads, *rows = (" & ".join(_tex(cell) for cell in row) + r" \\" for row in (sheet.headers, *sheet.rows))
     body = [r"\toprule", heads, r"\midrule", *rows, r"\bottomrule"]
     caption = _tex(f"{sheet.title}. {sheet.note}" if sheet.note else sheet.title)
-    frame = [r"\begin{table}", rf"\caption{{{caption}}}", rf"\begin{{tabular}}{{{columns}}}", *body, r"\end{tabular}", r"\end{table}"]
+    frame = [
+        r"\begin{table}",
+        rf"\caption{{{caption}}}",
+        rf"\begin{{tabular}}{{{columns}}}",
+        *body,
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
     return "\n".join(frame)
 
 
@@ -53,7 +70,13 @@ def page(sheet: Sheet) -> str:
     kinds = ["label" if column < sheet.labels else "number" for column in range(len(sheet.headers))]
 
     def row(tag: str, cells: Sequence[str]) -> str:
-        return "<tr>" + "".join(f'<{tag} class="{kind}">{html.escape(cell)}</{tag}>' for kind, cell in zip(kinds, cells, strict=True)) + "</tr>"
+        return (
+            "<tr>"
+            + "".join(
+                f'<{tag} class="{kind}">{html.escape(cell)}</{tag}>' for kind, cell in zip(kinds, cells, strict=True)
+            )
+            + "</tr>"
+        )
 
     body = "\n".join(row("td", cells) for cells in sheet.rows)
     note = f"<p>{html.escape(sheet.note)}</p>" if sheet.note else ""
@@ -63,7 +86,9 @@ def page(sheet: Sheet) -> str:
 
 RENDERERS: dict[str, Callable[[Sheet], str]] = {"table": text, "markdown": markdown, "latex": latex}
 
-_TEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "\n": " ", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {mark: f"\\{mark}" for mark in "&%$#_{}"}
+_TEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "\n": " ", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
+    mark: f"\\{mark}" for mark in "&%$#_{}"
+}
 
 
 def _tex(cell: str) -> str:

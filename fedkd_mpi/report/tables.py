@@ -43,9 +43,15 @@ def _scores(groups: Sequence[Sequence[Run]], tables: Sequence[Rows]) -> Sheet:
     heads = [f"{name.replace('_', ' ')}\n{which}" for name in used for which in ("last", "best")]
     lines = []
     for group, rows in zip(groups, tables, strict=True):
-        cells = [spread([row[f"{name}_{which}"] for row in rows], "{:.4f}".format) for name in used for which in ("last", "best")]
+        cells = [
+            spread([row[f"{name}_{which}"] for row in rows], "{:.4f}".format)
+            for name in used
+            for which in ("last", "best")
+        ]
         states = sorted({run.status() for run in group})
-        lines.append([*labels(rows), str(len(rows)), str(max(row["rounds"] for row in rows)), *cells, "; ".join(states)])
+        lines.append(
+            [*labels(rows), str(len(rows)), str(max(row["rounds"] for row in rows)), *cells, "; ".join(states)]
+        )
     metrics = sorted({row["metric"] for rows in tables for row in rows})
     note = "; ".join(f"{name.replace('_', ' ')}: {SCORES[name]}" for name in used)
     heads = [*LABELS, "logs", "rounds", *heads, "status"]
@@ -69,10 +75,17 @@ def _bytes(tables: Sequence[Rows], target: Target) -> Sheet:
         cells.append(spread([row["factor"] for row in rows], "{:.2f}".format))
         if target.value is not None:
             reached = sum(not np.isnan(row["bytes_to_target"]) for row in rows)
-            cells += [spread([row[f"{what}_to_target"] for row in rows], write) for what, write in (("bytes", bytes_text), ("rounds", "{:.1f}".format))]
+            cells += [
+                spread([row[f"{what}_to_target"] for row in rows], write)
+                for what, write in (("bytes", bytes_text), ("rounds", "{:.1f}".format))
+            ]
             cells.append(f"{reached} of {len(rows)}")
         lines.append([*labels(rows), *cells])
-    heads = [f"{way}\na client" for way in clients] + ["all clients\nup and down"] + ["missed rounds\nfetched later"] * catchup
+    heads = (
+        [f"{way}\na client" for way in clients]
+        + ["all clients\nup and down"]
+        + ["missed rounds\nfetched later"] * catchup
+    )
     heads += ["saving against\nFedAvg teacher", "FedAvg teacher\nover this"]
     if target.value is not None:
         heads += [f"bytes to\n{target.score} {target.value:g}", "rounds to\nthe same", "logs that\nreach it"]
