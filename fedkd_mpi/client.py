@@ -27,7 +27,7 @@ class Client:
     """All that belongs to one client and lives across rounds.
 
     `tensors` is its whole private state, by name: "private" (teacher and W_h, flat), "buffers" (student statistics kept
-    local), "optimizer.private.*" and "optimizer.student.*", "method.*", "codec.*". Empty until the client first takes part.
+    local), "optimizer.private.*" and "optimizer.student.*", "method.*", "codec.*". Empty until the client takes part.
     """
 
     id: int
@@ -105,7 +105,7 @@ class Workbench:
         return Outcome(update, *losses, teacher_sums, student_sums, trained - began, ended - trained)
 
     def score_teacher(self, client: Client, arrays: Arrays, indices: np.ndarray) -> np.ndarray:
-        """Return the task's sums of a client's teacher on samples of `arrays`, zeros where the method has no teacher."""
+        """Return the task's sums of a client's teacher on samples of `arrays`, zeros where there is no teacher."""
         if "teacher" not in self.private.module:
             return np.zeros(self.task.sums)
         self._load_private(client)

@@ -139,7 +139,8 @@ def frames(path: str | Path) -> dict[str, pandas.DataFrame]:
     """Return the tables of a log as pandas frames, bytes int64 and seconds float64.
 
     Columns with a second dimension are in frames of their own, one line a cell: `mpi`, `uplink_layers`,
-    `downlink_layers` and `label_histogram` (spectra, where there are any, only through `read`). Raises UserError as `open` does, or where pandas is not installed.
+    `downlink_layers` and `label_histogram`; spectra are in `read` alone. Raises UserError as `open` does, or where
+    pandas is not installed.
     """
     try:
         import pandas

@@ -15,7 +15,7 @@ class Column(NamedTuple):
     """One dataset: its type, unit and meaning.
 
     `dtype` is a NumPy type name; "S" is UTF-8 text of fixed length ("S" alone: as long as the longest value).
-    `axis` names what a second dimension counts: layer, component, mpi_rank or class; without one the dataset has one dimension.
+    `axis` names what a second dimension counts: layer, component, mpi_rank or class; without one there is none.
     """
 
     dtype: str
@@ -175,7 +175,7 @@ CLIENT_METRIC = {
 
 
 def components(layers: Iterable[tuple[str, Sequence[int], bool]]) -> int:
-    """Return the length of the axis component: the singular values of the compressible (name, shape, compressible) layers."""
+    """Return the length of the axis component: the singular values of all compressible layers."""
     return sum(min(shape[0], math.prod(shape[1:])) for _, shape, compressible in layers if compressible)
 
 

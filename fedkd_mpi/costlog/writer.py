@@ -53,8 +53,9 @@ class Writer:
 
         `attrs` are those of schema.ATTRS that the writer does not set itself (text, integers, lists of text); `layers`
         are (name, shape, compressible); `clients` are the columns [client] of schema.FIXED, label_histogram
-        [client, class] where there are classes; `spectra` adds the column spectrum to uplink and downlink. Raises UserError where the file exists and not `overwrite`, or cannot
-        be written; ValueError on wrong names, shapes or types.
+        [client, class] where there are classes; `spectra` adds the column spectrum to uplink and downlink.
+        Raises UserError where the file exists and not `overwrite`, or cannot be written; ValueError on wrong names,
+        shapes or types.
         """
         path = Path(path)
         _check_names("attrs", attrs, set(schema.ATTRS) - set(schema.OWN_ATTRS))

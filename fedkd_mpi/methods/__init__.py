@@ -27,8 +27,8 @@ METHODS = {
 class Method:
     """Built once per process as Method(config, task); holds no state of clients.
 
-    What travels are the trainable parameters and floating-point buffers of the network that student() returns; `role` is
-    the section of the configuration that names its learning rate.
+    What travels are the trainable parameters and floating-point buffers of the network that student() returns;
+    `role` is the section of the configuration that names its learning rate.
     """
 
     exchanges = True  # whether there is a student that travels

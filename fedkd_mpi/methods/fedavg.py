@@ -12,8 +12,8 @@ from fedkd_mpi.tasks import Examples, Task
 class FedAvg(Method):
     """No teacher: the network of averaging.network is trained on the labels and exchanged.
 
-    The mean of the updates is the mean of the models, as all start from the same one; server.weighting=samples weighs them as
-    the paper does.
+    The mean of the updates is the mean of the models, as all start from the same one; server.weighting=samples weighs
+    them as the paper does.
     """
 
     def __init__(self, config: Config, task: Task):

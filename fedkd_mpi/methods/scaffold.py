@@ -1,4 +1,4 @@
-"""SCAFFOLD: FedAvg whose clients correct their drift by control variates (Karimireddy et al., ICML 2020, Algorithm 1)."""
+"""SCAFFOLD: FedAvg whose clients correct their drift (Karimireddy et al., ICML 2020, Algorithm 1)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from fedkd_mpi.network import Network
 
 
 class Scaffold(FedAvg):
-    """The server's control variate c travels as buffers of the network, both ways, and is counted like all that travels.
+    """The server's control variate c travels both ways as buffers of the network, and is counted as such.
 
-    The gradient of a step is g - c_i + c. A client's new c_i is the mean of its gradients g over the steps: with plain SGD that
-    is the paper's option II, c_i - c + (x - y_i) / (steps * learning rate), and with momentum it still is a mean gradient.
+    The gradient of a step is g - c_i + c. A client's new c_i is the mean of its gradients g over the steps: with plain
+    SGD that is the paper's option II, c_i - c + (x - y_i) / (steps * learning rate); with momentum it still is a mean.
     """
 
     def student(self) -> nn.Module:

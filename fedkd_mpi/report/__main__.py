@@ -1,7 +1,7 @@
 """python -m fedkd_mpi.report LOG...: what runs reached and cost.
 
-python -m fedkd_mpi.report runs/*.h5                                   tables of scores, bytes and seconds
-python -m fedkd_mpi.report runs/*.h5 --target 0.9 --network 4g         bytes, and time over 4G, until the global student has 0.9
+python -m fedkd_mpi.report runs/*.h5                               tables of scores, bytes and seconds
+python -m fedkd_mpi.report runs/*.h5 --target 0.9 --network 4g     bytes, and time over 4G, to a score of 0.9
 python -m fedkd_mpi.report runs/*.h5 --plot pictures --html report.html
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fedkd_mpi.errors import UserError
-from fedkd_mpi.report import energy, network, runs, sheets, tables
+from fedkd_mpi.report import energy, links, network, runs, sheets, tables
 from fedkd_mpi.report.runs import SCORES, Run, Target
 
 
@@ -51,7 +51,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="PROFILE",
-        help=f"replay over {', '.join(network.PRESETS)} or a YAML file; may be repeated",
+        help=f"replay over {', '.join(links.PRESETS)} or a YAML file; may be repeated",
     )
     parser.add_argument(
         "--energy",
@@ -88,7 +88,7 @@ def report(chosen: argparse.Namespace) -> int:
         follow(paths[0])
         return 0
     target = Target(chosen.target, chosen.score, chosen.metric)
-    profiles = [network.profile(name) for name in chosen.network]
+    profiles = [links.find(name) for name in chosen.network]
     thresholds = energy.thresholds(chosen.energy) if chosen.energy else []
     found, problems = runs.load(paths, target)
     for problem in problems:

@@ -76,7 +76,10 @@ def sheet(groups: Sequence[Sequence[Run]], values: Sequence[float]) -> Sheet:
         lines.append(
             [*labels([{"name": run.name, "method": run.method, "codec": run.codec} for run in group]), sent, *cells]
         )
-    note = "All clients, up and down: the logged updates cut at another threshold; a run at that threshold would have trained otherwise. - : run with log.spectra=true."
+    note = (
+        "All clients, up and down: the logged updates, cut at another threshold; a run at that threshold would have "
+        "trained otherwise. Logs without spectra (-): run again with log.spectra=true."
+    )
     return Sheet(
         "Bytes of codec svd at other energy thresholds",
         [*LABELS, "sent", *(f"T = {value:g}" for value in values)],

@@ -17,17 +17,17 @@ QUIET_SECONDS = 60.0  # without a new round, before the view says so
 def follow(path: Path, say: Callable[[str], None] | None = None, poll: float = 0.5) -> None:
     """Show the rounds of a log, those that are there and those to come, until its status is no longer running.
 
-    The log is opened anew for every look (SWMR), so the run is never disturbed. Raises UserError where it cannot be read.
+    The log is opened anew for every look (SWMR), so the run is never disturbed. Raises UserError as costlog.open does.
     """
     say = say or (lambda line: print(line, flush=True))
-    shown, heard, events = 0, time.monotonic(), 0
+    began, shown, events, heard = False, 0, 0, time.monotonic()
     while True:
         run = Run(path, Target())
         with run.log as log:
-            if shown == 0 and events == 0:
-                say(
-                    f"{run.name}: {run.method}, codec {run.codec}, {run.clients} clients, {run.config.get('rounds', '?')} rounds, started {log.attrs['started']}"
-                )
+            if not began:
+                size = f"{run.clients} clients, {run.config.get('rounds')} rounds"
+                say(f"{run.name}: {run.method}, codec {run.codec}, {size}, started {log.attrs['started']}")
+                began = True
             for index in range(shown, log.rounds_completed):
                 say(_line(run, index))
                 heard = time.monotonic()

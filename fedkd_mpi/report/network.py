@@ -3,82 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import yaml
 
-from fedkd_mpi.errors import UserError
+from fedkd_mpi.report.links import Profile
 from fedkd_mpi.report.runs import Run, Target
 from fedkd_mpi.report.sheets import Sheet
 from fedkd_mpi.report.tables import LABELS, labels, spread
 from fedkd_mpi.streams import generator
 from fedkd_mpi.units import seconds_text
-
-
-@dataclass(frozen=True)
-class Profile:
-    """Links and devices of the clients; the keys of a profile's YAML file.
-
-    A client's bandwidths are the medians times exp(spread * z), its slow-down likewise with slowdown_spread, z a standard
-    normal number of the client's own.
-    """
-
-    name: str
-    up_mbit: float  # median uplink, 10^6 bits per second
-    down_mbit: float
-    latency_ms: float = 0.0  # of one message, one way
-    spread: float = 0.0
-    slowdown: float = 1.0  # local training and encoding, times the logged seconds
-    slowdown_spread: float = 0.0
-    server_mbit: float | None = None  # what the server takes and gives in all; None = no limit
-    dropout: float = 0.0  # probability that a client fails in a round
-    timeout_seconds: float | None = (
-        None  # the server goes on without clients that are later; None = waits for all that did not fail
-    )
-    cohort: int | None = (
-        None  # clients a round, drawn from the logged ones' bytes and seconds; None = the logged cohort itself
-    )
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for key, low in (
-            ("up_mbit", 1e-9),
-            ("down_mbit", 1e-9),
-            ("latency_ms", 0),
-            ("spread", 0),
-            ("slowdown", 0),
-            ("slowdown_spread", 0),
-            ("dropout", 0),
-            ("seed", 0),
-        ):
-            value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value < float("inf"):
-                raise UserError(f"--network {self.name}: {key}={value} must be a number of at least {low:g}")
-        for key in ("server_mbit", "timeout_seconds", "cohort"):
-            value = getattr(self, key)
-            if value is not None and (
-                isinstance(value, bool)
-                or not isinstance(value, int if key == "cohort" else (int, float))
-                or not value > 0
-            ):
-                raise UserError(f"--network {self.name}: {key}={value} must be a positive number")
-        if self.dropout >= 1:
-            raise UserError(f"--network {self.name}: dropout={self.dropout} must be below 1")
-
-
-# Round figures for orientation, not measurements: give a YAML file of your own where it matters.
-PRESETS = {
-    "4g": Profile(
-        "4g", up_mbit=10, down_mbit=30, latency_ms=50, spread=0.7, slowdown=8, slowdown_spread=0.4, dropout=0.05
-    ),
-    "home": Profile(
-        "home", up_mbit=20, down_mbit=100, latency_ms=15, spread=0.5, slowdown=2, slowdown_spread=0.3, dropout=0.01
-    ),
-    "hospitals": Profile("hospitals", up_mbit=200, down_mbit=200, latency_ms=10, spread=0.3),
-    "cluster": Profile("cluster", up_mbit=100_000, down_mbit=100_000, latency_ms=0.002),
-}
 
 
 @dataclass(frozen=True)
@@ -95,34 +30,6 @@ class Replay:
         """Return the exact numbers for csv and json."""
         reached = float("nan") if self.to_target is None else self.to_target
         return {"seconds_total": float(self.rounds.sum()), "seconds_to_target": reached, "left_out": self.left_out}
-
-
-def profile(name: str) -> Profile:
-    """Return a preset or the profile of a YAML file; raises UserError naming the wrong key."""
-    if name in PRESETS:
-        return PRESETS[name]
-    path = Path(name)
-    if not path.suffix:
-        raise UserError(f"--network {name} is unknown: known are {', '.join(PRESETS)}, or a YAML file")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read --network {name}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise UserError(f"--network {name} is not YAML") from None
-    known = [field.name for field in fields(Profile)]
-    if not isinstance(tree, dict) or set(tree) - {*known, "like"}:
-        wrong = ", ".join(str(key) for key in tree if key not in known) if isinstance(tree, dict) else "no mapping"
-        raise UserError(f"--network {name}: {wrong}; the keys are like, {', '.join(known)}")
-    tree = {"name": path.stem} | tree
-    if base := tree.pop("like", None):
-        if base not in PRESETS:
-            raise UserError(f"--network {name}: like={base} is unknown; known are {', '.join(PRESETS)}")
-        return replace(PRESETS[base], **tree)
-    try:
-        return Profile(**tree)
-    except TypeError:
-        raise UserError(f"--network {name} needs up_mbit and down_mbit, or like: one of {', '.join(PRESETS)}") from None
 
 
 def replay(run: Run, links: Profile, target: Target) -> Replay:
@@ -195,9 +102,7 @@ def sheet(groups: Sequence[Sequence[Run]], links: Profile, replays: Mapping[Path
         lines.append([*labels([run.row(target) for run in group]), *cells])
     heads = [f"time to\n{target.score} {target.value:g}"] if target.value is not None else []
     heads += ["all rounds", "median\nround", "transfer in the\nslowest client's time", "updates\nleft out"]
-    text = f"{links.up_mbit:g} Mbit/s up, {links.down_mbit:g} down (medians, spread {links.spread:g}), latency {links.latency_ms:g} ms, training {links.slowdown:g} times the logged seconds"
-    size = f"{links.cohort:,} clients a round drawn from the logged ones" if links.cohort else "the logged cohorts"
-    return Sheet(f"Replay over {links.name}", [*LABELS, *heads], lines, len(LABELS), f"{text}; {size}.")
+    return Sheet(f"Replay over {links.name}", [*LABELS, *heads], lines, len(LABELS), links.text())
 
 
 def _devices(links: Profile, count: int, number: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Logs as runs: what each reached and cost, as one flat row a run, and the runs that differ in their seed alone as a group."""
+"""Logs as runs: what each reached and cost as one flat row, and runs that differ in their seed alone as a group."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STRAGGLER = 2.0  # a local training this many times as long as the median of its
 
 @dataclass(frozen=True)
 class Target:
-    """The score that bytes and seconds are counted up to: one of SCORES, of a metric (None = the log's first), reaching a value."""
+    """The score that bytes and seconds are counted up to: a value of one of SCORES; metric None is the log's first."""
 
     value: float | None = None
     score: str = "global_student"
@@ -118,7 +118,7 @@ class Run:
         sums = {name: int(column.sum()) for name, column in rounds.items() if name.endswith("_bytes")}
         total = sums["uplink_bytes"] + sums["downlink_bytes"]
         sums |= {"total_bytes": total, "bytes_per_client": total / self.clients}
-        sums["saving"] = 1 - total / sums["teacher_dense_bytes"] if sums["teacher_dense_bytes"] else np.nan
+        sums["saving"] = 1 - total / sums["teacher_dense_bytes"] if total else np.nan
         sums["factor"] = sums["teacher_dense_bytes"] / total if total else np.nan
         at = self.reached(target)
         goal = {

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Sheet:
-    """A titled table; `rows` are as long as `headers`, the first `labels` columns are text (left), the others numbers (right)."""
+    """A titled table; the first `labels` columns are text and stand left, the others numbers and stand right."""
 
     title: str
     headers: Sequence[str]
@@ -81,7 +81,8 @@ def page(sheet: Sheet) -> str:
     body = "\n".join(row("td", cells) for cells in sheet.rows)
     note = f"<p>{html.escape(sheet.note)}</p>" if sheet.note else ""
     head = row("th", [header.replace("\n", " ") for header in sheet.headers])
-    return f"<h2>{html.escape(sheet.title)}</h2>\n<div class='wide'><table><thead>{head}</thead>\n<tbody>{body}</tbody></table></div>{note}"
+    table = f"<table><thead>{head}</thead>\n<tbody>{body}</tbody></table>"
+    return f"<h2>{html.escape(sheet.title)}</h2>\n<div class='wide'>{table}</div>{note}"
 
 
 RENDERERS: dict[str, Callable[[Sheet], str]] = {"table": text, "markdown": markdown, "latex": latex}

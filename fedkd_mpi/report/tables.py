@@ -1,4 +1,4 @@
-"""The tables of the report: scores, bytes and seconds of every configuration, mean and standard deviation over its seeds."""
+"""The tables of the report: scores, bytes and seconds of every configuration, mean and deviation over its seeds."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _seconds(tables: Sequence[Rows]) -> Sheet:
         lines.append([*labels(rows), str(rows[0]["mpi_processes"]), *cells, late, str(rows[0]["trainings"])])
     heads = [*LABELS, "MPI\nprocesses", "whole run", *PHASES, "stragglers", "of local\ntrainings"]
     note = (
-        "train, encode, evaluate: the slowest process of every round; wait, gather, aggregate, broadcast: the server's own. "
+        "train, encode, evaluate: the slowest process of every round; wait, gather, aggregate, broadcast: the server. "
         f"A straggler is a local training of more than {STRAGGLER:g} times the median of its round."
     )
     return Sheet("Seconds by phase", heads, lines, len(LABELS), note)
