@@ -42,9 +42,9 @@ def by_layer(run: Run) -> Figure:
     rank = _round_means(up["round"], ranks, number)[:, matrices]
     full = np.array([min(parts[index].matrix_shape) for index in matrices])
     some = bool(np.isfinite(rank).any())
-    heights = [max(1.2, 0.22 * len(parts)), *([max(1.2, 0.22 * len(matrices))] if some else []), 1.2]
+    heights = [max(1.2, 0.22 * len(parts)), *([max(1.2, 0.22 * len(matrices)), 1.2] if some else [])]
     figure = Figure(figsize=(8.5, 1.6 + sum(heights)))
-    axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+    axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     names = [f"{layer.name}  {'x'.join(map(str, layer.shape))}" for layer in parts]
     _map(axes[0], sizes.T, number, names, "kB an update", "Uplink bytes by layer and round, mean over clients")
     if some:
@@ -53,8 +53,9 @@ def by_layer(run: Run) -> Figure:
         image = _map(axes[1], (rank / full).T, number, names, "share of full rank", title)
         image.set_clim(0, 1)
         _write(axes[1], rank.T, (rank / full).T, number)
-    axes[-1].step(number + 1, run.rounds["threshold"], where="mid", color="#D55E00")
-    axes[-1].set(ylabel="energy threshold T\n(share)", xlabel="round")
+        axes[2].step(number + 1, run.rounds["threshold"], where="mid", color="#D55E00")
+        axes[2].set_ylabel("energy threshold T\n(share)")
+    axes[-1].set_xlabel("round")
     figure.suptitle(f"{run.name}: {run.method}, codec {run.codec}")
     return figure
 
@@ -84,7 +85,7 @@ def times(run: Run) -> Figure:
     )
     by_rank.set(xlabel="seconds, whole run", ylabel="mpi rank (0 = server)", title="Time by process")
     by_rank.invert_yaxis()
-    whole(by_rank.yaxis)
+    by_rank.set_yticks(places[:: max(1, len(places) // 16)])
     figure.suptitle(f"{run.name}: {run.method}, codec {run.codec}, {run.log.attrs['world_size']} MPI processes")
     figure.legend(handles=[*lines, bars, idle], loc="outside lower center", ncols=5, frameon=False)
     return figure
@@ -104,15 +105,7 @@ def clients(run: Run) -> Figure:
     else:
         labels.bar(everyone, held["train_samples"], color="#0072B2")
         labels.set(xlabel="client", ylabel="training samples", title="Training samples by client")
-    kinds = [(name, colour) for name, colour in (("teacher", "#D55E00"), ("student", "#0072B2"))]
-    for place, (name, colour) in enumerate(kinds):
-        last = _last_scores(training["client"], training[f"{name}_{run.metric}"], run.clients)
-        known = last[np.isfinite(last)]
-        if len(known):
-            spread.boxplot(known, positions=[place], widths=0.5, showfliers=False, medianprops={"color": "black"})
-            spread.plot(place + np.linspace(-0.2, 0.2, len(known)), known, "o", color=colour, markersize=3, alpha=0.7)
-    spread.set_xticks(range(len(kinds)), [f"{name}, own\ntest samples" for name, _ in kinds])
-    spread.set(ylabel=run.metric, title="Last score of every client", xlim=(-0.6, len(kinds) - 0.4))
+    _scores(spread, run)
     sizes = np.bincount(up["client"], weights=up["bytes"], minlength=run.clients) / 1e6
     sent.bar(everyone, sizes, color="#0072B2")
     sent.set(xlabel="client", ylabel="MB, whole run", title="Uplink bytes by client")
@@ -123,6 +116,19 @@ def clients(run: Run) -> Figure:
         whole(axes.xaxis)
     figure.suptitle(f"{run.name}: {run.clients} clients")
     return figure
+
+
+def _scores(axes: Axes, run: Run) -> None:
+    training, names = run.log["training"], []
+    for name, colour in (("teacher", "#D55E00"), ("student", "#0072B2")):
+        last = _last_scores(training["client"], training[f"{name}_{run.metric}"], run.clients)
+        known, place = last[np.isfinite(last)], len(names)
+        if len(known):
+            axes.boxplot(known, positions=[place], widths=0.5, showfliers=False, medianprops={"color": "black"})
+            axes.plot(place + np.linspace(-0.2, 0.2, len(known)), known, "o", color=colour, markersize=3, alpha=0.7)
+            names.append(f"{name}, own\ntest samples")
+    axes.set_xticks(range(len(names)), names)
+    axes.set(ylabel=run.metric, title="Last score of every client", xlim=(-0.6, max(len(names), 1) - 0.4))
 
 
 def _map(axes: Axes, values: np.ndarray, number: np.ndarray, names: list[str], unit: str, title: str) -> Any:
