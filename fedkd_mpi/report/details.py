@@ -68,15 +68,17 @@ def times(run: Run) -> Figure:
     computed, waited = np.nansum(mpi["seconds_compute"], axis=0), np.nansum(mpi["seconds_wait"], axis=0)
     figure = Figure(figsize=(9.5, 3.6 if len(computed) < 12 else 5.5))
     over_rounds, by_rank = figure.subplots(1, 2, width_ratios=(3, 2))
-    number = run.rounds["round"] + 1
+    bins = np.array_split(np.arange(len(run.rounds["round"])), min(100, len(run.rounds["round"])))
+    number = [run.rounds["round"][rows].mean() + 1 for rows in bins]
     # Lines, not a stack: the server waits while the clients train.
     phases = [*zip(PHASES, PHASE_COLOURS, PHASE_LINES, strict=True), ("total", "black", "-")]
-    lines = []
+    lines, most = [], len(bins[0])
+    title = "Time by phase" if most == 1 else f"Time by phase, means over {most} rounds"
     for phase, colour, line in phases:
         label = "whole round" if phase == "total" else phase
-        seconds = run.rounds[f"seconds_{phase}"]
+        seconds = [np.nanmean(run.rounds[f"seconds_{phase}"][rows]) for rows in bins]
         lines += over_rounds.step(number, seconds, where="mid", color=colour, linestyle=line, label=label)
-    over_rounds.set(xlabel="round", ylabel="seconds a round", title="Time by phase", ylim=(0, None))
+    over_rounds.set(xlabel="round", ylabel="seconds a round", title=title, ylim=(0, None))
     whole(over_rounds.xaxis)
     places = np.arange(len(computed))
     bars = by_rank.barh(places, computed, color="#0072B2", alpha=0.8, label="process computing")
@@ -147,7 +149,8 @@ def _write(axes: Axes, ranks: np.ndarray, shares: np.ndarray, number: np.ndarray
     """Write the ranks into a map of few cells: at most 12 columns, of 20 rows at most."""
     if len(ranks) > 20:
         return
-    for column in np.unique(np.linspace(0, len(number) - 1, 12).astype(int)):
+    shown = min(12, len(number))
+    for column in ((np.arange(shown) + 0.5) * len(number) / shown).astype(int):
         for row in np.flatnonzero(np.isfinite(ranks[:, column])):
             colour = "white" if shares[row, column] < 0.6 else "black"
             axes.text(
