@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """Bad usage, configuration or data: one line that names the key, file or client and what to do; exit code 2."""
@@ -21,3 +25,19 @@ class RunFault(Exception):
         """Return 'round 3, client 5, layer fc.weight' with what is known."""
         parts = (("round", self.round), ("client", self.client), ("layer", self.layer))
         return ", ".join(f"{name} {value}" for name, value in parts if value is not None)
+
+
+@contextmanager
+def located(*, round: int, client: int | None = None) -> Iterator[None]:
+    """Let what is raised inside leave as a RunFault naming round and client; a programming error keeps its trace."""
+    try:
+        yield
+    except RunFault as fault:
+        fault.round = round if fault.round is None else fault.round
+        fault.client = client if fault.client is None else fault.client
+        raise
+    except UserError as error:
+        raise RunFault(str(error), round=round, client=client) from error
+    except Exception as error:
+        trace = "".join(traceback.format_exception(error)).rstrip()
+        raise RunFault(trace, round=round, client=client) from error

@@ -106,8 +106,9 @@ class Ledger:
     def _row(self, part: Contribution) -> tuple[Any, ...]:
         sums = np.zeros(self.run.task.sums)
         if part.outcome is None:
-            update = np.full(len(self.layers), np.nan), np.full(self._components, np.nan)
-            return (np.nan,) * 5 + (sums, sums, *update, str(part.fault).encode()[:160])
+            fault = f"{part.fault} (layer {part.fault.layer})".encode()[:160]
+            update = np.full(len(self.layers), np.nan), np.full(self._components, np.nan), fault
+            return (np.nan,) * 5 + (sums, sums, *update)
         out = part.outcome
         seconds = out.seconds_train, part.seconds_encode, out.seconds_evaluate
         update = part.energies, part.spectrum, b""

@@ -78,11 +78,12 @@ def default_output(config: Config) -> Path:
 
 def dry_run(config: Config) -> int:
     """Print what a run would be, from rank 0 alone and without MPI."""
-    from fedkd_mpi.forecast import forecast
     from fedkd_mpi.mpi import launched
 
     mpi_rank, world_size = launched()
     if mpi_rank == 0:
+        from fedkd_mpi.forecast import forecast
+
         try:
             print(forecast(config, world_size))
         except UserError as error:

@@ -6,7 +6,7 @@ import numpy as np
 
 from fedkd_mpi import cohort, exchange
 from fedkd_mpi.client import EVALUATION_BATCH, Client, score
-from fedkd_mpi.errors import RunFault
+from fedkd_mpi.errors import RunFault, located
 from fedkd_mpi.ledger import Contribution, Ledger, Round
 from fedkd_mpi.prepare import Simulation
 from fedkd_mpi.server import apply
@@ -20,7 +20,8 @@ def simulate(run: Simulation, ledger: Ledger) -> None:
     """
     watch = Stopwatch()
     for index in range(run.config.rounds):
-        play_round(run, ledger, index, watch)
+        with located(round=index):
+            play_round(run, ledger, index, watch)
 
 
 def play_round(run: Simulation, ledger: Ledger, index: int, watch: Stopwatch) -> None:
@@ -31,7 +32,10 @@ def play_round(run: Simulation, ledger: Ledger, index: int, watch: Stopwatch) ->
         cohort=cohort.sample(run.config.seed, index, run.config.num_clients, run.config.cohort),
         evaluated=index == run.config.rounds - 1 or (index + 1) % run.config.evaluate.every == 0,
     )
-    own = [take_part(run, watch, this, run.clients[client]) for client in this.cohort if client in run.clients]
+    own = []
+    for client in (run.clients[client] for client in this.cohort if client in run.clients):
+        with located(round=index, client=client.id):
+            own.append(take_part(run, watch, this, client))
     if run.student:
         this.uplink, this.downlink = communicate(run, watch, this, own)
     with watch("evaluate"):

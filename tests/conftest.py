@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from command import TINY, Command
 from mpirun import LIBRARIES, find, how_to_install
 
 from fedkd_mpi.mpi import World, launched, open_world
+from fedkd_mpi.run import main
 
 os.environ.setdefault("OMPI_MCA_osc", "^ucx")  # pytest-mpi initialises MPI before open_world can say so
 
@@ -36,3 +40,21 @@ def world() -> Iterator[World]:
     world = open_world()
     yield world
     world.close()
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """The run command in this process and an empty folder: takes arguments, returns (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # which the command replaces
+    monkeypatch.delenv("FEDKD_DATA", raising=False)
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        capfd.readouterr()
+        try:
+            code = main([*TINY, *map(str, arguments)])
+        except SystemExit as exit:
+            code = exit.code
+        return code, *capfd.readouterr()
+
+    return call

@@ -42,13 +42,13 @@ def a_round(number: int, accuracy: float = 0.5, up: tuple[int, ...] = (MB, MB), 
     return rounds, uplink, downlink, mpi, training
 
 
-def write(path: Path, made: list[Any], status: str | None = "completed", **config: Any) -> Path:
+def write(path: Path, made: list[Any], status: str | None = "completed", digest: str = "", **config: Any) -> Path:
     settings = {"name": "made-up", "seed": 1, "rounds": len(made), "method": "fedkd", "compression": {"codec": "svd"}}
     settings |= config
     clients = {name: np.full(CLIENTS, 7) for name in ("train_samples", "test_samples")} | {
         "mpi_rank": np.ones(CLIENTS, int)
     }
-    attrs = logs.ATTRS | {"config": yaml.safe_dump(settings), "seed": settings["seed"]}
+    attrs = logs.ATTRS | {"config": yaml.safe_dump(settings), "seed": settings["seed"], "config_digest": digest}
     writer = costlog.Writer.create(path, attrs, [("weight", (8, 4), True)], clients, ["accuracy"], 3)
     for arguments in made:
         writer.append_round(*arguments)

@@ -114,5 +114,5 @@ def _dataset(file: h5py.File, name: str, column: schema.Column, values: np.ndarr
     rows = _CHUNK_BYTES // (dtype.itemsize * max(1, math.prod(width)))
     chunks = (max(1, min(rows, _CHUNK_ROWS)), *(max(1, size) for size in width))
     fill = {"i": -1, "f": np.nan}.get(dtype.kind)
-    most = (None, *(size or None for size in width))  # a chunk may not be larger than a fixed width of 0
+    most = (None, *(size or None for size in width))  # without layers: no chunk may be wider than what there can be
     return file.create_dataset(name, data=values.astype(dtype), maxshape=most, chunks=chunks, fillvalue=fill)
