@@ -56,7 +56,7 @@ def by_layer(run: Run) -> Figure:
         axes[2].step(number + 1, run.rounds["threshold"], where="mid", color="#D55E00")
         axes[2].set_ylabel("energy threshold T\n(share)")
     axes[-1].set_xlabel("round")
-    figure.suptitle(f"{run.name}: {run.method}, codec {run.codec}")
+    figure.suptitle(_title(run))
     return figure
 
 
@@ -88,7 +88,7 @@ def times(run: Run) -> Figure:
     by_rank.set(xlabel="seconds, whole run", ylabel="mpi rank (0 = server)", title="Time by process")
     by_rank.invert_yaxis()
     by_rank.set_yticks(places[:: max(1, len(places) // 16)])
-    figure.suptitle(f"{run.name}: {run.method}, codec {run.codec}, {run.log.attrs['world_size']} MPI processes")
+    figure.suptitle(f"{_title(run)}, MPI processes: {run.log.attrs['world_size']}")
     figure.legend(handles=[*lines, bars, idle], loc="outside lower center", ncols=5, frameon=False)
     return figure
 
@@ -110,14 +110,19 @@ def clients(run: Run) -> Figure:
     _scores(spread, run)
     sizes = np.bincount(up["client"], weights=up["bytes"], minlength=run.clients) / 1e6
     sent.bar(everyone, sizes, color="#0072B2")
-    sent.set(xlabel="client", ylabel="MB, whole run", title="Uplink bytes by client")
+    title = "Uplink bytes by client" if run.exchanges else "Uplink bytes by client (nothing is exchanged)"
+    sent.set(xlabel="client", ylabel="MB, whole run", title=title, ylim=(0, None if sizes.any() else 1))
     seconds = np.nan_to_num(training["seconds_train"])
     took.bar(everyone, np.bincount(training["client"], weights=seconds, minlength=run.clients), color="#009E73")
     took.set(xlabel="client", ylabel="seconds, whole run", title="Local training by client")
     for axes in (sent, took):
         whole(axes.xaxis)
-    figure.suptitle(f"{run.name}: {run.clients} clients")
+    figure.suptitle(f"{_title(run)}, {run.clients} clients")
     return figure
+
+
+def _title(run: Run) -> str:
+    return f"{run.name}: {run.method}, codec {run.codec}" if run.exchanges else f"{run.name}: {run.method}"
 
 
 def _scores(axes: Axes, run: Run) -> None:

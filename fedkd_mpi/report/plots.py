@@ -82,7 +82,7 @@ def scores(groups: Sequence[Sequence[Run]], target: Target) -> Figure:
     rows = figure.subplots(len(used), 2, squeeze=False, sharex="col", sharey="row")
     styles = zip(cycle(COLOURS), _slowly(LINES, len(COLOURS)), cycle(MARKERS))
     handles: dict[str, Any] = {}
-    for group, (colour, line, marker) in zip(groups, styles, strict=False):
+    for group, label, (colour, line, marker) in zip(groups, _labels(groups), styles, strict=False):
         look = {"color": colour, "linestyle": line, "marker": marker, "markersize": 4, "linewidth": 1.4}
         for name, (over_bytes, over_rounds) in zip(used, rows, strict=True):
             if (curve := _curve(group, name)) is None:
@@ -92,7 +92,7 @@ def scores(groups: Sequence[Sequence[Run]], target: Target) -> Figure:
             for axes, x in ((over_bytes, megabytes), (over_rounds, at)):
                 if axes is over_bytes and not megabytes.any():
                     continue
-                (handles[_label(group)],) = axes.plot(x, middle, **look)
+                (handles[label],) = axes.plot(x, middle, **look)
                 if len(group) > 1:
                     axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     for name, (over_bytes, over_rounds) in zip(used, rows, strict=True):
@@ -107,7 +107,7 @@ def scores(groups: Sequence[Sequence[Run]], target: Target) -> Figure:
     left.set_xlabel("bytes up and down a client, so far (MB)")
     right.set_xlabel("rounds")
     details.whole(right.xaxis)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return figure
 
 
@@ -123,10 +123,16 @@ def _curve(group: Sequence[Run], name: str) -> tuple[np.ndarray, ...] | None:
     return known + 1, megabytes, values.mean(axis=0), values.min(axis=0), values.max(axis=0)
 
 
-def _label(group: Sequence[Run]) -> str:
-    run = group[0]
-    parts = [run.name, *(part for part in (run.method, run.codec) if part not in (run.name, "-"))]
-    return ", ".join(parts) + (f" ({len(group)} seeds)" if len(group) > 1 else "")
+def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """Legend texts: the runs' names, with what else tells them apart where names come twice."""
+    names = [group[0].name for group in groups]
+    texts = [
+        name if names.count(name) == 1 else f"{name} {place}: {group[0].method}, {group[0].codec}"
+        for place, (name, group) in enumerate(zip(names, groups, strict=True), 1)
+    ]
+    return [
+        f"{text} ({len(group)} seeds)" if len(group) > 1 else text for text, group in zip(texts, groups, strict=True)
+    ]
 
 
 def _names(groups: Sequence[Sequence[Run]]) -> Iterator[str]:
