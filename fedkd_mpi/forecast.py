@@ -61,7 +61,7 @@ def _table(config: Config, run: Simulation, world_size: int) -> str:
         "memory of the fullest process",
         f"about {bytes_text(peak + (most - 1) * state)} (measured here, {bytes_text(peak)}, plus states)",
     )
-    console = Console(width=120)
+    console = Console(width=120, force_terminal=False)
     with console.capture() as text:
         console.print(table)
     return text.get().rstrip()

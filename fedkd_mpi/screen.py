@@ -92,7 +92,7 @@ def summary(path: Path) -> str:
     shares = "  ".join(f"{phase} {value:.1f}" for phase, value in seconds.items() if value >= 0.05)
     table.add_row(f"seconds, {total:.1f} in all", shares)
     table.add_row("log", str(path))
-    console = Console(width=120)
+    console = Console(width=120, force_terminal=False)
     with console.capture() as text:
         console.print(table)
     return text.get().rstrip()
