@@ -40,9 +40,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("name", choices=NAMES)
     parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("rest", nargs=argparse.REMAINDER, help="the benchmark's own arguments")
-    chosen = parser.parse_args()
-    claims, rows = importlib.import_module(f"benchmarks.{chosen.name}").run(chosen.rest)
+    chosen, own = parser.parse_known_args()
+    claims, rows = importlib.import_module(f"benchmarks.{chosen.name}").run(own)
     console = Console(width=140)
     if rows:
         table = Table(*rows[0], title=chosen.name, title_justify="left")

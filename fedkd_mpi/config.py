@@ -97,14 +97,49 @@ class Distillation(Section):
 
 
 class Compression(Section):
-    codec: str = Field("svd", description="svd, none or package.module:Codec")
+    codec: str = Field(
+        "svd", description="svd, rdsvd, none, float16, quantize, topk, powersgd, fetchsgd or package.module:Codec"
+    )
     t_start: float = Field(0.95, gt=0, le=1, description="energy threshold of the first round")
     t_end: float = Field(0.98, gt=0, le=1, description="energy threshold of the last round")
+    error_feedback: Literal["none", "ef", "ef21"] = Field("none", description="what is lost is sent later; both legs")
+    energy_scope: Literal["tensor", "model"] = Field(
+        "tensor", description="of the threshold: each matrix, or the update"
+    )
+    byte_budget: int | None = Field(None, ge=1, description="largest payload of a message; sets the threshold")
+    bits: Literal[4, 8, 16] | None = Field(None, description="of quantize; default 8")
+    density: float | None = Field(None, gt=0, le=1, description="share of entries of topk, fetchsgd; default 0.01")
+    rank: int | None = Field(None, ge=1, description="of powersgd; default 4")
+    sketch_rows: int | None = Field(None, ge=1, description="hash functions of fetchsgd; default 5")
+    sketch_share: float | None = Field(None, gt=0, le=1, description="fetchsgd's sketch / update size; default 0.1")
 
     @model_validator(mode="after")
     def _rising(self) -> Compression:
         if self.t_start > self.t_end:
             raise ValueError(f"compression.t_start ({self.t_start}) must not exceed compression.t_end ({self.t_end})")
+        return self
+
+    @model_validator(mode="after")
+    def _keys_belong_to_the_codec(self) -> Compression:
+        owners = {
+            "bits": ("quantize",),
+            "density": ("topk", "fetchsgd"),
+            "rank": ("powersgd",),
+            "sketch_rows": ("fetchsgd",),
+            "sketch_share": ("fetchsgd",),
+            "byte_budget": ("svd", "rdsvd"),
+        }
+        for key, codecs in owners.items():
+            if getattr(self, key) is not None and self.codec not in codecs and ":" not in self.codec:
+                named = " or ".join(codecs)
+                raise ValueError(f"compression.{key} belongs to compression.codec={named}, not {self.codec}")
+        if self.energy_scope == "model" and (self.codec != "rdsvd" or self.error_feedback == "none"):
+            raise ValueError(
+                "compression.energy_scope=model needs compression.codec=rdsvd and compression.error_feedback=ef or"
+                " ef21: layers with little energy would never be sent"
+            )
+        if self.codec == "fetchsgd" and self.error_feedback != "none":
+            raise ValueError("compression.codec=fetchsgd keeps its own residual; set compression.error_feedback=none")
         return self
 
 
@@ -160,6 +195,8 @@ class Config(Section):
     def _cross_checks(self) -> Config:
         if self.cohort_size is not None and self.cohort_size > self.num_clients:
             raise ValueError(f"cohort_size ({self.cohort_size}) must not exceed num_clients ({self.num_clients})")
+        if self.compression.error_feedback == "ef21" and self.server.weighting != "uniform":
+            raise ValueError("compression.error_feedback=ef21 needs server.weighting=uniform")
         if isinstance(self.threads_per_rank, int) and self.threads_per_rank < 1:
             raise ValueError("threads_per_rank must be a positive number or auto")
         if self.method == "centralized" and self.num_clients != 1:

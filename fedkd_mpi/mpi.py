@@ -66,7 +66,8 @@ def open_world() -> World:
     Raises UserError where MPI is missing or does not see the other processes: no run goes on as N times one process.
     """
     size = launched()[1]
-    os.environ.setdefault("OMPI_MCA_osc", "^ucx")  # Open MPI's ucx windows print a line per process and are not needed
+    # Open MPI's ucx windows print a line per process, and those of its monitoring layer cannot be shared.
+    os.environ.setdefault("OMPI_MCA_osc", "^ucx,monitoring")
     try:
         mpi = _load_mpi()
     except (ImportError, RuntimeError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,7 @@ class Simulation:
     codec: codecs.Codec | None
     server: Server | None
     teacher_numbers: int  # what a dense exchange of the teacher would send, for comparison
+    downlink_state: dict[str, Tensor] = field(default_factory=dict)  # what the codec's receiver keeps, like the replica
 
     @property
     def test_size(self) -> int:
@@ -142,7 +143,7 @@ def prepare(config: Config, world: World, data: Data) -> Simulation:
         student = initial_student(config, method, device)
         codec = codecs.build(config.compression, student.exchanged_layers)
         if world.is_root:
-            server = Server(config.server, student, codec, device)
+            server = Server(config.server, student, codec, device, config.seed, config.num_clients)
     return Simulation(
         config=config,
         world=world,

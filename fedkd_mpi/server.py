@@ -13,6 +13,7 @@ from fedkd_mpi.codecs import Codec
 from fedkd_mpi.config import Server as Settings
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.network import Network
+from fedkd_mpi.streams import generator
 
 
 @dataclass
@@ -23,7 +24,10 @@ class Server:
     student: Network
     codec: Codec
     device: str
-    codec_state: dict[str, Tensor] = field(default_factory=dict)
+    seed: int
+    num_clients: int
+    codec_state: dict[str, Tensor] = field(default_factory=dict)  # as the sender of the downlink
+    uplink_state: dict[str, Tensor] = field(default_factory=dict)  # as the receiver of the uplink
 
     def aggregate(self, round_index: int, messages: Iterable[tuple[wire.Header, list[wire.Record]]]) -> Tensor | None:
         """Return sum_i w_i decode(payload_i), flat, over the messages that carry an update; None if none does.
@@ -31,9 +35,8 @@ class Server:
         Updates are added in the order given (by client), so that the bits do not depend on who arrives first; w_i is
         uniform as in the paper, or in proportion to the training samples. Raises RunFault naming the client.
         """
-        total = torch.zeros_like(self.student.state)
-        views = self.student.exchanged(total)
-        weights = 0
+        total: list[Tensor] = []
+        weights = senders = 0
         for header, records in messages:
             if header.kind == wire.SKIPPED:
                 continue
@@ -42,10 +45,18 @@ class Server:
                 update = self.codec.decode(records, self.device)
             except wire.WireError as error:
                 raise RunFault(f"uplink message: {error}", round=round_index, client=header.sender) from None
-            for view, tensor in zip(views, update, strict=True):
-                view.add_(tensor, alpha=weight)
+            total = total or [torch.zeros_like(tensor) for tensor in update]
+            for part, tensor in zip(total, update, strict=True):
+                part.add_(tensor, alpha=weight)
             weights += weight
-        return total.div_(weights) if weights else None
+            senders += 1
+        if not senders:
+            return None
+        mean = self.codec.receive([part / weights for part in total], self.uplink_state, senders / self.num_clients)
+        flat = torch.zeros_like(self.student.state)
+        for view, tensor in zip(self.student.exchanged(flat), mean, strict=True):
+            view.copy_(tensor)
+        return flat
 
     def encode(self, round_index: int, update: Tensor, threshold: float) -> list[wire.Record]:
         """Return the records of the downlink: a second truncation with the round's threshold.
@@ -53,7 +64,8 @@ class Server:
         Raises RunFault if the mean of the updates is not finite (finite ones may add up to more than float32 holds).
         """
         self.student.require_finite(update, "mean of the updates", round_index)
-        return self.codec.encode(self.student.exchanged(update), threshold, self.codec_state)
+        rng = generator(self.seed, "codec", round_index)
+        return self.codec.encode(self.student.exchanged(update), threshold, self.codec_state, rng)
 
 
 def apply(student: Network, replica: Tensor, update: Iterable[Tensor], learning_rate: float) -> None:

@@ -11,6 +11,7 @@ from fedkd_mpi.ledger import Contribution, Ledger, Round
 from fedkd_mpi.prepare import Simulation
 from fedkd_mpi.server import apply
 from fedkd_mpi.stopwatch import Stopwatch
+from fedkd_mpi.streams import generator
 
 
 def simulate(run: Simulation, ledger: Ledger) -> None:
@@ -59,7 +60,8 @@ def take_part(run: Simulation, watch: Stopwatch, this: Round, client: Client) ->
     before = watch.seconds["encode"]
     with watch("encode"):
         state = client.part("codec.")
-        records = run.codec.encode(run.student.exchanged(outcome.update), this.threshold, state)
+        rng = generator(run.config.seed, "codec", this.index, client.id)
+        records = run.codec.encode(run.student.exchanged(outcome.update), this.threshold, state, rng)
         client.tensors.update({f"codec.{name}": tensor for name, tensor in state.items()})
         message = exchange.make_message(this.index, client.id, samples, records)
     seconds = watch.seconds["encode"] - before
@@ -90,6 +92,7 @@ def communicate(
     with watch("broadcast"):
         if answer.parsed.kind == exchange.UPDATE:
             update = run.codec.decode(answer.records(layers), run.device)
+            update = run.codec.receive(update, run.downlink_state, 1.0)
             apply(run.student, run.replica, update, run.config.server.learning_rate)
     return messages or [], answer
 

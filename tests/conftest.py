@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from command import TINY, Command
-from mpirun import LIBRARIES, find, how_to_install
+from command import PARTS, TINY, Command
+from mpirun import LIBRARIES, find, how_to_install, mpirun, run
 
 from fedkd_mpi.mpi import World, launched, open_world
 from fedkd_mpi.run import main
@@ -58,3 +58,25 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
         return code, *capfd.readouterr()
 
     return call
+
+
+@pytest.fixture(scope="session")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Run worker_simulation.py once a session for (mpi, number of processes, cases); returns its folder."""
+    worker, folders = Path(__file__).parent / "worker_simulation.py", {}
+
+    def folder_of(mpi: str, n: int, *cases: str) -> Path:
+        if (mpi, n, cases) in folders:
+            return folders[mpi, n, cases]
+        folder = tmp_path_factory.mktemp(f"{mpi}-{n}-")
+        if n == 1:
+            done = run([sys.executable, worker, folder, *cases], timeout=300, env=PARTS)
+        elif find(mpi) is None:
+            pytest.skip(f"{mpi} is not installed: {how_to_install(mpi)}")
+        else:
+            done = mpirun(n, worker, folder, *cases, mpi=mpi, timeout=300, env=PARTS)
+        assert done.returncode == 0, done.stdout + done.stderr
+        folders[mpi, n, cases] = folder
+        return folder
+
+    return folder_of

@@ -5,29 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from codec_tools import make, through
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matrices import MATRICES, energy, random, smallest_ranks, with_spectrum
 
-from fedkd_mpi import codecs
-from fedkd_mpi.codecs import RAW, Codec
+from fedkd_mpi.codecs import RAW
 from fedkd_mpi.codecs.svd import LOW_RANK
-from fedkd_mpi.config import Compression
 from fedkd_mpi.errors import RunFault, UserError
-from fedkd_mpi.wire import RECORD_BYTES, Layer, Record, WireError, pack, pack_header, unpack, unpack_header
-
-
-def make(name: str, *tensors: torch.Tensor) -> Codec:
-    layers = [Layer(f"layer{index}", tuple(t.shape), t.dim() >= 2) for index, t in enumerate(tensors)]
-    return codecs.build(Compression(codec=name), layers)
-
-
-def through(codec: Codec, *tensors: torch.Tensor, threshold: float = 0.95) -> tuple[list[Record], list[torch.Tensor]]:
-    """Encode, pack, unpack and decode."""
-    records = codec.encode(tensors, threshold, {})
-    payload = pack(records)
-    header = unpack_header(pack_header(0, 0, 0, len(records), 0, payload))
-    return records, codec.decode(unpack(header, payload, len(tensors)), "cpu")
+from fedkd_mpi.wire import RECORD_BYTES, Record, WireError, pack
 
 
 @pytest.mark.parametrize("name", MATRICES)
@@ -186,7 +172,7 @@ def test_fault_7_each_client_sees_clean_arrays(name: str):
 
 def test_fault_7_records_are_no_views_of_the_update():
     update = random(4, 4)
-    (record,) = make("none", update).encode([update], 0.95, {})
+    (record,) = make("none", update).encode([update], 0.95, {}, np.random.default_rng(0))
     sent = record.data.tobytes()
     update.zero_()
     assert record.data.tobytes() == sent
@@ -198,5 +184,5 @@ def test_fault_8_an_update_that_is_not_finite_is_named(bad: float):
     update = [random(6, 6), random(6, 9)]
     update[1][2, 3] = bad
     with pytest.raises(RunFault, match="not finite") as caught:
-        make("svd", *update).encode(update, 0.95, {})
+        make("svd", *update).encode(update, 0.95, {}, np.random.default_rng(0))
     assert caught.value.layer == "layer1"

@@ -23,7 +23,7 @@ def make(codec: str = "none", **settings: object) -> Server:
     torch.manual_seed(0)
     student = Network(nn.Sequential(nn.Linear(9, 20), nn.Linear(20, 3)), "cpu")
     compression = Compression(codec=codec)
-    return Server(Settings(**settings), student, codecs.build(compression, student.exchanged_layers), "cpu")
+    return Server(Settings(**settings), student, codecs.build(compression, student.exchanged_layers), "cpu", 0, 3)
 
 
 def updates(server: Server, count: int) -> list[list[torch.Tensor]]:
@@ -34,7 +34,7 @@ def updates(server: Server, count: int) -> list[list[torch.Tensor]]:
 def message(
     server: Server, client: int, samples: int, update: list[torch.Tensor] | None
 ) -> tuple[Header, list[Record]]:
-    records = None if update is None else server.codec.encode(update, 0.95, {})
+    records = None if update is None else server.codec.encode(update, 0.95, {}, np.random.default_rng(0))
     sent = make_message(ROUND, client, samples, records)
     return sent.parsed, sent.records(len(server.student.layers))
 

@@ -9,15 +9,15 @@ from torch import Tensor
 
 from fedkd_mpi.tasks.image_classification import ImageClassification
 
-VICTIM = 0  # a training sample; the client that trains on it is the one that misbehaves
+VICTIMS = [0]  # training samples; the client that trains on one of them is the one that misbehaves
 
 
 class Poisoned(ImageClassification):
-    """One sample is not a number: its client's update cannot be finite."""
+    """The victims' pixels are not numbers: their client's update cannot be finite."""
 
     def prepare(self, arrays: Mapping[str, np.ndarray], indices: np.ndarray, device: str) -> dict[str, Tensor]:
         batch = super().prepare(arrays, indices, device)
-        batch["x"][np.flatnonzero(indices == VICTIM)] = float("nan")
+        batch["x"][np.flatnonzero(np.isin(indices, VICTIMS))] = float("nan")
         return batch
 
 
@@ -27,7 +27,7 @@ class Breaking(ImageClassification):
     trained = 0
 
     def prepare(self, arrays: Mapping[str, np.ndarray], indices: np.ndarray, device: str) -> dict[str, Tensor]:
-        if len(arrays["y"]) > 1000 and VICTIM in indices:  # the training arrays, not the test set
+        if len(arrays["y"]) > 1000 and np.isin(VICTIMS, indices).any():  # the training arrays, not the test set
             self.trained += 1
             if self.trained == 2:
                 raise ZeroDivisionError("no such thing")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,29 +18,63 @@ if TYPE_CHECKING:
 CODECS = {
     "svd": "fedkd_mpi.codecs.svd:Svd",
     "none": "fedkd_mpi.codecs.none:Raw",
+    "rdsvd": "fedkd_mpi.codecs.rdsvd:RateDistortionSvd",
+    "float16": "fedkd_mpi.codecs.quantize:Float16",
+    "quantize": "fedkd_mpi.codecs.quantize:Quantize",
+    "topk": "fedkd_mpi.codecs.topk:TopK",
+    "powersgd": "fedkd_mpi.codecs.powersgd:PowerSgd",
+    "fetchsgd": "fedkd_mpi.codecs.fetchsgd:FetchSgd",
 }
 RAW = 0  # the encoding every codec may fall back on: float32, little endian
 
+State = dict[str, "Tensor"]
 
-class Codec(Protocol):
+
+class Codec:
     """Turns an update into records and back; built once per process as Codec(compression, layers).
 
-    Both directions are deterministic. What a codec must remember of one sender from round to round it keeps in
-    `state`, a dictionary of tensors that belongs to that sender and is checkpointed with it.
+    All directions are deterministic. What a codec must remember from round to round is in `state`, a dictionary of
+    tensors that belongs to one sender (or to one receiver) and is checkpointed with it; the codec itself remembers
+    nothing.
     """
 
-    def encode(self, update: Sequence[Tensor], threshold: float, state: dict[str, Tensor]) -> list[Record]:
-        """Return one record per layer of the update (finite float32 tensors in the layers' shapes)."""
-        ...
+    layers: Sequence[Layer]
+
+    def encode(
+        self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
+    ) -> list[Record]:
+        """Return one record per layer of the update (finite float32 tensors in the layers' shapes, left as they are).
+
+        `state` is the sender's; `rng` is the stream of this sender and round, for codecs that round at random.
+        """
+        raise NotImplementedError
 
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
-        """Return the float32 tensors of the records; raises WireError, naming the layer, if a record does not fit."""
-        ...
+        """Return float32 tensors, in the layers' shapes unless receive() says otherwise; means may be taken of them.
+
+        Raises WireError, naming the layer, if a record does not fit.
+        """
+        raise NotImplementedError
+
+    def receive(self, decoded: Sequence[Tensor], state: State, share: float) -> list[Tensor]:
+        """Return the update, in the layers' shapes, that a decoded message, or the mean of several, stands for.
+
+        `state` is the receiver's, one per leg, the same on every process that receives; `share` is the part of all
+        senders that the mean is of (1 on the downlink).
+        """
+        return list(decoded)
 
 
 def build(compression: Compression, layers: Sequence[Layer]) -> Codec:
-    """Return the codec that compression.codec names; raises UserError if there is none."""
-    return resolve(compression.codec, CODECS, "compression.codec")(compression, layers)
+    """Return the codec of a configuration, with its budget and error feedback; raises UserError if unknown."""
+    from fedkd_mpi.codecs.byte_budget import ByteBudget
+    from fedkd_mpi.codecs.error_feedback import Ef21, ErrorFeedback
+
+    codec = resolve(compression.codec, CODECS, "compression.codec")(compression, layers)
+    if compression.byte_budget is not None:
+        codec = ByteBudget(codec, compression.byte_budget)
+    wrap = {"none": lambda inner: inner, "ef": ErrorFeedback, "ef21": Ef21}[compression.error_feedback]
+    return wrap(codec)
 
 
 def raw(tensor: Tensor) -> Record:

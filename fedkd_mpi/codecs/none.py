@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from torch import Tensor
 
-from fedkd_mpi.codecs import RAW, raw, read_floats
+from fedkd_mpi.codecs import RAW, Codec, State, raw, read_floats
 from fedkd_mpi.config import Compression
 from fedkd_mpi.wire import Layer, Record, WireError
 
 
-class Raw:
+class Raw(Codec):
     """float32, 4 bytes an entry, nothing lost."""
 
     def __init__(self, compression: Compression, layers: Sequence[Layer]):
         self.layers = layers
 
-    def encode(self, update: Sequence[Tensor], threshold: float, state: dict[str, Tensor]) -> list[Record]:
+    def encode(
+        self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
+    ) -> list[Record]:
         """Return the raw records; the threshold plays no part."""
         return [raw(tensor) for tensor in update]
 

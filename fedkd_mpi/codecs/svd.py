@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from torch import Tensor
 
-from fedkd_mpi.codecs import RAW, floats, raw, read_floats
+from fedkd_mpi.codecs import RAW, Codec, State, floats, raw, read_floats
 from fedkd_mpi.config import Compression
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.factorization import exact
@@ -15,13 +16,15 @@ from fedkd_mpi.wire import Layer, Record, WireError
 LOW_RANK = 1  # U diag(s) [P, K] then V [K, Q], float32
 
 
-class Svd:
+class Svd(Codec):
     """U diag(s) and V of each matrix, 4 K (P + Q) bytes; raw where that is not smaller, and for 1-D tensors."""
 
     def __init__(self, compression: Compression, layers: Sequence[Layer]):
         self.layers = layers
 
-    def encode(self, update: Sequence[Tensor], threshold: float, state: dict[str, Tensor]) -> list[Record]:
+    def encode(
+        self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
+    ) -> list[Record]:
         """Return the records at energy threshold T; nothing is remembered between rounds."""
         return [self._encode(tensor, layer, threshold) for tensor, layer in zip(update, self.layers, strict=True)]
 

@@ -1,0 +1,57 @@
+"""Speed and ranks of the exact and the fast factorisation against numpy's and torch's SVD, on recorded updates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+
+from benchmarks.recorded import cpu_seconds, geometric_mean, matrices, smallest_rank
+from fedkd_mpi.factorization import exact, fast
+
+
+def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Return speed-ups (one thread, medians of paired CPU times) and the ranks in excess of a float64 SVD's."""
+    torch.set_num_threads(1)
+    threadpool_limits(1)
+    rows = []
+    for recorded in matrices():
+        matrix, before = recorded.matrix, recorded.before.reshape(recorded.matrix.shape)
+        array = matrix.numpy()
+        for threshold in (0.95, 0.98):
+            start = exact(before, threshold).left
+            exact_rank, fast_rank = exact(matrix, threshold).rank, fast(matrix, threshold, start).rank
+            numpy_seconds, torch_seconds, exact_seconds, fast_seconds = cpu_seconds(
+                lambda array=array: np.linalg.svd(array, full_matrices=False),
+                lambda matrix=matrix: torch.linalg.svd(matrix, full_matrices=False),
+                lambda matrix=matrix, t=threshold: exact(matrix, t),
+                lambda matrix=matrix, t=threshold, start=start: fast(matrix, t, start),
+            )
+            rank = smallest_rank(matrix, threshold)
+            rows.append(
+                {
+                    "student": recorded.student,
+                    "layer": recorded.layer,
+                    "matrix": "x".join(map(str, matrix.shape)),
+                    "T": threshold,
+                    "K": rank,
+                    "exact K": exact_rank,
+                    "fast K": fast_rank,
+                    "numpy ms": 1e3 * numpy_seconds,
+                    "exact x numpy": numpy_seconds / exact_seconds,
+                    "exact x torch": torch_seconds / exact_seconds,
+                    "fast x numpy": numpy_seconds / fast_seconds,
+                }
+            )
+    speed = [row["exact x numpy"] for row in rows]
+    claims = {
+        "exact_vs_numpy": geometric_mean(speed),
+        "exact_vs_numpy_min": min(speed),
+        "exact_vs_torch": geometric_mean([row["exact x torch"] for row in rows]),
+        "exact_rank_differences": float(sum(row["exact K"] != row["K"] for row in rows)),
+        "fast_vs_numpy": geometric_mean([row["fast x numpy"] for row in rows]),
+        "fast_rank_excess": float(np.mean([row["fast K"] / row["K"] - 1 for row in rows])),
+    }
+    return claims, rows

@@ -1,0 +1,62 @@
+"""A budget in bytes in place of an energy threshold: the highest threshold whose message fits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedkd_mpi.codecs import Codec, State
+from fedkd_mpi.errors import RunFault
+from fedkd_mpi.wire import RECORD_BYTES, Record
+
+FINEST, COARSEST = 1e-6, 0.999  # share of the energy that may be lost
+TRIALS = 10
+CLOSE = 0.97  # of the budget: near enough
+
+
+class ByteBudget(Codec):
+    """Messages of at most `budget` bytes of payload, record heads included; the round's threshold plays no part.
+
+    The sender's state keeps the threshold that fitted last ("budget.loss"), where the next search starts.
+    """
+
+    def __init__(self, inner: Codec, budget: int):
+        self.inner, self.layers, self.budget = inner, inner.layers, budget
+
+    def encode(
+        self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
+    ) -> list[Record]:
+        """Return the records of the largest message found within the budget; raises RunFault if none is."""
+        low, high, tested = math.log(FINEST), math.log(COARSEST), [False, False]  # too large at low, fits at high
+        guess = float(state["budget.loss"].log()) if "budget.loss" in state else math.log(0.05)
+        best, smallest = None, math.inf
+        for _ in range(TRIALS):
+            records = self.inner.encode(update, 1 - math.exp(guess), state, rng)
+            size = sum(RECORD_BYTES + record.data.size for record in records)
+            smallest = min(smallest, size)
+            if size <= self.budget:
+                best, high, tested[1] = records, guess, True
+                state["budget.loss"] = torch.tensor(math.exp(guess), dtype=torch.float64)
+                if size >= CLOSE * self.budget or guess <= math.log(FINEST):
+                    break
+            else:
+                low, tested[0] = guess, True
+                if guess >= math.log(COARSEST):
+                    break
+            guess += 1.5 * math.log(size / ((1 + CLOSE) / 2 * self.budget))
+            if not low < guess < high:
+                above = guess >= high
+                guess = (low + high) / 2 if tested[above] else (low, high)[above]
+        if best is None:
+            raise RunFault(
+                f"compression.byte_budget={self.budget} is too small: the smallest message takes {smallest} bytes"
+            )
+        return best
+
+    def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
+        """Return the inner codec's tensors."""
+        return self.inner.decode(records, device)

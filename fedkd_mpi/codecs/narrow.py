@@ -1,0 +1,81 @@
+"""Numbers in 16 or 8 bits, scaled by a power of two: whole tensors, or the paper's factors of a matrix.
+
+HALF            exponent i16, float16 of every entry
+HALF_FACTORS    exponent i16, float16 of U diag(s) [P, K] and V [K, Q]
+BYTE_FACTORS    exponent i16, per direction a float32 and int8 of U s / max and of V / max
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedkd_mpi.factorization import checked_exponent, exact, times_power_of_two
+from fedkd_mpi.wire import Layer, Record, WireError
+
+HALF, HALF_FACTORS, BYTE_FACTORS = 8, 9, 10
+NARROW = (HALF, HALF_FACTORS, BYTE_FACTORS)
+EXPONENT = np.dtype("<i2")
+
+
+def narrow(encoding: int, scaled: Tensor, exponent: int, threshold: float = 0.0) -> Record:
+    """Return the record of scaled * 2^exponent (entries of `scaled` at most 1; a matrix [P, Q] for factors).
+
+    Its energy may end just below the threshold: that is for the caller to check.
+    """
+    rank, parts = -1, []
+    if encoding == HALF:
+        values = scaled.half()
+        parts, back = [values.cpu().numpy().astype("<f2")], values
+    else:
+        found = exact(scaled, threshold)
+        left, right, rank = found.left, found.right, found.rank
+        if encoding == HALF_FACTORS:
+            left, right = left.half(), right.half()
+            parts = [left.cpu().numpy().astype("<f2"), right.cpu().numpy().astype("<f2")]
+            back = left.float() @ right.float()
+        else:
+            tops = left.abs().amax(0), right.abs().amax(1)
+            scale = (tops[0] * tops[1] / 127**2).float()
+            left, right = (left / tops[0] * 127).round(), (right / tops[1][:, None] * 127).round()
+            parts = [
+                scale.cpu().numpy().astype("<f4"),
+                left.cpu().numpy().astype("i1"),
+                right.cpu().numpy().astype("i1"),
+            ]
+            back = (left * scale) @ right
+    data = np.array([exponent], EXPONENT).tobytes() + b"".join(part.tobytes() for part in parts)
+    total = float(scaled.double().square().sum())
+    lost = float((scaled.double() - back.double()).square().sum())
+    return Record(encoding, rank, np.frombuffer(data, np.uint8), 1 - lost / total if total else 1.0)
+
+
+def read_narrow(record: Record, layer: Layer) -> Tensor:
+    """Return the float32 tensor of a record; raises WireError if it does not fit the layer."""
+    rows, columns = layer.matrix_shape
+    rank = record.rank
+    if record.encoding != HALF and not (layer.compressible and 0 <= rank <= min(rows, columns)):
+        raise WireError(f"layer {layer.name}: rank {rank} of a {rows} x {columns} tensor")
+    counts = {
+        HALF: 2 * layer.numel,
+        HALF_FACTORS: 2 * rank * (rows + columns),
+        BYTE_FACTORS: rank * (rows + columns + 4),
+    }
+    if record.data.size != EXPONENT.itemsize + counts[record.encoding]:
+        raise WireError(
+            f"layer {layer.name}: {record.data.size} bytes where {EXPONENT.itemsize + counts[record.encoding]} belong"
+        )
+    data = record.data.tobytes()
+    exponent = checked_exponent(int(np.frombuffer(data, EXPONENT, 1)[0]))
+    if record.encoding == BYTE_FACTORS:
+        scale = np.frombuffer(data, "<f4", rank, EXPONENT.itemsize)
+        numbers = np.frombuffer(data, "i1", offset=EXPONENT.itemsize + 4 * rank).astype(np.float32)
+    else:
+        scale = np.ones(max(rank, 0), np.float32)
+        numbers = np.frombuffer(data, "<f2", offset=EXPONENT.itemsize).astype(np.float32)
+    values = torch.from_numpy(numbers)
+    if record.encoding != HALF:
+        left = values[: rows * rank].reshape(rows, rank) * torch.from_numpy(scale.astype(np.float32))
+        values = left @ values[rows * rank :].reshape(rank, columns)
+    return times_power_of_two(values, exponent).reshape(layer.shape)

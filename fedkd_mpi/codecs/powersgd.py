@@ -1,0 +1,75 @@
+"""Codec `powersgd`: rank r by one step of power iteration that goes on from the last round's subspace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedkd_mpi.codecs import RAW, Codec, State, floats, raw, read_floats
+from fedkd_mpi.config import Compression
+from fedkd_mpi.errors import RunFault
+from fedkd_mpi.factorization import exponent_of, times_power_of_two
+from fedkd_mpi.wire import Layer, Record, WireError
+
+POWER = 40  # P [P, r] orthonormal, then Q [Q, r], float32
+
+
+class PowerSgd(Codec):
+    """r (P + Q) numbers a matrix; an orthogonal projection, so a contraction. Meant for error feedback.
+
+    Vogels, Karimireddy and Jaggi 2019. There P and Q are each averaged over all workers in a collective of its own;
+    with a server between them both travel in one message, each way, so the bytes are those of the two collectives, but
+    the mean is of the senders' own subspaces. The sender's state holds Q ("q.<layer>"). The threshold plays no part.
+    """
+
+    def __init__(self, compression: Compression, layers: Sequence[Layer]):
+        self.layers, self.rank = layers, compression.rank or 4
+
+    def encode(
+        self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
+    ) -> list[Record]:
+        """Return the records; a matrix that raw is not larger, or that is none, goes raw."""
+        return [self._encode(tensor, layer, state, rng) for tensor, layer in zip(update, self.layers, strict=True)]
+
+    def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
+        """Return the tensors; raises WireError on another encoding, rank or length."""
+        return [self._decode(record, layer, device) for record, layer in zip(records, self.layers, strict=True)]
+
+    def _encode(self, tensor: Tensor, layer: Layer, state: State, rng: np.random.Generator) -> Record:
+        if not self._pays(layer):
+            return raw(tensor)
+        rows, columns = layer.matrix_shape
+        largest = float(tensor.abs().max())
+        if not np.isfinite(largest):
+            raise RunFault("the update is not finite", layer=layer.name)
+        exponent = exponent_of(largest)
+        matrix = times_power_of_two(tensor.detach().reshape(rows, columns), -exponent)
+        start = state.get(f"q.{layer.name}")
+        if start is None or not start.any():
+            start = torch.from_numpy(rng.standard_normal((columns, self.rank), np.float32)).to(matrix.device)
+        left = torch.linalg.qr(matrix @ start).Q
+        right = matrix.T @ left
+        state[f"q.{layer.name}"] = right
+        total = float(matrix.square().sum(dtype=torch.float64))
+        lost = float((matrix - left @ right.T).square().sum(dtype=torch.float64))
+        data = floats(left, times_power_of_two(right, exponent))
+        return Record(POWER, self.rank, data, 1 - lost / total if total else 1.0)
+
+    def _decode(self, record: Record, layer: Layer, device: str) -> Tensor:
+        if record.encoding == RAW:
+            return read_floats(record, layer, layer.numel).reshape(layer.shape).to(device)
+        if record.encoding != POWER or record.rank != self.rank or not self._pays(layer):
+            raise WireError(
+                f"layer {layer.name}: encoding {record.encoding} of rank {record.rank} is not codec powersgd's"
+            )
+        rows, columns = layer.matrix_shape
+        numbers = read_floats(record, layer, self.rank * (rows + columns)).to(device)
+        left, right = numbers[: rows * self.rank], numbers[rows * self.rank :]
+        return (left.reshape(rows, -1) @ right.reshape(columns, -1).T).reshape(layer.shape)
+
+    def _pays(self, layer: Layer) -> bool:
+        rows, columns = layer.matrix_shape
+        return layer.compressible and self.rank <= min(rows, columns) and self.rank * (rows + columns) < rows * columns

@@ -1,0 +1,108 @@
+"""Codecs `quantize` (4, 8 or 16 bits, rounded at random so that the mean is right) and `float16`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedkd_mpi.codecs import RAW, Codec, State, raw, read_floats
+from fedkd_mpi.codecs.narrow import HALF, narrow, read_narrow
+from fedkd_mpi.config import Compression
+from fedkd_mpi.factorization import exponent_of, times_power_of_two
+from fedkd_mpi.wire import Layer, Record, WireError
+
+QUANTIZED = 24  # float32 scale, then integers: int16, int8, or two 4-bit ones a byte
+
+
+class Quantize(Codec):
+    """Each tensor over its largest magnitude, on 2^bits - 1 levels, rounded up with the probability of the remainder.
+
+    Unbiased: QSGD (Alistarh et al. 2017), in federated learning FedPAQ (Reisizadeh et al. 2020). The threshold plays
+    no part.
+    """
+
+    def __init__(self, compression: Compression, layers: Sequence[Layer]):
+        self.layers, self.bits = layers, compression.bits or 8
+        self.top = 2 ** (self.bits - 1) - 1
+
+    def encode(
+        self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
+    ) -> list[Record]:
+        """Return the records; a tensor that raw is not larger goes raw."""
+        return [self._encode(tensor, rng) for tensor in update]
+
+    def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
+        """Return the tensors; raises WireError on another encoding or length."""
+        return [self._decode(record, layer).to(device) for record, layer in zip(records, self.layers, strict=True)]
+
+    def _encode(self, tensor: Tensor, rng: np.random.Generator) -> Record:
+        values = tensor.detach().cpu().numpy().reshape(-1)
+        scale = np.abs(values).max(initial=0.0)
+        if 4 + self._size(values.size) >= 4 * values.size:
+            return raw(tensor)
+        # Divided by the scale first: its reciprocal may be no float32.
+        levels = values / scale * np.float32(self.top) if scale else np.zeros_like(values)
+        integers = np.floor(levels + rng.random(values.size, np.float32)).clip(-self.top, self.top)
+        lost = np.square(levels - integers, dtype=np.float64).sum()
+        energy = 1 - lost / np.square(levels, dtype=np.float64).sum() if scale else 1.0
+        if self.bits == 16:
+            body = integers.astype("<i2").view(np.uint8)
+        else:
+            body = integers.astype(np.int8).view(np.uint8)
+            if self.bits == 4:
+                body = np.append(body + np.uint8(8), np.zeros(body.size % 2, np.uint8))
+                body = body[::2] << 4 | body[1::2]
+        return Record(QUANTIZED, -1, np.concatenate([np.array([scale], "<f4").view(np.uint8), body]), energy)
+
+    def _decode(self, record: Record, layer: Layer) -> Tensor:
+        if record.encoding == RAW:
+            return read_floats(record, layer, layer.numel).reshape(layer.shape)
+        if record.encoding != QUANTIZED:
+            raise WireError(f"layer {layer.name}: encoding {record.encoding} is unknown to codec quantize")
+        if record.data.size != 4 + self._size(layer.numel):
+            raise WireError(f"layer {layer.name}: {record.data.size} bytes where {4 + self._size(layer.numel)} belong")
+        scale, body = record.data[:4].copy().view("<f4")[0], record.data[4:].copy()
+        if self.bits == 16:
+            integers = body.view("<i2")
+        elif self.bits == 8:
+            integers = body.view(np.int8)
+        else:
+            integers = (np.stack([body >> 4, body & 15], 1).reshape(-1)[: layer.numel]).astype(np.int8) - 8
+        return torch.from_numpy(integers / np.float32(self.top) * scale).float().reshape(layer.shape)
+
+    def _size(self, count: int) -> int:
+        return -(-count * self.bits // 8)
+
+
+class Float16(Codec):
+    """Every number in half precision, scaled by a power of two per tensor: half the bytes, errors up to 2^-11."""
+
+    def __init__(self, compression: Compression, layers: Sequence[Layer]):
+        self.layers = layers
+
+    def encode(
+        self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
+    ) -> list[Record]:
+        """Return the records; the threshold plays no part."""
+        records = []
+        for tensor in update:
+            exponent = exponent_of(float(tensor.abs().max()) if tensor.numel() else 0.0)
+            half = narrow(HALF, times_power_of_two(tensor.detach(), -exponent), exponent)
+            records.append(half if half.data.size < 4 * tensor.numel() else raw(tensor))
+        return records
+
+    def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
+        """Return the tensors; raises WireError on another encoding or length."""
+        tensors = []
+        for record, layer in zip(records, self.layers, strict=True):
+            if record.encoding == RAW:
+                tensor = read_floats(record, layer, layer.numel).reshape(layer.shape)
+            elif record.encoding == HALF:
+                tensor = read_narrow(record, layer)
+            else:
+                raise WireError(f"layer {layer.name}: encoding {record.encoding} is unknown to codec float16")
+            tensors.append(tensor.to(device))
+        return tensors

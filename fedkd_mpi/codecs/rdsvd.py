@@ -1,0 +1,223 @@
+"""Codec `rdsvd`: singular directions on one quantisation step, entropy-coded, with the energy checked at the sender.
+
+Each tensor goes by the smallest of these that keeps more than the threshold's share of its energy: raw; 16 bits a
+number (all that is tried for tensors of one dimension); quantised factors of the matrix, or of another unfolding of a
+convolution; the quantised matrix itself; and for tiny ones the paper's factors in 16 or 8 bits. The tag of the record
+says which.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedkd_mpi.codecs import RAW, Codec, State, raw, read_floats, symbols
+from fedkd_mpi.codecs.narrow import BYTE_FACTORS, HALF, HALF_FACTORS, NARROW, narrow, read_narrow
+from fedkd_mpi.codecs.rate_distortion import Integers, Plan, dense, factors, plan, product, share_out
+from fedkd_mpi.codecs.unfolding import fold, unfold, unfolded_shape, unfoldings
+from fedkd_mpi.config import Compression
+from fedkd_mpi.errors import RunFault
+from fedkd_mpi.factorization import (
+    checked_exponent,
+    directions,
+    exponent_of,
+    ordinary_exponent,
+    times_power_of_two,
+    zero_rows,
+)
+from fedkd_mpi.wire import Layer, Record, WireError
+
+FACTORS, DENSE = 16, 17
+HEAD = struct.Struct("<Bhf")  # unfolding (and whether zero rows are left out), exponent of the scale, step
+MASKED = 128
+TINY = 4096  # entries, above which factors in 16 or 8 bits a number cannot win
+
+
+class Candidate(NamedTuple):
+    """One unfolding of a tensor: without its zero rows, wide, with its spectrum and plan."""
+
+    unfolding: int
+    wide: Tensor
+    rows: Tensor | None  # mask of the rows that are not zero
+    basis: Tensor
+    energies: Tensor
+    planned: Plan
+
+
+class Prepared(NamedTuple):
+    """One tensor to encode: its exponent, that taken out of it as a matrix, and its best unfolding if it is one."""
+
+    layer: Layer
+    tensor: Tensor
+    largest: float
+    exponent: int
+    best: Candidate | None
+
+
+class RateDistortionSvd(Codec):
+    """The smallest checked encoding of each tensor; at worst raw.
+
+    compression.energy_scope says what has to keep its energy: each tensor, or the update as a whole, with one step for
+    all of its matrices. The latter is the cheaper way to the same total, and starves layers of small norm: error
+    feedback must bring them up in time.
+    """
+
+    def __init__(self, compression: Compression, layers: Sequence[Layer]):
+        self.layers, self.scope = layers, compression.energy_scope
+
+    def encode(
+        self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
+    ) -> list[Record]:
+        """Return the records at energy threshold T; `state` remembers which unfolding suits each layer ("unfolding").
+
+        Raises RunFault naming the layer if it is not finite.
+        """
+        known = state.setdefault("unfolding", torch.full((len(self.layers),), -1, dtype=torch.int8))
+        prepared = [
+            _prepare(tensor, layer, threshold, int(choice))
+            for tensor, layer, choice in zip(update, self.layers, known, strict=True)
+        ]
+        choices = [part.best.unfolding if part.best else int(old) for part, old in zip(prepared, known, strict=True)]
+        state["unfolding"] = torch.tensor(choices, dtype=torch.int8)
+        if self.scope == "tensor" or threshold >= 1:
+            return [_encode(part, threshold) for part in prepared]
+        own = _common(prepared, threshold)
+        return [
+            _encode(_replanned(part, own[i]), own[i]) if i in own else _encode(part, threshold)
+            for i, part in enumerate(prepared)
+        ]
+
+    def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
+        """Return the tensors; raises WireError, naming the layer, on anything that does not fit it."""
+        return [self._decode(record, layer, device) for record, layer in zip(records, self.layers, strict=True)]
+
+    def _decode(self, record: Record, layer: Layer, device: str) -> Tensor:
+        if record.encoding == RAW:
+            return read_floats(record, layer, layer.numel).reshape(layer.shape).to(device)
+        if record.encoding in NARROW:
+            return read_narrow(record, layer).to(device)
+        try:
+            if record.encoding in (FACTORS, DENSE):
+                return _read_quantized(record, layer, device)
+            raise WireError(f"encoding {record.encoding} is unknown to codec rdsvd")
+        except WireError as error:
+            raise WireError(f"layer {layer.name}: {error}") from None
+
+
+def _prepare(tensor: Tensor, layer: Layer, threshold: float, known: int) -> Prepared:
+    tensor = tensor.detach()
+    largest = float(tensor.abs().max()) if tensor.numel() else 0.0
+    if not math.isfinite(largest):
+        raise RunFault("the update is not finite", layer=layer.name)
+    exponent = ordinary_exponent(largest)
+    if largest == 0 or threshold >= 1 or not layer.compressible:
+        return Prepared(layer, tensor, largest, exponent, None)
+    scaled = times_power_of_two(tensor, -exponent) if exponent else tensor
+    choices = [known] if known >= 0 else unfoldings(layer.shape)
+    candidates = [_candidate(unfold(scaled, choice), choice, threshold) for choice in choices]
+    return Prepared(layer, tensor, largest, exponent, min(candidates, key=lambda candidate: candidate.planned.bits))
+
+
+def _common(prepared: Sequence[Prepared], threshold: float) -> dict[int, float]:
+    """The threshold of each matrix, by its index, when all of them have one step."""
+    top = exponent_of(max(part.largest for part in prepared))
+    norms = [float(times_power_of_two(part.tensor, -top).double().square().sum()) for part in prepared]
+    matrices = [index for index, part in enumerate(prepared) if part.best]
+    spectra = []
+    for index in matrices:
+        part = prepared[index]
+        scale = 4.0 ** max(part.exponent - top, -500)
+        spectra.append((part.best.energies * scale, sum(part.best.wide.shape)))
+    return dict(zip(matrices, share_out(spectra, sum(norms), threshold), strict=True))
+
+
+def _replanned(part: Prepared, threshold: float) -> Prepared:
+    planned = plan(part.best.energies, *part.best.wide.shape, threshold)
+    return part._replace(best=part.best._replace(planned=planned))
+
+
+def _encode(part: Prepared, threshold: float) -> Record:
+    if part.largest == 0 or threshold <= 0:
+        return Record(FACTORS, 0, np.empty(0, np.uint8), float(threshold > 0))
+    rungs = _quantized(part.best, part.exponent, threshold) if part.best else []
+    if threshold < 1 and (part.layer.numel <= TINY or not rungs):
+        exponent = exponent_of(part.largest)
+        scaled = times_power_of_two(part.tensor, -exponent)
+        rungs.append(narrow(HALF, scaled, exponent))
+        if part.best and part.layer.numel <= TINY:
+            matrix = unfold(scaled, 0)
+            rungs += [narrow(kind, matrix, exponent, threshold) for kind in (HALF_FACTORS, BYTE_FACTORS)]
+    best = min((rung for rung in rungs if rung.energy > threshold), key=lambda rung: rung.data.size, default=None)
+    return best if best and best.data.size < 4 * part.layer.numel else raw(part.tensor)
+
+
+def _candidate(matrix: Tensor, unfolding: int, threshold: float) -> Candidate:
+    rows = zero_rows(matrix)
+    matrix = matrix if rows is None else matrix[rows]
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    basis, energies = directions(wide, threshold)
+    return Candidate(unfolding, wide, rows, basis, energies, plan(energies, *wide.shape, threshold))
+
+
+def _quantized(best: Candidate, exponent: int, threshold: float) -> list[Record]:
+    """The records of the factors and, where a flat spectrum makes it a match, of the matrix itself."""
+    rungs = []
+    found = factors(best.wide, best.basis, best.energies, best.planned, threshold)
+    if found:
+        rungs.append(_record(FACTORS, found, best, exponent))
+    if not found or best.planned.bits > best.wide.numel() * 0.25 * math.log2(1 / (1 - threshold)):
+        found = dense(best.wide, threshold)
+        rungs += [_record(DENSE, found, best, exponent)] if found else []
+    return rungs
+
+
+def _record(encoding: int, found: Integers, source: Candidate, exponent: int) -> Record:
+    head = HEAD.pack(source.unfolding | (MASKED if source.rows is not None else 0), exponent, found.step)
+    mask = b"" if source.rows is None else np.packbits(source.rows.cpu().numpy()).tobytes()
+    body = symbols.encode([matrix.to(torch.int16).cpu().numpy() for matrix in found.matrices])
+    rank = found.matrices[0].shape[0] if encoding == FACTORS else -1
+    return Record(encoding, rank, np.concatenate([np.frombuffer(head + mask, np.uint8), body]), found.energy)
+
+
+def _read_quantized(record: Record, layer: Layer, device: str) -> Tensor:
+    if record.encoding == FACTORS and record.data.size == 0 and record.rank == 0:
+        return torch.zeros(layer.shape, device=device)
+    if not layer.compressible:
+        raise WireError("a matrix's encoding of a tensor that is none")
+    if record.data.size < HEAD.size:
+        raise WireError("the record ends inside its head")
+    flags, exponent, step = HEAD.unpack(record.data[: HEAD.size].tobytes())
+    unfolding, body = flags & ~MASKED, record.data[HEAD.size :]
+    if unfolding not in unfoldings(layer.shape):
+        raise WireError(f"unknown unfolding {unfolding}")
+    if not (math.isfinite(step) and step > 0):
+        raise WireError(f"impossible step {step}")
+    all_rows, columns = unfolded_shape(layer.shape, unfolding)
+    mask = np.ones(all_rows, bool)
+    if flags & MASKED:
+        size = -(-all_rows // 8)
+        if body.size < size:
+            raise WireError("the record ends inside its mask of rows")
+        mask, body = np.unpackbits(body[:size], count=all_rows).astype(bool), body[size:]
+    rows = int(mask.sum())
+    short, long = sorted((rows, columns))
+    if record.encoding == DENSE:
+        (wide,) = (torch.from_numpy(m).to(device) for m in symbols.decode(body, [(short, long)]))
+        wide = wide.float() * step
+    else:
+        if not 0 <= record.rank <= short:
+            raise WireError(f"rank {record.rank} of a {rows} x {columns} matrix")
+        shapes = [(record.rank, short), (record.rank, long)]
+        left, right = (torch.from_numpy(m).to(device) for m in symbols.decode(body, shapes))
+        wide = product(left, right, step)
+    matrix = times_power_of_two(wide if rows <= columns else wide.T, checked_exponent(exponent))
+    if flags & MASKED:
+        kept, matrix = matrix, matrix.new_zeros(all_rows, columns)
+        matrix[torch.from_numpy(mask).to(device)] = kept
+    return fold(matrix, unfolding, layer.shape)

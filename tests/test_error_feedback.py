@@ -1,0 +1,104 @@
+"""Nothing is lost with error feedback: what was not sent is in the sender's state, for every codec."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from codec_tools import encode, make, through
+from matrices import random
+
+from fedkd_mpi.codecs import Codec
+from fedkd_mpi.config import parse
+from fedkd_mpi.errors import UserError
+
+CODECS = ("none", "svd", "rdsvd", "float16", "quantize", "topk", "powersgd")
+UPDATE = [random(24, 40), random(1, 24).reshape(24), random(8, 54, seed=2).reshape(8, 6, 3, 3)]
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_original_plus_residual_before_is_decoded_plus_residual_after(name: str):
+    codec, state = make(name, *UPDATE, error_feedback="ef"), {}
+    for turn in range(4):
+        update = [tensor + turn * random(1, tensor.numel(), seed=turn).reshape(tensor.shape) for tensor in UPDATE]
+        before = [state.get(f"residual.layer{i}", torch.zeros_like(t)) for i, t in enumerate(update)]
+        _, decoded = through(codec, *update, threshold=0.7, state=state, seed=turn)
+        for i, (tensor, sent) in enumerate(zip(update, decoded, strict=True)):
+            torch.testing.assert_close(tensor + before[i], sent + state[f"residual.layer{i}"], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("kind", ["ef", "ef21"])
+def test_a_constant_update_arrives_in_full_over_time(name: str, kind: str):
+    codec, sender, receiver = make(name, *UPDATE, error_feedback=kind), {}, {}
+    rounds, total = 60, [torch.zeros_like(tensor) for tensor in UPDATE]
+    for turn in range(rounds):
+        _, decoded = through(codec, *UPDATE, threshold=0.7, state=sender, seed=turn)
+        update = codec.receive(decoded, receiver, 1.0)
+        total = [a + b for a, b in zip(total, update, strict=True)] if kind == "ef" else [b * rounds for b in update]
+    for sent, tensor in zip(total, UPDATE, strict=True):
+        lost = float((sent / rounds - tensor).norm() / tensor.norm())
+        assert lost < (0.5 if name in ("topk", "powersgd") else 0.05)
+
+
+def test_faulty_without_feedback_small_directions_never_arrive():
+    codec, state = make("svd", UPDATE[0]), {}
+    sent = [through(codec, UPDATE[0], threshold=0.3, state=state)[1][0] for _ in range(10)]
+    assert float((sum(sent) / 10 - UPDATE[0]).norm() / UPDATE[0].norm()) > 0.5
+
+
+@pytest.mark.parametrize("share", [1.0, 0.25])
+def test_ef21_receiver_holds_the_mean_of_the_senders_estimates(share: float):
+    clients, per_round = 4, round(4 * share)
+    codec, senders, receiver = make("svd", UPDATE[0], error_feedback="ef21"), [{} for _ in range(clients)], {}
+    rng = np.random.default_rng(0)
+    for turn in range(6):
+        cohort = rng.choice(clients, per_round, replace=False)
+        parts = [
+            through(codec, random(24, 40, seed=100 * turn + c), threshold=0.6, state=senders[c])[1][0] for c in cohort
+        ]
+        (estimate,) = codec.receive([sum(parts) / per_round], receiver, per_round / clients)
+    own = [state.get("estimate.layer0", torch.zeros(24, 40)) for state in senders]
+    torch.testing.assert_close(estimate, sum(own) / clients, rtol=0, atol=1e-5)
+
+
+def test_state_is_tensors_by_layer_and_independent_per_sender():
+    codec, first, second = make("svd", *UPDATE, error_feedback="ef"), {}, {}
+    encode(codec, *UPDATE, threshold=0.5, state=first)
+    encode(codec, *[2 * t for t in UPDATE], threshold=0.5, state=second)
+    assert set(first) == {"residual.layer0", "residual.layer1", "residual.layer2"}
+    torch.testing.assert_close(2 * first["residual.layer0"], second["residual.layer0"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["svd", "rdsvd"])
+@pytest.mark.parametrize("budget", [1200, 2500, 4000])
+def test_byte_budget_is_met_from_below(name: str, budget: int):
+    codec: Codec = make(name, *UPDATE, byte_budget=budget)
+    state: dict[str, torch.Tensor] = {}
+    for turn in range(3):
+        records = encode(codec, *UPDATE, state=state, seed=turn)
+        size = sum(13 + record.data.size for record in records)
+        assert size <= budget
+        if name == "rdsvd":
+            assert size > 0.8 * min(budget, 2400)  # all there is to send at the finest threshold
+
+
+def test_byte_budget_that_nothing_fits_is_said():
+    with pytest.raises(Exception, match="byte_budget=40 is too small"):
+        encode(make("svd", *UPDATE, byte_budget=40), *UPDATE)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"codec": "svd", "bits": 8}, r"compression\.bits belongs to compression\.codec=quantize"),
+        ({"codec": "rdsvd", "energy_scope": "model"}, "error_feedback"),
+        ({"codec": "fetchsgd", "error_feedback": "ef"}, "its own residual"),
+        ({"codec": "topk", "byte_budget": 100}, r"compression\.byte_budget"),
+    ],
+)
+def test_keys_that_do_not_go_together_are_refused(keys: dict, message: str):
+    network = {"name": "mlp", "learning_rate": 0.1}
+    tree = {"rounds": 1, "num_clients": 1, "data": {"name": "digits"}, "local": {"steps": 1}, "compression": keys}
+    with pytest.raises(UserError, match=message):
+        parse({**tree, "teacher": network, "student": network})

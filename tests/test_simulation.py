@@ -1,0 +1,216 @@
+"""The simulation: the same bits on any number of processes; each round against float64 arithmetic on its messages."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matrices import smallest_ranks
+from simulate import play, start
+from worker_simulation import CASES
+
+from fedkd_mpi import cohort, costlog, simulation
+from fedkd_mpi.exchange import Message
+from fedkd_mpi.prepare import Simulation
+
+EVERY = [case for case in CASES if case != "wide"]
+LAUNCHES = [("openmpi", 2), ("openmpi", 3), ("openmpi", 5), ("mpich", 3)]
+
+
+def tensors(folder: Path, case: str, ranks: int) -> dict[str, np.ndarray]:
+    """Return the student, which must be the same on all ranks, and every client's tensors at the end of a run."""
+    everything: dict[str, np.ndarray] = {}
+    for rank in range(ranks):
+        with np.load(folder / f"{case}.{rank}.npz") as held:
+            for name, values in held.items():
+                if name == "student" and rank:
+                    assert_same_bits(f"student of rank {rank}", values, everything[name])
+                else:
+                    assert name not in everything
+                    everything[name] = values
+    return everything
+
+
+def assert_same_bits(name: str, one: np.ndarray, other: np.ndarray) -> None:
+    assert (one.dtype, one.shape) == (other.dtype, other.shape), name
+    assert one.tobytes() == other.tobytes(), f"{name} differs"
+
+
+def assert_same_run(one: Path, other: Path, case: str, ranks: int) -> None:
+    """Check that a run left the bits that the one on a single process (`other`) left, times and placement aside."""
+    left, right = tensors(one, case, ranks), tensors(other, case, 1)
+    assert left.keys() == right.keys()
+    for name in right:
+        assert_same_bits(name, left[name], right[name])
+    left, right = costlog.read(one / f"{case}.h5"), costlog.read(other / f"{case}.h5")
+    assert left["attrs"]["world_size"] == ranks
+    for name in ("config_digest", "status", "metrics", "num_clients", "seed", "schema_version"):
+        assert left["attrs"][name] == right["attrs"][name]
+    for table in ("layers", "clients", "rounds", "uplink", "downlink", "training", "events"):
+        for name in right[table]:
+            if name != "mpi_rank" and not name.startswith("seconds"):
+                assert_same_bits(f"{table}/{name}", left[table][name], right[table][name])
+
+
+@pytest.mark.parametrize("case", EVERY)
+@pytest.mark.parametrize(("mpi", "ranks"), LAUNCHES)
+def test_the_bits_do_not_depend_on_the_processes(simulated: Callable[..., Path], mpi: str, ranks: int, case: str):
+    assert_same_run(simulated(mpi, ranks, *EVERY), simulated("openmpi", 1, *CASES), case, ranks)
+
+
+def test_33_processes_have_the_bits_of_one(simulated: Callable[..., Path]):
+    assert_same_run(simulated("openmpi", 33, "wide"), simulated("openmpi", 1, *CASES), "wide", 33)
+
+
+def test_the_cases_are_what_they_are_meant_to_be(simulated: Callable[..., Path]):
+    folder = simulated("openmpi", 1, *CASES)
+    logs = {case: costlog.read(folder / f"{case}.h5") for case in CASES}
+    assert (logs["full"]["downlink"]["layer_rank"] > 0).any()
+    assert (logs["raw"]["downlink"]["layer_rank"] == -1).all()
+    assert (logs["partial"]["rounds"]["cohort_size"] == 3).all()
+    assert logs["skipped"]["rounds"]["skipped_clients"].tolist().count(1) in range(1, 6)
+    assert "norm.running_var" in logs["averaged"]["layers"]["name"]
+    assert "norm.running_var" not in logs["personal"]["layers"]["name"]
+    assert any(name.endswith("/buffers") for name in tensors(folder, "personal", 1))
+    assert any("exp_avg_sq" in name for name in tensors(folder, "partial", 1))
+    assert "student" not in tensors(folder, "alone", 1)
+
+
+def decode(message: Message, run: Simulation) -> list[tuple[int, np.ndarray]]:
+    """Return rank and float64 matrix (or vector) of each layer of a message, read byte by byte."""
+    raw, at, decoded = message.payload.tobytes(), 0, []
+    for layer in run.student.exchanged_layers:
+        _, rank, size = struct.unpack_from("<BiQ", raw, at)
+        numbers = np.frombuffer(raw[at + 13 : at + 13 + size], "<f4").astype(np.float64)
+        at += 13 + size
+        rows = layer.shape[0]
+        if rank >= 0:
+            columns = layer.numel // rows
+            numbers = numbers[: rows * rank].reshape(rows, rank) @ numbers[rows * rank :].reshape(rank, columns)
+        decoded.append((rank, numbers.reshape(layer.shape)))
+    assert at == len(raw)
+    return decoded
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["num_clients=4"],
+        ["num_clients=6", "cohort_size=3", "rounds=4", "server.weighting=samples", "server.learning_rate=0.7"],
+        ["num_clients=4", "compression.codec=none"],
+        ["num_clients=3", "student={name: resnet, depth: 8, width: 4, norm: batch, learning_rate: 0.05}"],
+    ],
+    ids=["uniform", "by samples", "raw", "convolutions"],
+)
+def test_a_round_is_mean_truncation_and_step_in_float64(monkeypatch: pytest.MonkeyPatch, overrides: list[str]):
+    communicate, seen = simulation.communicate, []
+
+    def checked(run: Simulation, watch: Any, this: Any, own: Any) -> tuple[list[Message], Message]:
+        before = [view.double().numpy().copy() for view in run.student.exchanged(run.replica)]
+        messages, answer = communicate(run, watch, this, own)
+        seen.append(this.index)
+        samples = [len(run.data.clients[message.parsed.sender][0]) for message in messages]
+        weights = samples if run.config.server.weighting == "samples" else [1] * len(messages)
+        updates = [decode(message, run) for message in messages]
+        after = [view.double().numpy() for view in run.student.exchanged(run.replica)]
+        for i, (rank, sent) in enumerate(decode(answer, run)):
+            mean = np.average([update[i][1] for update in updates], axis=0, weights=weights)
+            scale = np.abs(mean).max()
+            if mean.ndim >= 2 and run.config.compression.codec == "svd":
+                matrix = mean.reshape(len(mean), -1)
+                ranks = smallest_ranks(torch.from_numpy(matrix), this.threshold, tie=1e-5)
+                raw = {smallest * sum(matrix.shape) >= matrix.size for smallest in ranks}
+                assert rank in ranks or (rank == -1 and True in raw)
+                if rank >= 0:
+                    left, sigma, right = np.linalg.svd(matrix, full_matrices=False)
+                    mean = ((left[:, :rank] * sigma[:rank]) @ right[:rank]).reshape(mean.shape)
+            else:
+                assert rank == -1
+            np.testing.assert_allclose(sent, mean, rtol=0, atol=2e-5 * scale)
+            step = run.config.server.learning_rate * sent
+            np.testing.assert_allclose(after[i], before[i] + step, rtol=0, atol=1e-6 * (1 + np.abs(before[i]).max()))
+        return messages, answer
+
+    monkeypatch.setattr(simulation, "communicate", checked)
+    run, _ = play(*overrides)
+    assert seen == list(range(run.config.rounds))
+
+
+def test_scores_and_losses_are_those_of_the_networks():
+    run, recorder = play("num_clients=4", "evaluate.global_teachers=true", "rounds=3", "evaluate.every=2")
+    last = recorder.rounds[-1]
+    x = (torch.from_numpy(run.data.test["x"].astype(np.float64)) / 16 - run.data.meta["mean"][0]) / run.data.meta[
+        "std"
+    ][0]
+
+    def accuracy(named: dict[str, torch.Tensor], prefix: str = "") -> float:
+        hidden, depth = x.flatten(1), sum(name.endswith(".weight") for name in named) - 1
+        for i in range(depth):
+            weight, bias = named[f"{prefix}layers.{i}.weight"], named[f"{prefix}layers.{i}.bias"]
+            hidden = torch.relu(hidden @ weight.double().T + bias.double())
+        logits = hidden @ named[f"{prefix}head.weight"].double().T + named[f"{prefix}head.bias"].double()
+        return float(np.mean(logits.argmax(1).numpy() == run.data.test["y"]))
+
+    def named(network: Any, flat: torch.Tensor, prefix: str = "") -> dict[str, torch.Tensor]:
+        pairs = zip(network.layers, network.views(flat), strict=True)
+        return {layer.name: view for layer, view in pairs if layer.name.startswith(prefix)}
+
+    assert last["global_student_accuracy"] == accuracy(named(run.student, run.replica))
+    private = run.workbench.private
+    teachers = [
+        accuracy(named(private, client.tensors["private"], "teacher."), "teacher.") for client in run.clients.values()
+    ]
+    assert last["global_teacher_accuracy"] == pytest.approx(np.mean(teachers), rel=1e-12)
+    known = {name: [not np.isnan(row[name]) for row in recorder.rounds] for name in last if "accuracy" in name}
+    assert known.pop("global_teacher_accuracy") == [False, False, True]
+    assert set(map(tuple, known.values())) == {(False, True, True)}
+
+
+# Who takes part in each of five rounds, of three clients.
+COHORTS = [[0], [0], [1], [0], [2]]
+
+
+@pytest.mark.parametrize("codec", ["none", "svd"])
+def test_catching_up_costs_the_missed_broadcasts_or_the_dense_student(monkeypatch: pytest.MonkeyPatch, codec: str):
+    monkeypatch.setattr(cohort, "sample", lambda seed, index, clients, size: COHORTS[index])
+    settings = [f"compression.codec={codec}", "compression.t_start=0.2", "compression.t_end=0.2", "student.hidden=[64]"]
+    _, recorder = play("num_clients=3", "cohort_size=1", "rounds=5", *settings)
+    dense = 4 * (64 * 64 + 64 + 10 * 64 + 10)
+    sent = [row["downlink_bytes"] for row in recorder.rounds]
+    expected = [0, 0, min(sent[0] + sent[1], dense), min(sent[2], dense), min(sum(sent[:4]), dense)]
+    assert [row["catchup_bytes"] for row in recorder.rounds] == expected
+    assert (expected[2] < dense) == (expected[3] < dense) == (codec == "svd")
+
+
+def test_all_take_part_and_nothing_is_to_catch_up():
+    _, recorder = play("num_clients=3", "rounds=3")
+    assert [row["catchup_bytes"] for row in recorder.rounds] == [0, 0, 0]
+
+
+def test_the_cohort_is_that_of_seed_and_round(simulated: Callable[..., Path]):
+    log = costlog.read(simulated("openmpi", 1, *CASES) / "partial.h5")
+    for index in range(6):
+        drawn = log["uplink"]["client"][log["uplink"]["round"] == index]
+        assert drawn.tolist() == cohort.sample(0, index, 7, 3)
+
+
+def test_a_round_without_any_update_leaves_the_student_as_it_was(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("worker_parts.VICTIMS", np.arange(5000))  # all samples
+    settings = ["num_clients=2", "task=worker_parts:Poisoned", "on_nonfinite=skip"]
+    run, recorder = play(*settings)
+    assert torch.equal(run.replica, start(*settings).replica)
+    assert not any(client.tensors for client in run.clients.values())
+    for row in recorder.rounds:
+        assert (row["uplink_bytes"], row["downlink_bytes"], row["skipped_clients"]) == (80, 80, 2)
+        assert row["uplink_paper_bytes"] == row["downlink_paper_bytes"] == 0
+        assert np.isnan(row["student_loss"])
+        assert np.isnan(row["teacher_accuracy"])
+        assert row["global_student_accuracy"] > 0
+    events = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [event[:2] for event in recorder.events] == events
+    assert all("not finite (layer teacher.layers.0.weight)" in message for *_, message in recorder.events)

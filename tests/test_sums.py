@@ -1,0 +1,136 @@
+"""Byte sums of the log: they agree with one another and with what was handed to MPI."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from worker_simulation import CASES
+
+from fedkd_mpi import costlog
+
+EVERY = [case for case in CASES if case != "wide"]
+LAUNCHES = [("openmpi", 1), ("openmpi", 3), ("openmpi", 5), ("mpich", 3)]
+HEADER, TAG = 40, 13  # bytes of a message's header and of a layer's tag, docs of wire.py
+TEACHER = 64 * 32 + 32 + 32 * 16 + 16 + 16 * 10 + 10
+
+
+@pytest.fixture(params=LAUNCHES, ids=lambda launch: f"{launch[0]}-{launch[1]}")
+def launch(request: pytest.FixtureRequest, simulated: Callable[..., Path]) -> tuple[int, Path]:
+    """Number of processes and folder of a launch of all cases."""
+    mpi, ranks = request.param
+    return ranks, simulated(mpi, ranks, *(CASES if ranks == 1 else EVERY))
+
+
+def by_round(log: dict[str, Any], table: str, values: np.ndarray) -> np.ndarray:
+    """Add the rows of a table up by round."""
+    rounds = log["rounds"]["round"]
+    return np.array([values[log[table]["round"] == number].sum(axis=0) for number in rounds])
+
+
+def matrices(log: dict[str, Any]) -> list[tuple[int, int] | None]:
+    """Return rows and columns of every layer, None where it is no matrix."""
+    shapes = [[int(size) for size in text.split("x")] for text in log["layers"]["shape"]]
+    return [(shape[0], int(np.prod(shape[1:]))) if len(shape) > 1 else None for shape in shapes]
+
+
+@pytest.mark.parametrize("case", EVERY)
+def test_layers_messages_and_rounds_add_up(launch: tuple[int, Path], case: str):
+    log = costlog.read(launch[1] / f"{case}.h5")
+    rounds, layers = log["rounds"], len(log["layers"]["name"])
+    for table in ("uplink", "downlink"):
+        messages = log[table]
+        assert (messages["bytes"] == messages["header_bytes"] + messages["layer_bytes"].sum(axis=1)).all()
+        sent = messages["layer_bytes"].any(axis=1)
+        overhead = (HEADER + TAG * layers * sent) if layers else 0
+        assert (messages["header_bytes"] == overhead).all()
+        for row in np.flatnonzero(sent):
+            columns = zip(messages["layer_rank"][row], messages["layer_bytes"][row], strict=True)
+            for (rank, size), shape, numel in zip(columns, matrices(log), log["layers"]["numel"], strict=True):
+                assert size == 4 * (rank * sum(shape) if rank >= 0 else numel)
+    clients = 1 if case == "alone" else rounds["cohort_size"]
+    assert (rounds["uplink_bytes"] == by_round(log, "uplink", log["uplink"]["bytes"])).all()
+    assert (rounds["uplink_header_bytes"] == by_round(log, "uplink", log["uplink"]["header_bytes"])).all()
+    assert (rounds["downlink_bytes"] == clients * log["downlink"]["bytes"]).all()
+    assert (rounds["downlink_header_bytes"] == clients * log["downlink"]["header_bytes"]).all()
+    # an uplink row for each of the cohort, sent by the process that hosts the client
+    expected = 0 if case == "alone" else rounds["cohort_size"]
+    assert (by_round(log, "uplink", np.ones_like(log["uplink"]["client"])) == expected).all()
+    assert (log["uplink"]["mpi_rank"] == log["clients"]["mpi_rank"][log["uplink"]["client"]]).all()
+
+
+@pytest.mark.parametrize("case", EVERY)
+def test_paper_and_dense_figures_are_those_of_the_formulas(simulated: Callable[..., Path], case: str):
+    log = costlog.read(simulated("openmpi", 1, *CASES) / f"{case}.h5")
+    rounds, numbers = log["rounds"], log["layers"]["numel"].sum()
+
+    def paper(row: dict[str, np.ndarray], index: int) -> int:
+        total = 0
+        for rank, size, shape, numel in zip(
+            row["layer_rank"][index], row["layer_bytes"][index], matrices(log), log["layers"]["numel"], strict=True
+        ):
+            if size:
+                total += 4 * (shape[0] * rank + rank**2 + rank * shape[1] if rank >= 0 else numel)
+        return total
+
+    up = np.array([paper(log["uplink"], index) for index in range(len(log["uplink"]["client"]))], np.int64)
+    down = np.array([paper(log["downlink"], index) for index in range(len(rounds["round"]))])
+    assert (rounds["uplink_paper_bytes"] == by_round(log, "uplink", up)).all()
+    assert (rounds["downlink_paper_bytes"] == rounds["cohort_size"] * down).all()
+    assert (rounds["student_dense_bytes"] == 2 * 4 * numbers * rounds["cohort_size"]).all()
+    assert (rounds["teacher_dense_bytes"] == 2 * 4 * TEACHER * rounds["cohort_size"]).all()
+
+
+@pytest.mark.parametrize("case", EVERY)
+def test_what_mpi_moved_is_what_the_messages_hold(launch: tuple[int, Path], case: str):
+    ranks, folder = launch
+    log = costlog.read(folder / f"{case}.h5")
+    mpi, uplink, downlink = log["mpi"], log["uplink"], log["downlink"]["bytes"]
+    if ranks == 1:
+        assert not any(mpi[name].any() for name in mpi if "bytes" in name)
+        return
+    assert (mpi["payload_bytes_sent"][:, 1:].sum(axis=1) == log["rounds"]["uplink_bytes"]).all()
+    for rank in range(1, ranks):
+        own = by_round(log, "uplink", np.where(uplink["mpi_rank"] == rank, uplink["bytes"], 0))
+        assert (mpi["payload_bytes_sent"][:, rank] == own).all()
+        assert (mpi["payload_bytes_received"][:, rank] == downlink).all()
+    assert (mpi["payload_bytes_received"][:, 0] == log["rounds"]["uplink_bytes"]).all()
+    assert (mpi["payload_bytes_sent"][:, 0] == (ranks - 1) * downlink).all()
+    if ranks == log["attrs"]["num_clients"] + 1 and case != "alone":
+        assert (mpi["payload_bytes_received"][:, 1:].sum(axis=1) == log["rounds"]["downlink_bytes"]).all()
+    assert (mpi["bytes_sent"].sum(axis=1) == mpi["bytes_received"].sum(axis=1)).all()
+    for name in ("sent", "received"):
+        assert (mpi[f"bytes_{name}"] > mpi[f"payload_bytes_{name}"]).any(axis=1).all()
+        assert (mpi[f"bytes_{name}"] >= mpi[f"payload_bytes_{name}"]).all()
+
+
+def test_a_skipped_client_sends_a_header_and_leaves_an_event(launch: tuple[int, Path]):
+    log = costlog.read(launch[1] / "skipped.h5")
+    uplink, events, training = log["uplink"], log["events"], log["training"]
+    skipped = uplink["bytes"] == HEADER
+    assert skipped.any()
+    assert not skipped.all()
+    (victim,) = set(uplink["client"][skipped])
+    assert (skipped == (uplink["client"] == victim)).all()
+    assert (uplink["layer_rank"][skipped] == -1).all()
+    assert np.isnan(uplink["layer_energy"][skipped]).all()
+    assert events["round"].tolist() == uplink["round"][skipped].tolist()
+    assert set(events["client"]) == {victim}
+    assert set(events["level"]) == {"warning"}
+    assert all("not finite (layer teacher.layers.0.weight)" in text for text in events["message"])
+    assert (log["rounds"]["skipped_clients"] == by_round(log, "uplink", skipped.astype(int))).all()
+    assert (np.isnan(training["student_loss"]) == (training["client"] == victim)).all()
+
+
+@pytest.mark.parametrize("case", EVERY)
+def test_rounds_average_their_trainings(simulated: Callable[..., Path], case: str):
+    log = costlog.read(simulated("openmpi", 1, *CASES) / f"{case}.h5")
+    rounds, training = log["rounds"], log["training"]
+    for name in ("student_loss", "teacher_loss", "student_accuracy", "teacher_accuracy"):
+        for row, number in enumerate(rounds["round"]):
+            values = training[name][training["round"] == number]
+            mean = values[~np.isnan(values)].mean() if not np.isnan(values).all() else np.nan
+            assert rounds[name][row] == pytest.approx(mean, rel=1e-12, nan_ok=True)

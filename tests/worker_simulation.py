@@ -1,0 +1,60 @@
+"""Runs small configurations one after another in the same processes: python worker_simulation.py FOLDER CASE...
+
+Writes FOLDER/CASE.h5, the log, and FOLDER/CASE.RANK.npz: the student and every tensor of the rank's clients at the end.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+SMALL = ["rounds=2", "local.epochs=1", "teacher.hidden=[32,16]", "student.hidden=[16]", "device=cpu"]
+ADAM = ["optimizer.name=adam", "optimizer.momentum=0", "teacher.learning_rate=0.01", "student.learning_rate=0.01"]
+SEVEN = ["num_clients=7", "cohort_size=3", "rounds=6", "partition.alpha=0.3"]  # blocks of unequal length
+BATCH_NORM = ["student={name: resnet, depth: 8, width: 4, norm: batch, learning_rate: 0.05}", "num_clients=4"]
+CASES = {
+    "full": ["num_clients=4", "evaluate.global_teachers=true"],
+    "partial": [*SEVEN, *ADAM, "evaluate.every=4", "server.weighting=samples"],
+    "raw": ["num_clients=4", "compression.codec=none", "server.learning_rate=0.5"],
+    "skipped": [*SEVEN, "task=worker_parts:Poisoned", "on_nonfinite=skip"],
+    "averaged": [*BATCH_NORM, "server.buffers=average"],
+    "personal": [*BATCH_NORM, "server.buffers=local"],
+    "alone": ["num_clients=4", "method=local"],
+    "wide": ["num_clients=32"],
+}
+
+
+def main(folder: Path, cases: list[str]) -> None:
+    """Run the cases in worlds of their own."""
+    from fedkd_mpi.mpi import launched
+
+    if launched()[1] > 1:
+        os.environ.setdefault("OMPI_MCA_osc", "^ucx")
+        from mpi4py import MPI  # noqa: F401  MPI starts here, so that it outlives the worlds of the cases
+    import numpy as np
+
+    from fedkd_mpi import run, simulation
+
+    simulate = simulation.simulate
+    for case in cases:
+
+        def observed(this: simulation.Simulation, ledger: simulation.Ledger, case: str = case) -> None:
+            simulate(this, ledger)
+            tensors = {
+                f"{client.id}/{name}": tensor.numpy()
+                for client in this.clients.values()
+                for name, tensor in client.tensors.items()
+            }
+            if this.student:
+                tensors["student"] = this.replica.numpy()
+            np.savez(folder / f"{case}.{this.world.mpi_rank}.npz", **tensors)
+
+        simulation.simulate = observed
+        code = run.main(["--output", str(folder / f"{case}.h5"), *SMALL, *CASES[case]])
+        if code:
+            sys.exit(code)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
