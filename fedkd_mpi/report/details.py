@@ -154,8 +154,8 @@ def _write(axes: Axes, ranks: np.ndarray, shares: np.ndarray, number: np.ndarray
     """Write the ranks into a map of few cells: at most 12 columns, of 20 rows at most."""
     if len(ranks) > 20:
         return
-    shown = min(12, len(number))
-    for column in ((np.arange(shown) + 0.5) * len(number) / shown).astype(int):
+    step = -(-len(number) // 12)
+    for column in range(step // 2, len(number), step):
         for row in np.flatnonzero(np.isfinite(ranks[:, column])):
             colour = "white" if shares[row, column] < 0.6 else "black"
             axes.text(
