@@ -83,6 +83,7 @@ class Workbench:
             else None
         )
         self._load(client, student)
+        self.method.begin(round_index, self.device)
         examples = self.task.prepare(self.arrays, client.train_indices, self.device)
         with torch_scope(self.config.seed, "training", round_index, client.id, device=self.device):
             losses = self._train(examples, round_index, client, student)

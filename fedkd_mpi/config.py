@@ -98,7 +98,8 @@ class Distillation(Section):
 
 class Compression(Section):
     codec: str = Field(
-        "svd", description="svd, rdsvd, none, float16, quantize, topk, powersgd, fetchsgd or package.module:Codec"
+        "svd",
+        description="svd, rdsvd, none, float16, quantize, topk, powersgd, fetchsgd, submatrix or package.module:Codec",
     )
     t_start: float = Field(0.95, gt=0, le=1, description="energy threshold of the first round")
     t_end: float = Field(0.98, gt=0, le=1, description="energy threshold of the last round")
@@ -150,9 +151,10 @@ class Evaluate(Section):
 
 class Averaging(Section):
     network: Literal["teacher", "student"] = Field(
-        "student", description="architecture that fedavg, fedprox and scaffold train and exchange"
+        "student", description="architecture that fedavg, fedprox, feddropout and scaffold train and exchange"
     )
     proximal: float = Field(0.01, ge=0, description="mu of fedprox: loss + mu/2 |w - w_global|^2")
+    keep: float = Field(0.75, gt=0, le=1, description="share of every hidden layer's units that feddropout trains")
 
 
 class Log(Section):
@@ -167,7 +169,7 @@ class Config(Section):
     rounds: int = Field(ge=1)
     num_clients: int = Field(ge=1)
     cohort_size: int | None = Field(None, ge=1, description="clients a round; null = all")
-    method: Literal["fedkd", "fedavg", "fedprox", "scaffold", "local", "centralized"] = Field(
+    method: Literal["fedkd", "fedavg", "fedprox", "scaffold", "feddropout", "local", "centralized"] = Field(
         "fedkd",
         description="local, centralized: teachers alone, nothing travels; fedavg, fedprox, scaffold: no teacher",
     )

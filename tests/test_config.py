@@ -74,6 +74,7 @@ SETTINGS = [
     "evaluate.global_teachers=true",
     "averaging.network=teacher",
     "averaging.proximal=0.5",
+    "averaging.keep=0.5",
     "log.spectra=true",
 ]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedkd_mpi import methods
+from fedkd_mpi import codecs, methods
 from fedkd_mpi.client import Client, Workbench, initial_student
 from fedkd_mpi.config import Config, load
 from fedkd_mpi.errors import UserError
@@ -153,6 +153,51 @@ def test_methods_without_a_teacher_have_no_teacher_score_and_keep_nothing_privat
     assert outcome.student_sums[1] == 9
     assert np.isnan(outcome.teacher_loss)
     assert bench.clients[0].tensors["private"].numel() == 0
+
+
+def test_feddropout_trains_and_sends_the_sub_network_of_the_kept_units():
+    from workbench import make
+
+    overrides = ["method=feddropout", "averaging.keep=0.5", "local.epochs=null", "local.steps=1", "local.batch_size=99"]
+    bench = make(
+        *overrides,
+        "compression.codec=submatrix",
+        "student={name: mlp, hidden: [32, 16], activation: tanh, learning_rate: 0.2}",
+    )
+    before = {name: view.clone().requires_grad_() for name, view in bench.views(bench.replica).items()}
+    update = bench.train(0, round_index=3).update
+    change = bench.views(update)
+    kept = [torch.nonzero(change[f"layers.{layer}.bias"]).flatten() for layer in (0, 1)]
+    assert [len(units) for units in kept] == [16, 8]
+    # The same step on the small network of the kept units, cut out by hand, its hidden outputs doubled.
+    client = bench.clients[0]
+    batch = bench.task.prepare(bench.workbench.arrays, client.train_indices, "cpu")
+    first, second = (before["layers.0.weight"][kept[0]], before["layers.1.weight"][kept[1]][:, kept[0]])
+    x = torch.tanh(2 * (batch["x"].flatten(1) @ first.T + before["layers.0.bias"][kept[0]]))
+    x = torch.tanh(2 * (x @ second.T + before["layers.1.bias"][kept[1]]))
+    loss = nn.functional.cross_entropy(x @ before["head.weight"][:, kept[1]].T + before["head.bias"], batch["y"])
+    loss.backward()
+    for name, tensor in before.items():
+        torch.testing.assert_close(change[name], -0.2 * tensor.grad, atol=1e-6, rtol=1e-4)
+    student = bench.workbench.student
+    codec = codecs.build(bench.config.compression, student.exchanged_layers)
+    records = codec.encode(student.exchanged(update), 0.95, {}, np.random.default_rng(0))
+    numbers = [(16, 9), (16, 1), (8, 16), (8, 1), (4, 8), (4, 1)]
+    maps = [4 + 2, 4 + 1, 2 + 4, 2 + 1, 1 + 2, 0]  # bytes for rows and columns; the head's bias goes raw
+    sizes = [4 * rows * columns + bits for (rows, columns), bits in zip(numbers, maps, strict=True)]
+    assert [record.data.size for record in records] == sizes
+    for sent, decoded in zip(student.exchanged(update), codec.decode(records, "cpu"), strict=True):
+        assert torch.equal(sent, decoded)
+
+
+def test_feddropout_draws_the_same_part_for_all_clients_of_a_round_and_another_in_the_next():
+    from workbench import make
+
+    bench = make("method=feddropout", "averaging.keep=0.5", "student={name: mlp, hidden: [64], learning_rate: 0.2}")
+    moved = [bench.views(bench.train(c, r).update)["layers.0.bias"] != 0 for c, r in ((0, 0), (1, 0), (0, 1))]
+    assert (moved[0] & moved[1]).sum() > 24
+    assert (moved[0] | moved[1]).sum() == 32
+    assert (moved[2] & ~moved[0]).any()
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_a_log_of_another_configuration_is_never_replaced(tmp_path, capsys):
 def test_the_shipped_tables_are_valid_and_hold_every_method(name):
     items = sweep.read(Path("table1") / name)
     methods = {load(item.config, item.overrides).method for item in items}
-    assert methods == {"centralized", "local", "fedavg", "fedprox", "scaffold", "fedkd"}
+    assert methods == {"centralized", "local", "fedavg", "fedprox", "scaffold", "feddropout", "fedkd"}
 
 
 def write_log(item: sweep.Item, status: str) -> None:

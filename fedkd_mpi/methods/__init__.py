@@ -18,6 +18,7 @@ METHODS = {
     "fedkd": "fedkd_mpi.methods.fedkd:FedKD",
     "fedavg": "fedkd_mpi.methods.fedavg:FedAvg",
     "fedprox": "fedkd_mpi.methods.fedprox:FedProx",
+    "feddropout": "fedkd_mpi.methods.feddropout:FedDropout",
     "scaffold": "fedkd_mpi.methods.scaffold:Scaffold",
     "local": "fedkd_mpi.methods.local:Local",
     "centralized": "fedkd_mpi.methods.local:Local",
@@ -44,6 +45,9 @@ class Method:
     def student(self) -> nn.Module:
         """Return the shared student, newly initialised (only asked for where the method exchanges)."""
         return make_model(self.config, self.task, self.role)
+
+    def begin(self, round_index: int, device: str) -> None:
+        """Prepare for the local trainings of a round; called before each of them."""
 
     def loss(self, private: nn.ModuleDict, student: nn.Module | None, batch: Examples) -> tuple[Tensor, Tensor, Tensor]:
         """Return what to differentiate once for all networks, and the teacher's and the student's own loss to log."""

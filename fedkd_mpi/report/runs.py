@@ -65,7 +65,9 @@ class Run:
         """The method, with the network that it averages where that is a choice."""
         method = str(self.config.get("method", ""))
         network = self.config.get("averaging", {}).get("network")
-        return f"{method} ({network})" if network and method in ("fedavg", "fedprox", "scaffold") else method
+        return (
+            f"{method} ({network})" if network and method in ("fedavg", "fedprox", "feddropout", "scaffold") else method
+        )
 
     @property
     def codec(self) -> str:
