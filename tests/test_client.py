@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from workbench import BATCH_NORM, Bench, make
 
-from fedkd_mpi.client import batches
+from fedkd_mpi.client import Client, batches
 from fedkd_mpi.config import Local
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.streams import generator
@@ -35,16 +35,19 @@ def test_the_update_is_a_difference_and_the_replica_stays():
 @pytest.mark.parametrize(
     "optimizer", [["optimizer.momentum=0.9"], ["optimizer.name=adam", "optimizer.momentum=0"]], ids=["sgd", "adam"]
 )
-def test_an_optimizer_lives_with_its_client(optimizer: list[str]):
-    bench, fresh = make(*optimizer), make(*optimizer)
-    for each in (bench, fresh):
-        each.train(0)
-    for name in list(fresh.clients[0].tensors):
-        if name.startswith("optimizer."):
-            del fresh.clients[0].tensors[name]
-    outcome, forgetful = bench.train(0, 1), fresh.train(0, 1)
-    assert not torch.equal(outcome.update, forgetful.update)
-    assert not torch.equal(bench.clients[0].tensors["private"], fresh.clients[0].tensors["private"])
+def test_optimizers_live_with_their_client(optimizer: list[str]):
+    bench = make(*optimizer)
+    bench.train(0)
+    outcomes = []
+    for forgotten in ("nothing", "optimizer.private.", "optimizer.student."):
+        client = bench.clients[0]
+        kept = {name: tensor.clone() for name, tensor in client.tensors.items() if not name.startswith(forgotten)}
+        assert (len(kept) < len(client.tensors)) == (forgotten != "nothing")
+        again = Client(0, client.train_indices, client.test_indices, kept)
+        outcomes.append((bench.workbench.train(again, 1, bench.replica, evaluate=False).update, kept["private"]))
+    (update, teacher), (_, fresh_teacher), (fresh_update, _) = outcomes
+    assert not torch.equal(teacher, fresh_teacher)
+    assert not torch.equal(update, fresh_update)
 
 
 @pytest.mark.parametrize(
