@@ -24,7 +24,7 @@ setup(
     # configs/ is at the top of the repository for its readers and inside the package for its users.
     packages=[*find_packages(include=["fedkd_mpi", "fedkd_mpi.*"]), "fedkd_mpi.configs"],
     package_dir={"fedkd_mpi.configs": "configs"},
-    package_data={"fedkd_mpi.configs": ["*.yaml"]},
+    package_data={"fedkd_mpi.configs": ["*.yaml", "table1/*.yaml"]},
     install_requires=[
         "mpi4py>=4",
         "torch>=2.4",

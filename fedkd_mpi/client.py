@@ -27,7 +27,7 @@ class Client:
     """All that belongs to one client and lives across rounds.
 
     `tensors` is its whole private state, by name: "private" (teacher and W_h, flat), "buffers" (student statistics kept
-    local), "optimizer.private.*" and "optimizer.student.*", "codec.*". Empty until the client first takes part.
+    local), "optimizer.private.*" and "optimizer.student.*", "method.*", "codec.*". Empty until the client takes part.
     """
 
     id: int
@@ -65,7 +65,8 @@ class Workbench:
         self.private_optimizer = make_optimizer(self.private, config.optimizer, config.teacher.learning_rate)
         self.student = student
         if student:
-            self.student_optimizer = make_optimizer(student, config.optimizer, config.student.learning_rate)
+            learning_rate = getattr(config, method.role).learning_rate
+            self.student_optimizer = make_optimizer(student, config.optimizer, learning_rate)
         bfloat16 = config.precision == "bfloat16"
         self._precision = lambda: torch.autocast(device.split(":")[0], torch.bfloat16) if bfloat16 else nullcontext()
 
@@ -82,9 +83,10 @@ class Workbench:
             else None
         )
         self._load(client, student)
+        self.method.begin(round_index, self.device)
         examples = self.task.prepare(self.arrays, client.train_indices, self.device)
         with torch_scope(self.config.seed, "training", round_index, client.id, device=self.device):
-            losses = self._train(examples, round_index, client.id)
+            losses = self._train(examples, round_index, client, student)
         self._store(client)
         try:
             update = self._update(student, round_index, client.id)
@@ -96,14 +98,17 @@ class Workbench:
         teacher_sums, student_sums = np.zeros((2, self.task.sums))
         if evaluate:
             held_out = self.arrays, client.test_indices, self.device
-            teacher_sums = score(self.task, self.private.module["teacher"], *held_out)
+            if "teacher" in self.private.module:
+                teacher_sums = score(self.task, self.private.module["teacher"], *held_out)
             if self.student:
                 student_sums = score(self.task, self.student.module, *held_out)
         ended = time.perf_counter()
         return Outcome(update, *losses, teacher_sums, student_sums, trained - began, ended - trained)
 
     def score_teacher(self, client: Client, arrays: Arrays, indices: np.ndarray) -> np.ndarray:
-        """Return the task's sums of a client's teacher on samples of `arrays`."""
+        """Return the task's sums of a client's teacher on samples of `arrays`, zeros where there is no teacher."""
+        if "teacher" not in self.private.module:
+            return np.zeros(self.task.sums)
         self._load_private(client)
         return score(self.task, self.private.module["teacher"], arrays, indices, self.device)
 
@@ -134,9 +139,10 @@ class Workbench:
                 tensors = {key: value for key, value in state.items() if value is not None}
                 client.tensors.update({f"optimizer.{name}.{key}": value for key, value in tensors.items()})
 
-    def _train(self, examples: Examples, round_index: int, client: int) -> tuple[float, float]:
+    def _train(self, examples: Examples, round_index: int, client: Client, start: Tensor | None) -> tuple[float, float]:
         count = len(next(iter(examples.values())))
-        order = generator(self.config.seed, "batches", round_index, client)
+        order = generator(self.config.seed, "batches", round_index, client.id)
+        state = client.part("method.")
         networks = [(self.private, self.private_optimizer)]
         if self.student:
             networks.append((self.student, self.student_optimizer))
@@ -149,12 +155,17 @@ class Workbench:
             with self._precision():
                 loss, *own = self.method.loss(self.private.module, self.student and self.student.module, batch)
             loss.backward()
+            if self.student:
+                self.method.correct(self.student, start, state)
             for network, optimizer in networks:
                 if self.config.optimizer.clip_norm:
                     torch.nn.utils.clip_grad_norm_([network.trainable], self.config.optimizer.clip_norm)
                 optimizer.step()
             totals += torch.stack([part.detach().float() for part in own])
             steps += 1
+        if self.student:
+            self.method.finish(self.student, start, state)
+        client.tensors.update({f"method.{name}": tensor for name, tensor in state.items()})
         teacher_loss, student_loss = (totals / steps).tolist()
         return teacher_loss, student_loss
 

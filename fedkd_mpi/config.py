@@ -98,7 +98,8 @@ class Distillation(Section):
 
 class Compression(Section):
     codec: str = Field(
-        "svd", description="svd, rdsvd, none, float16, quantize, topk, powersgd, fetchsgd or package.module:Codec"
+        "svd",
+        description="svd, rdsvd, none, float16, quantize, topk, powersgd, fetchsgd, submatrix or package.module:Codec",
     )
     t_start: float = Field(0.95, gt=0, le=1, description="energy threshold of the first round")
     t_end: float = Field(0.98, gt=0, le=1, description="energy threshold of the last round")
@@ -148,6 +149,18 @@ class Evaluate(Section):
     global_teachers: bool = Field(False, description="score every teacher on the global test set after the last round")
 
 
+class Averaging(Section):
+    network: Literal["teacher", "student"] = Field(
+        "student", description="architecture that fedavg, fedprox, feddropout and scaffold train and exchange"
+    )
+    proximal: float = Field(0.01, ge=0, description="mu of fedprox: loss + mu/2 |w - w_global|^2")
+    keep: float = Field(0.75, gt=0, le=1, description="share of every hidden layer's units that feddropout trains")
+
+
+class Log(Section):
+    spectra: bool = Field(False, description="keep the singular values of every update, for report --energy")
+
+
 class Config(Section):
     """Everything that decides the bits of a run, apart from the build and the data files."""
 
@@ -156,8 +169,9 @@ class Config(Section):
     rounds: int = Field(ge=1)
     num_clients: int = Field(ge=1)
     cohort_size: int | None = Field(None, ge=1, description="clients a round; null = all")
-    method: Literal["fedkd", "local"] = Field(
-        "fedkd", description="local = every teacher trains alone, nothing travels"
+    method: Literal["fedkd", "fedavg", "fedprox", "scaffold", "feddropout", "local", "centralized"] = Field(
+        "fedkd",
+        description="local, centralized: teachers alone, nothing travels; fedavg, fedprox, scaffold: no teacher",
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 = autocast in local training")
@@ -176,6 +190,8 @@ class Config(Section):
     distillation: Distillation = Distillation()
     compression: Compression = Compression()
     evaluate: Evaluate = Evaluate()
+    averaging: Averaging = Averaging()
+    log: Log = Log()
 
     @model_validator(mode="after")
     def _cross_checks(self) -> Config:
@@ -185,6 +201,10 @@ class Config(Section):
             raise ValueError("compression.error_feedback=ef21 needs server.weighting=uniform")
         if isinstance(self.threads_per_rank, int) and self.threads_per_rank < 1:
             raise ValueError("threads_per_rank must be a positive number or auto")
+        if self.method == "centralized" and self.num_clients != 1:
+            raise ValueError("method=centralized trains one model on all data: set num_clients=1")
+        if self.method == "scaffold" and (self.server.weighting != "uniform" or self.server.buffers != "average"):
+            raise ValueError("method=scaffold needs server.weighting=uniform and server.buffers=average")
         return self
 
     @property

@@ -10,7 +10,7 @@ from rich.table import Table
 from fedkd_mpi import cohort
 from fedkd_mpi.config import Config, Local
 from fedkd_mpi.prepare import Simulation, load_data, prepare
-from fedkd_mpi.screen import bytes_text
+from fedkd_mpi.units import bytes_text
 from fedkd_mpi.world import World
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from fedkd_mpi.client import Outcome
 from fedkd_mpi.codecs import paper_numbers
 from fedkd_mpi.costlog import Writer
+from fedkd_mpi.costlog.schema import components
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.exchange import Message
 from fedkd_mpi.prepare import Simulation
@@ -39,6 +40,7 @@ class Round:
     uplink: Sequence[Message] = ()
     downlink: Message | None = None
     downlink_energies: Sequence[float] = ()
+    downlink_spectrum: Sequence[float] = ()
 
 
 @dataclass
@@ -49,6 +51,7 @@ class Contribution:
     message: Message | None
     outcome: Outcome | None = None
     energies: Sequence[float] = ()
+    spectrum: Sequence[float] = ()
     seconds_encode: float = 0.0
     fault: RunFault | None = None
 
@@ -63,15 +66,15 @@ class Ledger:
         self.run, self.writer, self.on_round = run, writer, on_round
         self.layers: list[Layer] = run.student.exchanged_layers if run.student else []
         self._dense = 4 * sum(layer.numel for layer in self.layers)
+        self._components = components(self.layers) if run.config.log.spectra else 0
         self._broadcasts = [0]  # bytes of the downlink messages before each round, added up
         self._last_seen = dict.fromkeys(range(run.config.num_clients), -1)
         sums = (run.task.sums,)
         losses = [(name, "f8") for name in LOSSES]
         seconds = [(f"seconds_{phase}", "f8") for phase in SHARED_PHASES]
         scores = [("teacher", "f8", sums), ("student", "f8", sums)]
-        self._of_client = np.dtype(
-            [*losses, *seconds, *scores, ("energy", "f8", (len(self.layers),)), ("fault", "S160")]
-        )
+        update = [("energy", "f8", (len(self.layers),)), ("spectrum", "f4", (self._components,)), ("fault", "S160")]
+        self._of_client = np.dtype([*losses, *seconds, *scores, *update])
         self._of_process = np.dtype([*((name, "i8") for name in COUNTERS), *((name, "f8") for name in PHASES)])
         self._of_score = np.dtype([("sums", "f8", sums)])
 
@@ -104,10 +107,12 @@ class Ledger:
         sums = np.zeros(self.run.task.sums)
         if part.outcome is None:
             fault = f"{part.fault} (layer {part.fault.layer})".encode()[:160]
-            return (np.nan,) * 5 + (sums, sums, np.full(len(self.layers), np.nan), fault)
+            update = np.full(len(self.layers), np.nan), np.full(self._components, np.nan), fault
+            return (np.nan,) * 5 + (sums, sums, *update)
         out = part.outcome
         seconds = out.seconds_train, part.seconds_encode, out.seconds_evaluate
-        return out.teacher_loss, out.student_loss, *seconds, out.teacher_sums, out.student_sums, part.energies, b""
+        update = part.energies, part.spectrum, b""
+        return out.teacher_loss, out.student_loss, *seconds, out.teacher_sums, out.student_sums, *update
 
     def _counts(self, this: Round, mpi_rank: int) -> dict[str, tuple[np.dtype, int]]:
         """What a process reports, in this order: the type and number of its rows."""
@@ -141,10 +146,14 @@ class Ledger:
                 self.writer.event(this.index, client, "warning", f"update skipped: {message.decode()}")
         hosts = {client: rank for rank, block in enumerate(self.run.placement) for client in block}
         who = {"client": np.array(this.cohort), "mpi_rank": np.array([hosts[client] for client in this.cohort])}
-        uplink = self._messages(this.uplink, clients["energy"]) | {
+        uplink = self._messages(this.uplink, clients["energy"], clients["spectrum"]) | {
             name: ids[: len(this.uplink)] for name, ids in who.items()
         }
-        downlink = self._messages([this.downlink] if this.downlink else [], np.array([this.downlink_energies]))
+        downlink = self._messages(
+            [this.downlink] if this.downlink else [],
+            np.array([this.downlink_energies]),
+            np.array([this.downlink_spectrum or np.zeros(self._components)]),
+        )
         rounds = {
             "round": this.index,
             "threshold": this.threshold,
@@ -170,7 +179,9 @@ class Ledger:
         self.writer.append_round(rounds, uplink, _only(downlink), mpi, training | who)
         self.on_round(rounds)
 
-    def _messages(self, messages: Sequence[Message], energies: np.ndarray) -> dict[str, np.ndarray]:
+    def _messages(
+        self, messages: Sequence[Message], energies: np.ndarray, spectra: np.ndarray
+    ) -> dict[str, np.ndarray]:
         shape = len(messages), len(self.layers)
         ranks, sizes = np.full(shape, -1), np.zeros(shape, np.int64)
         for row, message in enumerate(messages):
@@ -178,7 +189,8 @@ class Ledger:
                 ranks[row, column], sizes[row, column] = record.rank, record.data.size
         total = np.array([message.header.size + message.payload.size for message in messages], np.int64)
         columns = {"bytes": total, "header_bytes": total - sizes.sum(axis=1), "layer_rank": ranks, "layer_bytes": sizes}
-        return columns | {"layer_energy": np.resize(energies, shape) if energies.size else np.full(shape, np.nan)}
+        columns["layer_energy"] = np.resize(energies, shape) if energies.size else np.full(shape, np.nan)
+        return columns | ({"spectrum": spectra[: len(messages)]} if self._components else {})
 
     def _costs(self, this: Round, uplink: dict[str, np.ndarray], downlink: dict[str, np.ndarray]) -> dict[str, int]:
         cohort, broadcast = len(this.cohort), int(downlink["bytes"].sum())

@@ -55,6 +55,12 @@ class Network:
         """Return the views of those layers that travel."""
         return self.views(flat)[: len(self.exchanged_layers)]
 
+    def spectrum(self, flat: Tensor) -> list[float]:
+        """Return the singular values, falling, of one compressible layer after another of those that travel."""
+        pairs = zip(self.exchanged_layers, self.exchanged(flat), strict=True)
+        matrices = [view.reshape(layer.matrix_shape) for layer, view in pairs if layer.compressible]
+        return torch.cat([torch.linalg.svdvals(matrix.cpu()) for matrix in matrices]).tolist() if matrices else []
+
     def zero_grad(self) -> None:
         """Set the gradient to zero, in place: the modules' .grad tensors are views of it."""
         self.gradient.zero_()

@@ -161,7 +161,8 @@ def create_log(run: Simulation, output: Path, overwrite: bool) -> Writer:
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
     layers = [tuple(layer) for layer in run.student.exchanged_layers] if run.student else []
-    return Writer.create(output, attrs, layers, columns, run.task.metrics, run.world.world_size, overwrite)
+    spectra = config.log.spectra
+    return Writer.create(output, attrs, layers, columns, run.task.metrics, run.world.world_size, overwrite, spectra)
 
 
 def describe(world: World, error: BaseException) -> str:

@@ -14,18 +14,10 @@ from rich.table import Table
 
 from fedkd_mpi import costlog
 from fedkd_mpi.config import Config
+from fedkd_mpi.units import bytes_text
 
 QUIET_SECONDS = 5.0  # between two plain lines, where the output is no terminal
 PHASES = ("train", "encode", "wait", "gather", "aggregate", "broadcast", "evaluate")
-
-
-def bytes_text(count: float) -> str:
-    """Return a number of bytes in decimal units, e.g. 1.23 MB (1 kB = 1000 bytes)."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(count) < 1000 or unit == "TB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
-        count /= 1000
-    raise AssertionError("unreachable")
 
 
 class Progress:

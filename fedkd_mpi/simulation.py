@@ -65,7 +65,8 @@ def take_part(run: Simulation, watch: Stopwatch, this: Round, client: Client) ->
         client.tensors.update({f"codec.{name}": tensor for name, tensor in state.items()})
         message = exchange.make_message(this.index, client.id, samples, records)
     seconds = watch.seconds["encode"] - before
-    return Contribution(client.id, message, outcome, [record.energy for record in records], seconds)
+    spectrum = run.student.spectrum(outcome.update) if run.config.log.spectra else []
+    return Contribution(client.id, message, outcome, [record.energy for record in records], spectrum, seconds)
 
 
 def communicate(
@@ -84,6 +85,8 @@ def communicate(
             update = run.server.aggregate(this.index, ((m.parsed, m.records(layers)) for m in messages))
             records = None if update is None else run.server.encode(this.index, update, this.threshold)
             this.downlink_energies = [record.energy for record in records or []]
+            if run.config.log.spectra and update is not None:
+                this.downlink_spectrum = run.student.spectrum(update)
             answer = exchange.make_message(this.index, exchange.SERVER, 0, records)
     answer = exchange.downlink(run.world, watch, answer)
     with watch("broadcast"):

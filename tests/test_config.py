@@ -72,6 +72,10 @@ SETTINGS = [
     "compression.codec=fetchsgd compression.sketch_share=0.25",
     "evaluate.every=3",
     "evaluate.global_teachers=true",
+    "averaging.network=teacher",
+    "averaging.proximal=0.5",
+    "averaging.keep=0.5",
+    "log.spectra=true",
 ]
 
 
@@ -178,7 +182,7 @@ def test_a_configuration_is_frozen():
         ("optimizer.name=adam", "optimizer.momentum belongs to optimizer.name=sgd"),
         ("student.learning_rate=0", "student.learning_rate=0"),
         ("student.hidden=[0]", "student.hidden.0=0"),
-        ("method=fedavg", "method=fedavg"),
+        ("method=fedave", "method=fedave"),
         ("device=gpu", "device=gpu"),
         ("threads_per_rank=0", "threads_per_rank must be a positive number or auto"),
         ("on_nonfinite=ignore", "on_nonfinite=ignore"),

@@ -24,6 +24,7 @@ CODECS = {
     "topk": "fedkd_mpi.codecs.topk:TopK",
     "powersgd": "fedkd_mpi.codecs.powersgd:PowerSgd",
     "fetchsgd": "fedkd_mpi.codecs.fetchsgd:FetchSgd",
+    "submatrix": "fedkd_mpi.codecs.submatrix:Submatrix",
 }
 RAW = 0  # the encoding every codec may fall back on: float32, little endian
 

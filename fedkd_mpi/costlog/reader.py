@@ -139,7 +139,8 @@ def frames(path: str | Path) -> dict[str, pandas.DataFrame]:
     """Return the tables of a log as pandas frames, bytes int64 and seconds float64.
 
     Columns with a second dimension are in frames of their own, one line a cell: `mpi`, `uplink_layers`,
-    `downlink_layers` and `label_histogram`. Raises UserError as `open` does, or where pandas is not installed.
+    `downlink_layers` and `label_histogram`; spectra are in `read` alone. Raises UserError as `open` does, or where
+    pandas is not installed.
     """
     try:
         import pandas
@@ -149,8 +150,9 @@ def frames(path: str | Path) -> dict[str, pandas.DataFrame]:
     layers = {"layer": log["layers"]["name"]}
     rounds, uplink = {"round": log["rounds"]["round"]}, {name: log["uplink"][name] for name in ("round", "client")}
     tables = {name: _flat(log[name]) for name in ("layers", "clients", "rounds", "uplink", "downlink", "training")}
-    tables["uplink_layers"] = _melt(log["uplink"], uplink, layers)
-    tables["downlink_layers"] = _melt(log["downlink"], rounds, layers)
+    for way, rows in (("uplink", uplink), ("downlink", rounds)):
+        by_layer = {name: values for name, values in log[way].items() if name.startswith("layer_")}
+        tables[f"{way}_layers"] = _melt(by_layer, rows, layers)
     tables["mpi"] = _melt(log["mpi"], rounds, {"mpi_rank": np.arange(log["mpi"]["bytes_sent"].shape[1])})
     tables["events"] = log["events"]
     if "label_histogram" in log["clients"]:

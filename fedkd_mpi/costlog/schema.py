@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 SCHEMA_VERSION = 1
@@ -14,7 +15,7 @@ class Column(NamedTuple):
     """One dataset: its type, unit and meaning.
 
     `dtype` is a NumPy type name; "S" is UTF-8 text of fixed length ("S" alone: as long as the longest value).
-    `axis` names what a second dimension counts: layer, mpi_rank or class; without one the dataset has one dimension.
+    `axis` names what a second dimension counts: layer, component, mpi_rank or class; without one there is none.
     """
 
     dtype: str
@@ -77,7 +78,8 @@ FIXED = {
         ),
     },
 }
-OPTIONAL = {("clients", "label_histogram")}
+# Only in some logs: label_histogram where there are classes, spectrum where log.spectra was on.
+OPTIONAL = {("clients", "label_histogram"), ("uplink", "spectrum"), ("downlink", "spectrum")}
 
 _MESSAGE = {
     "bytes": _bytes("payload and header of the message"),
@@ -85,6 +87,9 @@ _MESSAGE = {
     "layer_rank": _count("components", "rank K of the layer's factors, -1 where the layer is raw", "layer"),
     "layer_bytes": _bytes("payload of the layer", "layer"),
     "layer_energy": _number("1", "share of the layer's squared norm that was kept", "layer"),
+    "spectrum": Column(
+        "float32", "1", "singular values before encoding, falling, of one compressible layer after another", "component"
+    ),
 }
 
 # Grow while the run goes on.
@@ -167,6 +172,11 @@ CLIENT_METRIC = {
     "student_{metric}": _number("1", "the trained student on the client's own test samples; NaN where not evaluated"),
     "teacher_{metric}": _number("1", "the teacher on the client's own test samples; NaN where not evaluated"),
 }
+
+
+def components(layers: Iterable[tuple[str, Sequence[int], bool]]) -> int:
+    """Return the length of the axis component: the singular values of all compressible layers."""
+    return sum(min(shape[0], math.prod(shape[1:])) for _, shape, compressible in layers if compressible)
 
 
 def growing(metrics: Iterable[str]) -> dict[str, dict[str, Column]]:

@@ -25,7 +25,11 @@ class Writer:
         with reader.open(path) as log:
             self.rounds_completed = log.rounds_completed
             self._world_size, numbers = log.attrs["world_size"], log["rounds"]["round"]
-            self._columns = schema.growing(log.attrs["metrics"])
+            declared = schema.growing(log.attrs["metrics"])
+            self._columns = {
+                table: {name: column for name, column in columns.items() if name in log[table]}
+                for table, columns in declared.items()
+            }
         self.path = path
         self._next = int(numbers[-1]) + 1 if len(numbers) else None
         self._lock, self._finished = threading.RLock(), False
@@ -43,20 +47,25 @@ class Writer:
         metrics: Sequence[str],
         world_size: int,
         overwrite: bool = False,
+        spectra: bool = False,
     ) -> Writer:
         """Create a log, which appears under its name whole or not at all, and open it for appending.
 
         `attrs` are those of schema.ATTRS that the writer does not set itself (text, integers, lists of text); `layers`
         are (name, shape, compressible); `clients` are the columns [client] of schema.FIXED, label_histogram
-        [client, class] where there are classes. Raises UserError where the file exists and not `overwrite`, or cannot
-        be written; ValueError on wrong names, shapes or types.
+        [client, class] where there are classes; `spectra` adds the column spectrum to uplink and downlink.
+        Raises UserError where the file exists and not `overwrite`, or cannot be written; ValueError on wrong names,
+        shapes or types.
         """
         path = Path(path)
         _check_names("attrs", attrs, set(schema.ATTRS) - set(schema.OWN_ATTRS))
         _check_names("clients", clients, schema.FIXED["clients"], optional={"label_histogram"})
         count = len(clients["train_samples"])
         attrs = {"status": "running", "world_size": world_size, "num_clients": count, **attrs, "metrics": list(metrics)}
-        tables = {table: _empty(columns, len(layers), world_size) for table, columns in schema.growing(metrics).items()}
+        width = {"layer": len(layers), "mpi_rank": world_size, "component": schema.components(layers)}
+        tables = {table: _empty(columns, width) for table, columns in schema.growing(metrics).items()}
+        if not (spectra and width["component"]):
+            del tables["uplink"]["spectrum"], tables["downlink"]["spectrum"]
         tables["layers"] = {
             "name": np.array([name for name, _, _ in layers], dtype=str),
             "shape": np.array(["x".join(map(str, shape)) or "scalar" for _, shape, _ in layers], dtype=str),
@@ -229,9 +238,9 @@ def check_output(path: str | Path, overwrite: bool) -> None:
         raise UserError(f"cannot write the log {path}: {error.strerror}; choose another with --output") from error
 
 
-def _empty(columns: Mapping[str, schema.Column], layers: int, processes: int) -> dict[str, np.ndarray]:
-    width = {"layer": (layers,), "mpi_rank": (processes,), "": ()}
-    return {name: np.zeros((0, *width[column.axis]), column.dtype) for name, column in columns.items()}
+def _empty(columns: Mapping[str, schema.Column], width: Mapping[str, int]) -> dict[str, np.ndarray]:
+    shapes = {name: (0, width[column.axis]) if column.axis else (0,) for name, column in columns.items()}
+    return {name: np.zeros(shapes[name], column.dtype) for name, column in columns.items()}
 
 
 def _row(values: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -11,28 +11,56 @@ from fedkd_mpi.config import Config
 from fedkd_mpi.registry import resolve
 from fedkd_mpi.tasks import Examples, Task
 
+if TYPE_CHECKING:
+    from fedkd_mpi.network import Network
+
 METHODS = {
     "fedkd": "fedkd_mpi.methods.fedkd:FedKD",
+    "fedavg": "fedkd_mpi.methods.fedavg:FedAvg",
+    "fedprox": "fedkd_mpi.methods.fedprox:FedProx",
+    "feddropout": "fedkd_mpi.methods.feddropout:FedDropout",
+    "scaffold": "fedkd_mpi.methods.scaffold:Scaffold",
     "local": "fedkd_mpi.methods.local:Local",
+    "centralized": "fedkd_mpi.methods.local:Local",
 }
 
 
-class Method(Protocol):
-    """Built once per process as Method(config, task); holds no state of clients."""
+class Method:
+    """Built once per process as Method(config, task); holds no state of clients.
 
-    exchanges: bool  # whether there is a student that travels
+    What travels are the trainable parameters and floating-point buffers of the network that student() returns;
+    `role` is the section of the configuration that names its learning rate.
+    """
+
+    exchanges = True  # whether there is a student that travels
+    role = "student"
+
+    def __init__(self, config: Config, task: Task):
+        self.config, self.task = config, task
 
     def private(self) -> nn.ModuleDict:
         """Return new private networks of a client: its teacher under "teacher", and what else it keeps."""
-        ...
+        return nn.ModuleDict()
 
     def student(self) -> nn.Module:
         """Return the shared student, newly initialised (only asked for where the method exchanges)."""
-        ...
+        return make_model(self.config, self.task, self.role)
+
+    def begin(self, round_index: int, device: str) -> None:
+        """Prepare for the local trainings of a round; called before each of them."""
 
     def loss(self, private: nn.ModuleDict, student: nn.Module | None, batch: Examples) -> tuple[Tensor, Tensor, Tensor]:
         """Return what to differentiate once for all networks, and the teacher's and the student's own loss to log."""
-        ...
+        raise NotImplementedError
+
+    def correct(self, student: Network, start: Tensor, state: dict[str, Tensor]) -> None:
+        """Change the student's gradient in place before a step.
+
+        `start` is the global student, flat as student.state; `state` is the client's own and lives across rounds.
+        """
+
+    def finish(self, student: Network, start: Tensor, state: dict[str, Tensor]) -> None:
+        """Change the student, from which the update is then taken, after the last step of a local training."""
 
 
 def make_model(config: Config, task: Task, role: str) -> nn.Module:

@@ -8,18 +8,17 @@ from torch import Tensor, nn
 
 from fedkd_mpi.config import Config
 from fedkd_mpi.distillation import HiddenMap, fedkd_loss
-from fedkd_mpi.methods import make_model
+from fedkd_mpi.methods import Method, make_model
 from fedkd_mpi.streams import torch_scope
 from fedkd_mpi.tasks import Examples, Task
 
 
-class FedKD:
+class FedKD(Method):
     """The teacher and its W_h stay with the client and share the teacher's optimiser; the student travels."""
 
-    exchanges = True
-
     def __init__(self, config: Config, task: Task):
-        self.config, self.task, self.settings = config, task, config.distillation
+        super().__init__(config, task)
+        self.settings = config.distillation
         switches = self.settings.model_dump(include={"adaptive", "logits", "hidden", "attention", "floor"})
         self._loss = partial(fedkd_loss, **switches)
         with torch_scope(config.seed, "student shapes"):
@@ -31,9 +30,6 @@ class FedKD:
             sizes = networks["teacher"].hidden_sizes, self._student_sizes
             networks["hidden_map"] = HiddenMap(*sizes, shared=self.settings.shared_map)
         return networks
-
-    def student(self) -> nn.Module:
-        return make_model(self.config, self.task, "student")
 
     def loss(self, private: nn.ModuleDict, student: nn.Module | None, batch: Examples) -> tuple[Tensor, Tensor, Tensor]:
         of_teacher = self.task.predict(private["teacher"], batch)

@@ -1,21 +1,20 @@
-"""Local training: every client's teacher learns from its own labels alone and nothing travels; the lower reference."""
+"""Teachers that learn from labels alone; nothing travels.
+
+`local`: every client on its own data, the lower reference. `centralized`: one client with all data, the upper one.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fedkd_mpi.config import Config
-from fedkd_mpi.methods import make_model
-from fedkd_mpi.tasks import Examples, Task
+from fedkd_mpi.methods import Method, make_model
+from fedkd_mpi.tasks import Examples
 
 
-class Local:
+class Local(Method):
     """Equation 1 alone."""
 
     exchanges = False
-
-    def __init__(self, config: Config, task: Task):
-        self.config, self.task = config, task
 
     def private(self) -> nn.ModuleDict:
         return nn.ModuleDict({"teacher": make_model(self.config, self.task, "teacher")})

@@ -1,0 +1,62 @@
+"""Codec `submatrix`: what is zero in whole rows or columns is not sent, nothing is lost; for method feddropout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedkd_mpi.codecs import RAW, Codec, State, floats, raw, read_floats
+from fedkd_mpi.config import Compression
+from fedkd_mpi.wire import Layer, Record, WireError
+
+SUBMATRIX = (
+    56  # a bit for every row, a bit for every column (both padded to bytes), then the entries of those set, float32
+)
+
+
+class Submatrix(Codec):
+    """The rows and columns that hold something, float32; raw where that is not smaller. 1-D tensors are a column."""
+
+    def __init__(self, compression: Compression, layers: Sequence[Layer]):
+        self.layers = layers
+
+    def encode(
+        self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
+    ) -> list[Record]:
+        """Return the records; the threshold plays no part."""
+        return [_encode(tensor, layer) for tensor, layer in zip(update, self.layers, strict=True)]
+
+    def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
+        """Return the tensors; raises WireError on a record of another encoding or length."""
+        return [_decode(record, layer).to(device) for record, layer in zip(records, self.layers, strict=True)]
+
+
+def _encode(tensor: Tensor, layer: Layer) -> Record:
+    matrix = tensor.reshape(layer.matrix_shape)
+    used = [(matrix != 0).any(dim=1), (matrix != 0).any(dim=0)]
+    maps = [np.packbits(side.cpu().numpy()) for side in used]
+    data = np.concatenate([*maps, floats(matrix[used[0]][:, used[1]])])
+    return Record(SUBMATRIX, -1, data, 1.0) if data.size < 4 * layer.numel else raw(tensor)
+
+
+def _decode(record: Record, layer: Layer) -> Tensor:
+    if record.encoding == RAW:
+        return read_floats(record, layer, layer.numel).reshape(layer.shape)
+    if record.encoding != SUBMATRIX:
+        raise WireError(f"layer {layer.name}: encoding {record.encoding} is unknown to codec submatrix")
+    rows, columns = layer.matrix_shape
+    ends = np.cumsum([-(-rows // 8), -(-columns // 8)])
+    if record.data.size < ends[1]:
+        raise WireError(f"layer {layer.name}: {record.data.size} bytes, fewer than its maps take")
+    used = [
+        np.unpackbits(record.data[: ends[0]], count=rows),
+        np.unpackbits(record.data[ends[0] : ends[1]], count=columns),
+    ]
+    down, across = (torch.from_numpy(np.flatnonzero(side)) for side in used)
+    rest = record._replace(data=record.data[ends[1] :])
+    matrix = torch.zeros(rows, columns)
+    matrix[down[:, None], across] = read_floats(rest, layer, len(down) * len(across)).reshape(len(down), len(across))
+    return matrix.reshape(layer.shape)

@@ -1,0 +1,25 @@
+"""FedAvg: clients train copies of one network and the server averages them (McMahan et al., AISTATS 2017)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fedkd_mpi.config import Config
+from fedkd_mpi.methods import Method
+from fedkd_mpi.tasks import Examples, Task
+
+
+class FedAvg(Method):
+    """No teacher: the network of averaging.network is trained on the labels and exchanged.
+
+    The mean of the updates is the mean of the models, as all start from the same one; server.weighting=samples weighs
+    them as the paper does.
+    """
+
+    def __init__(self, config: Config, task: Task):
+        super().__init__(config, task)
+        self.role = config.averaging.network
+
+    def loss(self, private: nn.ModuleDict, student: nn.Module | None, batch: Examples) -> tuple[Tensor, Tensor, Tensor]:
+        loss = self.task.loss(self.task.predict(student, batch), batch)
+        return loss, loss.new_full((), float("nan")), loss.detach()

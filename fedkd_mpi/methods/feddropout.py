@@ -1,0 +1,56 @@
+"""Federated dropout: every round trains and moves a random part of the network (Caldas et al. 2018)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedkd_mpi.config import Config
+from fedkd_mpi.methods.fedavg import FedAvg
+from fedkd_mpi.network import Network
+from fedkd_mpi.streams import generator
+from fedkd_mpi.tasks import Task
+
+
+class FedDropout(FedAvg):
+    """All clients of a round leave out the same units of every hidden layer and keep the share averaging.keep.
+
+    Outputs that stay are scaled by 1 / share, as in dropout. What got no gradient is left exactly as it was, so that
+    codec `submatrix` need not send it; the whole network is scored.
+    """
+
+    def __init__(self, config: Config, task: Task):
+        super().__init__(config, task)
+        self._masks: list[Tensor] = []
+
+    def student(self) -> nn.Module:
+        model = super().student()
+        *hidden, _ = (layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d)))
+        self._shapes = [(layer.weight.shape[0], *(1,) * (layer.weight.dim() - 2)) for layer in hidden]
+        for index, layer in enumerate(hidden):
+            layer.register_forward_hook(partial(self._leave_out, index))
+        return model
+
+    def begin(self, round_index: int, device: str) -> None:
+        random = generator(self.config.seed, "federated dropout", round_index)
+        self._masks = []
+        for shape in self._shapes:
+            kept = max(1, round(self.config.averaging.keep * shape[0]))
+            mask = torch.zeros(shape)
+            mask[random.permutation(shape[0])[:kept]] = shape[0] / kept
+            self._masks.append(mask.to(device))
+
+    def correct(self, student: Network, start: Tensor, state: dict[str, Tensor]) -> None:
+        moved = student.trainable.grad != 0
+        state["moved"] = state["moved"] | moved if "moved" in state else moved
+
+    def finish(self, student: Network, start: Tensor, state: dict[str, Tensor]) -> None:
+        moved = state.pop("moved")
+        part = student.state[: moved.numel()]
+        part.copy_(torch.where(moved, part, start[: moved.numel()]))  # momentum of earlier rounds moves the rest too
+
+    def _leave_out(self, index: int, layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return output * self._masks[index] if layer.training else output

@@ -1,0 +1,163 @@
+"""python -m fedkd_mpi.report LOG...: what runs reached and cost.
+
+python -m fedkd_mpi.report runs/*.h5                               tables of scores, bytes and seconds
+python -m fedkd_mpi.report runs/*.h5 --target 0.9 --network 4g     bytes, and time over 4G, to a score of 0.9
+python -m fedkd_mpi.report runs/*.h5 --plot pictures --html report.html
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedkd_mpi.errors import UserError
+from fedkd_mpi.report import energy, links, network, runs, sheets, tables
+from fedkd_mpi.report.runs import SCORES, Run, Target
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the parsed command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fedkd_mpi.report", description="Tables, plots and replays from the HDF5 logs of runs."
+    )
+    parser.add_argument(
+        "logs",
+        nargs="+",
+        type=Path,
+        metavar="LOG",
+        help="HDF5 log of a finished, running or killed run; a folder stands for its *.h5",
+    )
+    parser.add_argument(
+        "--format",
+        choices=[*sheets.RENDERERS, "csv", "json"],
+        default="table",
+        help="csv and json: exact numbers, a row for every log",
+    )
+    parser.add_argument(
+        "--target", type=float, metavar="VALUE", help="count bytes, rounds and time until the score reaches this value"
+    )
+    parser.add_argument(
+        "--score", choices=SCORES, default="global_student", help="of --target (default global_student)"
+    )
+    parser.add_argument("--metric", help="metric of all scores (default the first in each log)")
+    parser.add_argument(
+        "--network",
+        action="append",
+        default=[],
+        metavar="PROFILE",
+        help=f"replay over {', '.join(links.PRESETS)} or a YAML file; may be repeated",
+    )
+    parser.add_argument(
+        "--energy",
+        nargs="?",
+        const="0.9,0.95,0.98,0.99,0.999",
+        metavar="T,T,...",
+        help="what svd at other thresholds would have cost (of logs with spectra)",
+    )
+    parser.add_argument("--plot", type=Path, metavar="DIR", help="write the plots there, PNG and SVG")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page of tables and plots")
+    parser.add_argument("--follow", action="store_true", help="show a running log round by round until it ends")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns 0, or 2 where no log could be read or an argument is wrong."""
+    chosen = arguments(argv)
+    try:
+        return report(chosen)
+    except UserError as error:
+        return _complain(str(error))
+    except KeyboardInterrupt:
+        return 0
+    except BrokenPipeError:  # `| head` has seen enough; the interpreter's own flush at exit must not complain again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def report(chosen: argparse.Namespace) -> int:
+    """Write what was asked for; raises UserError."""
+    paths = _expand(chosen.logs)
+    if chosen.follow:
+        from fedkd_mpi.report.follow import follow
+
+        if len(paths) != 1:
+            raise UserError("--follow shows one log; name a single one")
+        follow(paths[0])
+        return 0
+    target = Target(chosen.target, chosen.score, chosen.metric)
+    profiles = [links.find(name) for name in chosen.network]
+    thresholds = energy.thresholds(chosen.energy) if chosen.energy else []
+    found, problems = runs.load(paths, target)
+    for problem in problems:
+        _complain(problem)
+    if not found:
+        return 2
+    grouped = runs.groups(found)
+    replays = [(profile, {run.path: network.replay(run, profile, target) for run in found}) for profile in profiles]
+    if chosen.format in ("csv", "json"):
+        print(_exact(chosen.format, found, problems, target, replays, thresholds))
+        made = []
+    if chosen.html or chosen.format in sheets.RENDERERS:
+        made = tables.build(grouped, target)
+        made += [network.sheet(grouped, profile, results, target) for profile, results in replays]
+        made += [energy.sheet(grouped, thresholds)] if thresholds else []
+    if chosen.format in sheets.RENDERERS:
+        print("\n\n".join(sheets.RENDERERS[chosen.format](sheet) for sheet in made))
+    if chosen.plot or chosen.html:
+        from fedkd_mpi.report import plots
+
+        figures = plots.draw(grouped, target)
+        if chosen.plot:
+            for path in plots.save(figures, chosen.plot):
+                print(path, file=sys.stderr)
+        if chosen.html:
+            from fedkd_mpi.report import page
+
+            page.write(chosen.html, made, figures, problems)
+            print(chosen.html, file=sys.stderr)
+    return 0
+
+
+def _exact(
+    form: str, found: Sequence[Run], problems: list[str], target: Target, replays: Any, thresholds: Sequence[float]
+) -> str:
+    rows = [run.row(target) for run in found]
+    for profile, results in replays:
+        for row, run in zip(rows, found, strict=True):
+            row |= {f"{profile.name}_{key}": value for key, value in results[run.path].row().items()}
+    for row, run in zip(rows, found, strict=True):
+        row |= {f"bytes_at_{threshold:g}": value for threshold, value in energy.costs(run, thresholds).items()}
+    rows = [{key: None if value != value else value for key, value in row.items()} for row in rows]
+    if form == "json":
+        return json.dumps({"runs": rows, "problems": problems}, indent=2)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue().rstrip("\n")
+
+
+def _expand(paths: Sequence[Path]) -> list[Path]:
+    found = []
+    for path in paths:
+        inside = sorted(path.glob("*.h5")) if path.is_dir() else [path]
+        if not inside:
+            raise UserError(f"the folder {path} holds no *.h5")
+        found += inside
+    return found
+
+
+def _complain(line: str) -> int:
+    print(f"fedkd_mpi.report: {line}", file=sys.stderr, flush=True)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""--energy: what codec svd at other thresholds would have sent, from the spectra of the updates (log.spectra)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+
+import numpy as np
+
+from fedkd_mpi.errors import UserError
+from fedkd_mpi.report.runs import Run
+from fedkd_mpi.report.sheets import Sheet
+from fedkd_mpi.report.tables import LABELS, labels, spread
+from fedkd_mpi.units import bytes_text
+from fedkd_mpi.wire import HEADER_BYTES, RECORD_BYTES, Layer
+
+
+def thresholds(text: str) -> list[float]:
+    """Return the thresholds of "0.95,0.98"; raises UserError."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = [0.0]
+    if not all(0 < value <= 1 for value in values):
+        raise UserError(f"--energy {text}: give thresholds above 0 and up to 1, for example 0.95,0.98")
+    return values
+
+
+def layers(run: Run) -> list[Layer]:
+    """Return the layers of a log."""
+    table = run.log["layers"]
+    shapes = [() if shape == "scalar" else tuple(int(side) for side in shape.split("x")) for shape in table["shape"]]
+    columns = table["name"].tolist(), shapes, table["compressible"].tolist()
+    return [Layer(*layer) for layer in zip(*columns, strict=True)]
+
+
+def message_bytes(spectra: np.ndarray, parts: Sequence[Layer], threshold: float) -> np.ndarray:
+    """Return the bytes of messages [n] in which every matrix is cut to the smallest rank above an energy threshold.
+
+    `spectra` is float [n, components]: the singular values, falling, of one compressible layer after another.
+    """
+    total = np.full(len(spectra), HEADER_BYTES + RECORD_BYTES * len(parts))
+    sizes = [min(layer.matrix_shape) if layer.compressible else 0 for layer in parts]
+    for layer, end, size in zip(parts, accumulate(sizes), sizes, strict=True):
+        if not size:
+            total += 4 * layer.numel
+            continue
+        energy = (spectra[:, end - size : end].astype(float) ** 2).cumsum(axis=1)
+        above = energy > threshold * energy[:, -1:]
+        rank = np.where(above.any(axis=1), above.argmax(axis=1) + 1, size)
+        rank[energy[:, -1] == 0] = 0
+        total += 4 * np.minimum(rank * sum(layer.matrix_shape), layer.numel)
+    return total
+
+
+def costs(run: Run, values: Sequence[float]) -> Mapping[float, int]:
+    """Return the bytes up and down of all clients at each threshold; empty where the log holds no spectra."""
+    if "spectrum" not in run.log["uplink"]:
+        return {}
+    parts, up, down = layers(run), run.log["uplink"], run.log["downlink"]
+    sent, broadcast = up["spectrum"][up["layer_bytes"].sum(axis=1) > 0], down["spectrum"]
+    cohort = run.rounds["cohort_size"]
+    return {
+        value: int(message_bytes(sent, parts, value).sum() + (cohort * message_bytes(broadcast, parts, value)).sum())
+        for value in values
+    }
+
+
+def sheet(groups: Sequence[Sequence[Run]], values: Sequence[float]) -> Sheet:
+    """Return the table of the groups whose logs hold spectra."""
+    lines = []
+    for group in groups:
+        known = [found for run in group if (found := costs(run, values))]
+        sent = spread([float(run.total_bytes[-1]) for run in group if len(run.total_bytes)], bytes_text)
+        cells = [spread([found[value] for found in known], bytes_text) for value in values]
+        lines.append(
+            [*labels([{"name": run.name, "method": run.method, "codec": run.codec} for run in group]), sent, *cells]
+        )
+    note = (
+        "All clients, up and down: the logged updates, cut at another threshold; a run at that threshold would have "
+        "trained otherwise. Logs without spectra (-): run again with log.spectra=true."
+    )
+    return Sheet(
+        "Bytes of codec svd at other energy thresholds",
+        [*LABELS, "sent", *(f"T = {value:g}" for value in values)],
+        lines,
+        len(LABELS),
+        note,
+    )

@@ -1,0 +1,64 @@
+"""--follow: a running log round by round, in the terminal, until the run ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from fedkd_mpi.report.runs import Run, Target
+from fedkd_mpi.units import bytes_text, seconds_text
+
+QUIET_SECONDS = 60.0  # without a new round, before the view says so
+
+
+def follow(path: Path, say: Callable[[str], None] | None = None, poll: float = 0.5) -> None:
+    """Show the rounds of a log, those that are there and those to come, until its status is no longer running.
+
+    The log is opened anew for every look (SWMR), so the run is never disturbed. Raises UserError as costlog.open does.
+    """
+    say = say or (lambda line: print(line, flush=True))
+    began, shown, events, heard = False, 0, 0, time.monotonic()
+    while True:
+        run = Run(path, Target())
+        with run.log as log:
+            if not began:
+                size = f"{run.clients} clients, {run.config.get('rounds')} rounds"
+                say(f"{run.name}: {run.method}, codec {run.codec}, {size}, started {log.attrs['started']}")
+                began = True
+            for index in range(shown, log.rounds_completed):
+                say(_line(run, index))
+                heard = time.monotonic()
+            messages = log["events"]["message"].tolist()
+            for message in messages[events:]:
+                say(f"  {message}")
+            shown, events, status = log.rounds_completed, len(messages), log.attrs["status"]
+        if status != "running":
+            say(f"{status} after {shown} rounds")
+            return
+        if time.monotonic() - heard > QUIET_SECONDS:
+            say(f"  no new round for {seconds_text(time.monotonic() - heard)}: slow, or killed")
+            heard = time.monotonic()
+        time.sleep(poll)
+
+
+def _line(run: Run, index: int) -> str:
+    planned, done = int(run.config.get("rounds", index + 1)), int(run.rounds["round"][index]) + 1
+    bar = "#" * (20 * done // planned)
+    scores = [
+        f"{name.replace('_', ' ')} {run.score(name)[index]:.4f}"
+        for name in ("global_student", "teacher")
+        if run.metrics
+    ]
+    known = [score for score in scores if not score.endswith("nan")]
+    seconds = run.rounds["seconds_total"][index]
+    left = float(np.mean(run.rounds["seconds_total"][: index + 1])) * (planned - done)
+    share = f"{100 * run.rounds['seconds_wait'][index] / seconds:.0f} % waiting" if seconds > 0 else ""
+    parts = [
+        f"round {done:>{len(str(planned))}}/{planned} [{bar:<20}]",
+        *known,
+        bytes_text(float(run.total_bytes[index])),
+    ]
+    return "  ".join([*parts, f"{seconds_text(seconds)} a round, {share}", f"{seconds_text(left)} left"])

@@ -1,0 +1,129 @@
+"""--network: the byte log replayed over other links, to see what a run would take on the internet or on a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fedkd_mpi.report.links import Profile
+from fedkd_mpi.report.runs import Run, Target
+from fedkd_mpi.report.sheets import Sheet
+from fedkd_mpi.report.tables import LABELS, labels, spread
+from fedkd_mpi.streams import generator
+from fedkd_mpi.units import seconds_text
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Seconds of every round, and what they went into; `to_target` is None where the target was never reached."""
+
+    rounds: np.ndarray  # float64 [rounds]
+    training: float  # of the client that a round waited for, summed over rounds; likewise
+    transfer: float
+    left_out: float  # share of client updates that failed or came after the timeout
+    to_target: float | None
+
+    def row(self) -> dict[str, float]:
+        """Return the exact numbers for csv and json."""
+        reached = float("nan") if self.to_target is None else self.to_target
+        return {"seconds_total": float(self.rounds.sum()), "seconds_to_target": reached, "left_out": self.left_out}
+
+
+def replay(run: Run, links: Profile, target: Target) -> Replay:
+    """Return how long the rounds of a run would take over other links.
+
+    A round lasts until its last client has received, trained and sent, at least as long as the server needs to move all
+    bytes, and then the server's logged seconds of aggregation:
+        latency + down bytes / down rate + slowdown * (train + encode) + latency + up bytes / up rate
+    The scores are those of the log: clients that drop out cost time here, not accuracy.
+    """
+    training, uplink, rounds = run.log["training"], run.log["uplink"], run.rounds
+    of_round, client = training["round"], training["client"]
+    work = np.nan_to_num(training["seconds_train"] + training["seconds_encode"])
+    sent = _sent(uplink["round"], uplink["client"], uplink["bytes"], of_round, client)
+    received = (rounds["downlink_bytes"] + rounds["catchup_bytes"]) / np.maximum(rounds["cohort_size"], 1)
+    first = np.searchsorted(of_round, rounds["round"])
+    last = np.searchsorted(of_round, rounds["round"], side="right")
+    own = _devices(links, run.clients, -1)
+    seconds, parts, missing, asked = np.zeros(len(received)), np.zeros(2), 0, 0
+    for index, number in enumerate(rounds["round"]):
+        rows = np.arange(first[index], last[index])
+        up, down, slow = own[:, client[rows]]
+        if links.cohort and len(rows):
+            rows = generator(links.seed, "replay cohort", int(number)).choice(rows, links.cohort)
+            up, down, slow = _devices(links, links.cohort, int(number))
+        if len(rows) == 0:
+            continue
+        trained = slow * work[rows]
+        moved = 2e-3 * links.latency_ms * (sent[rows].sum() > 0) + received[index] / down + sent[rows] / up
+        path = trained + moved
+        if links.dropout:
+            failed = generator(links.seed, "replay dropout", int(number)).random(len(rows)) < links.dropout
+            path = np.where(failed, np.inf, path)
+        late = path > (links.timeout_seconds or np.finfo(float).max)
+        missing, asked = missing + int(late.sum()), asked + len(rows)
+        slowest = int(np.where(late, -1.0, path).argmax())
+        seconds[index] = path[slowest] if not late[slowest] else 0.0
+        if late.any() and links.timeout_seconds:
+            seconds[index] = links.timeout_seconds
+        if links.server_mbit:
+            seconds[index] = max(
+                seconds[index], (received[index] * len(rows) + sent[rows].sum()) / (links.server_mbit * 125e3)
+            )
+        parts += trained[slowest], moved[slowest]
+        seconds[index] += rounds["seconds_aggregate"][index]
+    at = run.reached(target)
+    reached = None if at is None else float(seconds[: at + 1].sum())
+    return Replay(seconds, *(float(part) for part in parts), missing / asked if asked else 0.0, reached)
+
+
+def sheet(groups: Sequence[Sequence[Run]], links: Profile, replays: Mapping[Path, Replay], target: Target) -> Sheet:
+    """Return the table of a profile's replays."""
+    lines = []
+    for group in groups:
+        results = [replays[run.path] for run in group]
+        cells = [
+            spread([float(result.rounds.sum()) for result in results], seconds_text),
+            spread(
+                [float(np.median(result.rounds)) if len(result.rounds) else np.nan for result in results], seconds_text
+            ),
+            spread(
+                [100 * result.transfer / (result.training + result.transfer or 1) for result in results],
+                "{:.0f} %".format,
+            ),
+            spread([100 * result.left_out for result in results], "{:.1f} %".format),
+        ]
+        if target.value is not None:
+            times = [np.nan if result.to_target is None else result.to_target for result in results]
+            cells.insert(0, spread(times, seconds_text))
+        lines.append([*labels([run.row(target) for run in group]), *cells])
+    heads = [f"time to\n{target.score} {target.value:g}"] if target.value is not None else []
+    heads += ["all rounds", "median\nround", "transfer in the\nslowest client's time", "updates\nleft out"]
+    return Sheet(f"Replay over {links.name}", [*LABELS, *heads], lines, len(LABELS), links.text())
+
+
+def _devices(links: Profile, count: int, number: int) -> np.ndarray:
+    """Up and down rates in bytes per second and the slow-down of `count` clients: float64 [3, count]."""
+    random = generator(links.seed, "replay devices", number + 1)
+    quality, pace = random.standard_normal((2, count))
+    rate = np.exp(links.spread * quality) * 125e3  # a Mbit/s in bytes per second
+    return np.stack(
+        [links.up_mbit * rate, links.down_mbit * rate, links.slowdown * np.exp(links.slowdown_spread * pace)]
+    )
+
+
+def _sent(
+    round_of: np.ndarray, client_of: np.ndarray, size: np.ndarray, rounds: np.ndarray, clients: np.ndarray
+) -> np.ndarray:
+    """The uplink bytes of every local training, 0 where it sent nothing."""
+    if not len(size) or not len(rounds):
+        return np.zeros(len(rounds))
+    many = max(client_of.max(), clients.max()) + 1
+    keys, wanted = round_of * many + client_of, rounds * many + clients
+    order = np.argsort(keys)
+    at = np.minimum(np.searchsorted(keys, wanted, sorter=order), len(keys) - 1)
+    found = order[at]
+    return np.where(keys[found] == wanted, size[found], 0).astype(float)

@@ -1,0 +1,148 @@
+"""The plots of the report: colours that the colour-blind tell apart, a unit on every axis, one legend a figure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedkd_mpi.errors import UserError
+from fedkd_mpi.report import details
+from fedkd_mpi.report.runs import SCORES, Run, Target
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, without its yellow (too pale on white); line styles and markers tell more runs apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+LINES, MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "D", "v", "P", "X", "*")
+STYLE = {
+    "font.size": 9,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 130,
+    "svg.hashsalt": "fedkd_mpi",  # the same log gives the same file
+}
+
+
+def draw(groups: Sequence[Sequence[Run]], target: Target) -> dict[str, Figure]:
+    """Return the figures by file name: `scores` of all runs, and for the first run of each group its own.
+
+    Raises UserError where matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise UserError("--plot and --html need matplotlib: pip install 'fedkd-mpi[report]'") from None
+    with matplotlib.rc_context(STYLE):
+        figures = {"scores": scores(groups, target)}
+        for name, run in zip(_names(groups), (group[0] for group in groups), strict=True):
+            figures |= {f"{name}-{part}": figure for part, figure in details.draw(run)}
+    return figures
+
+
+def save(figures: dict[str, Figure], folder: Path) -> list[Path]:
+    """Write every figure as PNG and SVG and return the paths; raises UserError where the folder cannot be written."""
+    paths = [folder / f"{name}.{kind}" for name in figures for kind in ("png", "svg")]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            path.write_bytes(render(figures[path.stem], path.suffix[1:]))
+    except OSError as error:
+        raise UserError(f"cannot write the plots to {folder}: {error.strerror}") from None
+    return paths
+
+
+def render(figure: Figure, kind: str) -> bytes:
+    """Return a figure as the bytes of a png or svg file."""
+    import io
+
+    import matplotlib
+
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    return buffer.getvalue()
+
+
+def scores(groups: Sequence[Sequence[Run]], target: Target) -> Figure:
+    """Every score over cumulative bytes a client and over rounds: mean over seeds, in a band from least to most."""
+    from matplotlib.figure import Figure
+
+    used = [name for name in SCORES if any(np.isfinite(run.score(name)).sum() > 1 for group in groups for run in group)]
+    used = used or ["global_student"]
+    figure = Figure(figsize=(9.5, 0.8 + 2.7 * len(used)))
+    rows = figure.subplots(len(used), 2, squeeze=False, sharex="col", sharey="row")
+    styles = zip(cycle(COLOURS), _slowly(LINES, len(COLOURS)), cycle(MARKERS))
+    handles: dict[str, Any] = {}
+    for group, label, (colour, line, marker) in zip(groups, _labels(groups), styles, strict=False):
+        look = {"color": colour, "linestyle": line, "marker": marker, "markersize": 4, "linewidth": 1.4}
+        for name, (over_bytes, over_rounds) in zip(used, rows, strict=True):
+            if (curve := _curve(group, name)) is None:
+                continue
+            at, megabytes, middle, low, high = curve
+            look["markevery"] = max(1, len(at) // 8)
+            for axes, x in ((over_bytes, megabytes), (over_rounds, at)):
+                if axes is over_bytes and not megabytes.any():
+                    continue
+                (handles[label],) = axes.plot(x, middle, **look)
+                if len(group) > 1:
+                    axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    for name, (over_bytes, over_rounds) in zip(used, rows, strict=True):
+        over_bytes.set_ylabel(f"{groups[0][0].metric}\n{SCORES[name].replace(', ', chr(10))}")
+        for axes in (over_bytes, over_rounds):
+            if target.value is not None and name == target.score:
+                axes.axhline(target.value, color="0.4", linewidth=0.8)
+    left, right = rows[-1]
+    if left.dataLim.x0 > 0 and np.isfinite(left.dataLim.x1):
+        left.set_xscale("log")
+        left.xaxis.set_major_formatter("{x:g}")
+    left.set_xlabel("bytes up and down a client, so far (MB)")
+    right.set_xlabel("rounds")
+    details.whole(right.xaxis)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    return figure
+
+
+def _curve(group: Sequence[Run], name: str) -> tuple[np.ndarray, ...] | None:
+    """Rounds, MB a client, mean, least and greatest score where all logs of a group were evaluated."""
+    length = min(len(run.score(name)) for run in group)
+    values = np.array([run.score(name)[:length] for run in group])
+    known = np.flatnonzero(np.isfinite(values).all(axis=0))
+    if not len(known):
+        return None
+    megabytes = np.mean([run.total_bytes[known] / run.clients for run in group], axis=0) / 1e6
+    values = values[:, known]
+    return known + 1, megabytes, values.mean(axis=0), values.min(axis=0), values.max(axis=0)
+
+
+def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """Legend texts: the runs' names, with what else tells them apart where names come twice."""
+    names = [group[0].name for group in groups]
+    texts = [
+        name if names.count(name) == 1 else f"{name} {place}: {group[0].method}, {group[0].codec}"
+        for place, (name, group) in enumerate(zip(names, groups, strict=True), 1)
+    ]
+    return [
+        f"{text} ({len(group)} seeds)" if len(group) > 1 else text for text, group in zip(texts, groups, strict=True)
+    ]
+
+
+def _names(groups: Sequence[Sequence[Run]]) -> Iterator[str]:
+    """File names of the groups, all different."""
+    seen: dict[str, int] = {}
+    for group in groups:
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", group[0].name)
+        seen[name] = seen.get(name, 0) + 1
+        yield name if seen[name] == 1 else f"{name}-{seen[name]}"
+
+
+def _slowly(values: Sequence[str], times: int) -> Iterator[str]:
+    return (value for value in cycle(values) for _ in range(times))

@@ -1,0 +1,182 @@
+"""Logs as runs: what each reached and cost as one flat row, and runs that differ in their seed alone as a group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from fedkd_mpi import costlog
+from fedkd_mpi.errors import UserError
+
+SCORES = {
+    "global_student": "global student, global test set",
+    "teacher": "teachers, own test samples",
+    "student": "students after local training, own test samples",
+    "global_teacher": "teachers, global test set",
+}
+PHASES = ("train", "encode", "wait", "gather", "aggregate", "broadcast", "evaluate")
+LOWER_IS_BETTER = ("loss", "mse", "rmse", "mae", "perplexity")
+STRAGGLER = 2.0  # a local training this many times as long as the median of its round
+
+
+@dataclass(frozen=True)
+class Target:
+    """The score that bytes and seconds are counted up to: a value of one of SCORES; metric None is the log's first."""
+
+    value: float | None = None
+    score: str = "global_student"
+    metric: str | None = None
+
+
+class Run:
+    """One log, open for reading; `rounds` holds its table of rounds. Raises UserError as costlog.open does."""
+
+    def __init__(self, path: Path, target: Target):
+        self.path, self.log = path, costlog.open(path)
+        try:
+            self.config = _config(path, self.log.attrs["config"])
+            self.metrics, self.clients = self.log.attrs["metrics"], self.log.attrs["num_clients"]
+            self.metric = target.metric or next(iter(self.metrics), "")
+            if self.metric not in self.metrics:
+                raise UserError(f"{path} has no metric {self.metric}: it has {', '.join(self.metrics) or 'none'}")
+            self.rounds = dict(self.log["rounds"])
+        except BaseException:
+            self.log.close()
+            raise
+
+    @property
+    def name(self) -> str:
+        """The run's name in its configuration."""
+        return str(self.config.get("name", self.path.stem))
+
+    @property
+    def exchanges(self) -> bool:
+        """Whether anything was ever sent or meant to be."""
+        return len(self.log["layers"]["numel"]) > 0
+
+    @property
+    def method(self) -> str:
+        """The method, with the network that it averages where that is a choice."""
+        method = str(self.config.get("method", ""))
+        network = self.config.get("averaging", {}).get("network")
+        return (
+            f"{method} ({network})" if network and method in ("fedavg", "fedprox", "feddropout", "scaffold") else method
+        )
+
+    @property
+    def codec(self) -> str:
+        """The codec, "-" where nothing is exchanged."""
+        return str(self.config.get("compression", {}).get("codec", "")) if self.exchanges else "-"
+
+    @property
+    def group(self) -> str:
+        """A text that runs share if their configurations differ in the seed alone."""
+        return yaml.safe_dump({key: value for key, value in self.config.items() if key != "seed"})
+
+    @cached_property
+    def total_bytes(self) -> np.ndarray:
+        """Cumulative bytes up and down of all clients after every round: int64 [rounds]."""
+        return (self.rounds["uplink_bytes"] + self.rounds["downlink_bytes"]).cumsum()
+
+    def score(self, name: str) -> np.ndarray:
+        """Return one of SCORES after every round: float64 [rounds], NaN where it was not evaluated."""
+        return self.rounds[f"{name}_{self.metric}"]
+
+    def reached(self, target: Target) -> int | None:
+        """Return the index of the first round whose score is at least (a loss: at most) the target's, or None."""
+        if target.value is None:
+            return None
+        sign = -1 if self.metric in LOWER_IS_BETTER else 1
+        good = sign * self.score(target.score) >= sign * target.value  # False for NaN
+        return int(good.argmax()) if good.any() else None
+
+    def status(self) -> str:
+        """Return completed, interrupted or running, with the rounds done where they are not all."""
+        done, planned = self.log.rounds_completed, self.config.get("rounds")
+        status = {"running": "running or killed"}.get(self.log.attrs["status"], self.log.attrs["status"])
+        return status if done == planned else f"{status}, {done} of {planned} rounds"
+
+    def row(self, target: Target) -> dict[str, Any]:
+        """Return everything about the run as one flat row: text, exact integers, floats (NaN = unknown)."""
+        rounds = self.rounds
+        identity = {
+            "log": str(self.path),
+            "name": self.name,
+            "method": self.method,
+            "codec": self.codec,
+            "seed": self.log.attrs["seed"],
+            "status": self.log.attrs["status"],
+            "rounds": self.log.rounds_completed,
+            "clients": self.clients,
+            "mpi_processes": self.log.attrs["world_size"],
+            "metric": self.metric,
+        }
+        sums = {name: int(column.sum()) for name, column in rounds.items() if name.endswith("_bytes")}
+        total = sums["uplink_bytes"] + sums["downlink_bytes"]
+        sums |= {"total_bytes": total, "bytes_per_client": total / self.clients}
+        sums["saving"] = 1 - total / sums["teacher_dense_bytes"] if total else np.nan
+        sums["factor"] = sums["teacher_dense_bytes"] / total if total else np.nan
+        at = self.reached(target)
+        goal = {
+            "target": np.nan if target.value is None else target.value,
+            "rounds_to_target": np.nan if at is None else at + 1,
+            "bytes_to_target": np.nan if at is None else int(self.total_bytes[at]),
+        }
+        seconds = {f"seconds_{phase}": float(rounds[f"seconds_{phase}"].sum()) for phase in (*PHASES, "total")}
+        seconds |= {"trainings": len(self.log["training"]["round"]), "stragglers": self.stragglers()}
+        seconds["skipped"] = int(rounds["skipped_clients"].sum())
+        return identity | self._scores() | sums | goal | seconds
+
+    def stragglers(self) -> int:
+        """Return the number of local trainings that took more than STRAGGLER times the median of their round."""
+        training = self.log["training"]
+        seconds, of_round = training["seconds_train"], training["round"]
+        starts = np.flatnonzero(np.diff(of_round, prepend=-1))
+        parts = np.split(seconds, starts[1:])
+        return sum(int((part > STRAGGLER * np.nanmedian(part)).sum()) for part in parts if not np.isnan(part).all())
+
+    def _scores(self) -> dict[str, float]:
+        best = np.min if self.metric in LOWER_IS_BETTER else np.max
+        scores = {}
+        for name in SCORES:
+            known = self.score(name)
+            known = known[~np.isnan(known)]
+            scores[f"{name}_last"] = float(known[-1]) if len(known) else np.nan
+            scores[f"{name}_best"] = float(best(known)) if len(known) else np.nan
+        return scores
+
+
+def load(paths: Iterable[Path], target: Target) -> tuple[list[Run], list[str]]:
+    """Return the runs of those logs that can be read, and one line for each that cannot."""
+    runs, problems = [], []
+    for path in paths:
+        try:
+            runs.append(Run(path, target))
+        except UserError as error:
+            problems.append(str(error))
+    return runs, problems
+
+
+def groups(runs: Sequence[Run]) -> list[list[Run]]:
+    """Return the runs in lists that differ in the seed alone, in order of first appearance."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(run.group, []).append(run)
+    return list(found.values())
+
+
+def _config(path: Path, text: str) -> dict[str, Any]:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        config = yaml.load(text, loader)
+    except yaml.YAMLError:
+        config = None
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is damaged: its configuration is not YAML")
+    return config

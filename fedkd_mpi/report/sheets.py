@@ -1,0 +1,100 @@
+"""A table of texts and its renderings: plain text, Markdown, LaTeX, HTML."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A titled table; the first `labels` columns are text and stand left, the others numbers and stand right."""
+
+    title: str
+    headers: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    labels: int = 1
+    note: str = ""
+
+
+def text(sheet: Sheet) -> str:
+    """Return the sheet in columns of equal width, headers broken into lines at their newlines."""
+    heads = [header.split("\n") for header in sheet.headers]
+    height = max(len(lines) for lines in heads)
+    heads = [[""] * (height - len(lines)) + lines for lines in heads]
+    table = [list(line) for line in zip(*heads, strict=True)] + [list(row) for row in sheet.rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(sheet.headers))]
+    lines = [
+        "  ".join(
+            _pad(cell, width, column < sheet.labels)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in table
+    ]
+    lines.insert(height, "  ".join("-" * width for width in widths))
+    return "\n".join([sheet.title, *(line.rstrip() for line in lines), *([sheet.note] if sheet.note else [])])
+
+
+def markdown(sheet: Sheet) -> str:
+    """Return the sheet as a GitHub-flavoured Markdown table under a bold title."""
+    marks = [":--" if column < sheet.labels else "--:" for column in range(len(sheet.headers))]
+    rows = [
+        [header.replace("\n", " ") for header in sheet.headers],
+        marks,
+        *([cell.replace("|", "\\|") for cell in row] for row in sheet.rows),
+    ]
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([f"**{sheet.title}**", "", *lines, *(["", sheet.note] if sheet.note else [])])
+
+
+def latex(sheet: Sheet) -> str:
+    """Return the sheet as a LaTeX table for the package booktabs."""
+    columns = "l" * sheet.labels + "r" * (len(sheet.headers) - sheet.labels)
+    heads, *rows = (" & ".join(_tex(cell) for cell in row) + r" \\" for row in (sheet.headers, *sheet.rows))
+    body = [r"\toprule", heads, r"\midrule", *rows, r"\bottomrule"]
+    caption = _tex(f"{sheet.title}. {sheet.note}" if sheet.note else sheet.title)
+    frame = [
+        r"\begin{table}",
+        rf"\caption{{{caption}}}",
+        rf"\begin{{tabular}}{{{columns}}}",
+        *body,
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+    return "\n".join(frame)
+
+
+def page(sheet: Sheet) -> str:
+    """Return the sheet as an HTML table with its title as caption."""
+    kinds = ["label" if column < sheet.labels else "number" for column in range(len(sheet.headers))]
+
+    def row(tag: str, cells: Sequence[str]) -> str:
+        return (
+            "<tr>"
+            + "".join(
+                f'<{tag} class="{kind}">{html.escape(cell)}</{tag}>' for kind, cell in zip(kinds, cells, strict=True)
+            )
+            + "</tr>"
+        )
+
+    body = "\n".join(row("td", cells) for cells in sheet.rows)
+    note = f"<p>{html.escape(sheet.note)}</p>" if sheet.note else ""
+    head = row("th", [header.replace("\n", " ") for header in sheet.headers])
+    table = f"<table><thead>{head}</thead>\n<tbody>{body}</tbody></table>"
+    return f"<h2>{html.escape(sheet.title)}</h2>\n<div class='wide'>{table}</div>{note}"
+
+
+RENDERERS: dict[str, Callable[[Sheet], str]] = {"table": text, "markdown": markdown, "latex": latex}
+
+_TEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "\n": " ", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
+    mark: f"\\{mark}" for mark in "&%$#_{}"
+}
+
+
+def _tex(cell: str) -> str:
+    return "".join(_TEX.get(mark, mark) for mark in cell)
+
+
+def _pad(cell: str, width: int, left: bool) -> str:
+    return cell.ljust(width) if left else cell.rjust(width)

@@ -1,0 +1,176 @@
+"""python -m fedkd_mpi.sweep SWEEP.yaml: many runs and their table; runs whose log is finished are not run again.
+
+python -m fedkd_mpi.sweep configs/table1/digits.yaml --jobs 2                     two at a time, one process each
+python -m fedkd_mpi.sweep configs/table1/digits.yaml --launch "mpirun -n 33"      one after another
+python -m fedkd_mpi.sweep configs/table1/digits.yaml --index $SLURM_ARRAY_TASK_ID as a task of sbatch --array=0-35
+
+SWEEP.yaml: `config` (what every run starts from), `runs` (name -> changed keys) and/or `grid` (key -> values, all
+combinations), `set` (keys changed in all runs), `seeds`, `output` (the folder of the logs).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from fedkd_mpi import config as configuration
+from fedkd_mpi import costlog
+from fedkd_mpi.config import Section
+from fedkd_mpi.errors import UserError
+from fedkd_mpi.units import seconds_text
+
+EX_TEMPFAIL = 75  # a run stopped early with a checkpoint: so does the sweep
+
+
+class Sweep(Section):
+    """The keys of SWEEP.yaml."""
+
+    config: str = Field(description="file beside the sweep, or the name of a shipped configuration")
+    output: Path | None = Field(None, description="folder of the logs; default runs/<name of the sweep>")
+    seeds: list[int] = Field([0], min_length=1)
+    set: dict[str, Any] = Field({}, description="key -> value, in all runs")
+    runs: dict[str, dict[str, Any]] = Field({"run": {}}, min_length=1, description="name -> key -> value")
+    grid: dict[str, list[Any]] = Field({}, description="key -> values; every run with every combination")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One run of a sweep: what fedkd_mpi.run is given, where its log goes, and the digest it will bear."""
+
+    config: Path
+    overrides: tuple[str, ...]
+    log: Path
+    digest: str
+
+    def state(self) -> str:
+        """Return done, to do or to resume; raises UserError where the log is that of another configuration."""
+        if not self.log.exists():
+            return "to do"
+        with costlog.open(self.log) as log:
+            status, digest = log.attrs["status"], log.attrs["config_digest"]
+        if digest != self.digest:
+            raise UserError(f"{self.log} is the log of another configuration: move it away, or change output")
+        if status == "completed":
+            return "done"
+        checkpoints = self.log.with_name(f"{self.log.name}.checkpoints")
+        return "to resume" if checkpoints.is_dir() and any(checkpoints.iterdir()) else "to do"
+
+    def command(self, launch: Sequence[str]) -> list[str]:
+        """Return the command that makes the log, or goes on with it."""
+        run = [*launch, sys.executable, "-m", "fedkd_mpi.run"]
+        if self.state() == "to resume":
+            return [*run, "--resume", str(self.log)]
+        return [*run, *self.overrides, "--config", str(self.config), "--output", str(self.log), "--overwrite"]
+
+
+def read(path: Path) -> list[Item]:
+    """Return the runs of a sweep, seed by seed so that an early stop leaves whole tables of fewer seeds.
+
+    Every configuration is checked here, before the first run. Raises UserError naming the run and the key.
+    """
+    if not path.exists() and (configuration.presets() / path).exists():
+        path = configuration.presets() / path
+    try:
+        sweep = Sweep.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UserError(f"cannot read the sweep {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"the sweep {path} is not YAML: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors())
+        raise UserError(f"sweep {path}: {wrong}; the keys are {', '.join(Sweep.model_fields)}") from None
+    beside = path.parent / sweep.config
+    start = beside if beside.exists() else Path(sweep.config)
+    folder = sweep.output or Path("runs") / path.stem
+    return [_item(start, folder, name, keys, seed) for seed in sweep.seeds for name, keys in _runs(sweep)]
+
+
+def _runs(sweep: Sweep) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, keys in sweep.runs.items():
+        for values in product(*sweep.grid.values()):
+            point = dict(zip(sweep.grid, values, strict=True))
+            label = "".join(f"-{key.rpartition('.')[2]}={value}" for key, value in point.items())
+            yield name + label, sweep.set | keys | point
+
+
+def _item(start: Path, folder: Path, name: str, keys: dict[str, Any], seed: int) -> Item:
+    keys = {"name": name.replace("=", ""), **keys, "seed": seed}
+    # JSON is YAML: also a whole section or a list is one override.
+    overrides = tuple(f"{key}={json.dumps(value)}" for key, value in keys.items())
+    try:
+        config = configuration.load(start, overrides)
+    except UserError as error:
+        raise UserError(f"run {name}: {error}") from None
+    return Item(start, overrides, folder / f"{config.name}-s{seed}.h5", config.digest())
+
+
+def play(items: Sequence[Item], launch: Sequence[str], jobs: int) -> int:
+    """Run what is not done, `jobs` at a time; returns 0, 1 where a run failed, or 75 where one stopped early."""
+    waiting = [item for item in items if item.state() != "done"]
+    print(f"{len(items) - len(waiting)} of {len(items)} logs are finished", flush=True)
+    with ThreadPoolExecutor(jobs) as pool:
+        codes = list(pool.map(lambda item: _run(item, launch), waiting))
+    return EX_TEMPFAIL if EX_TEMPFAIL in codes else int(any(codes))
+
+
+def _run(item: Item, launch: Sequence[str]) -> int:
+    began = time.monotonic()
+    item.log.parent.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(item.command(launch), capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    took = seconds_text(time.monotonic() - began)
+    if done.returncode == 0:
+        print(f"{item.log}: done in {took}", flush=True)
+    else:
+        last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-20:]
+        print(f"{item.log}: exit code {done.returncode} after {took}", *last, sep="\n  ", file=sys.stderr, flush=True)
+    return done.returncode
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns 0, 1 where a run failed, 2 on bad usage, 75 where a run stopped early."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fedkd_mpi.sweep", description="Run a list or grid of configurations."
+    )
+    parser.add_argument(
+        "sweep", type=Path, metavar="SWEEP.yaml", help="file, or a shipped one such as table1/digits.yaml"
+    )
+    parser.add_argument("--list", action="store_true", help="print index, state and log of every run and stop")
+    parser.add_argument("--index", type=int, metavar="I", help="run this one alone: a task of a Slurm array")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default 1)")
+    parser.add_argument("--launch", default="", metavar="CMD", help="put before each run, e.g. 'mpirun -n 33'")
+    chosen = parser.parse_args(argv)
+    try:
+        items = read(chosen.sweep)
+        if chosen.list:
+            print("\n".join(f"{index:3}  {item.state():9}  {item.log}" for index, item in enumerate(items)))
+            return 0
+        if chosen.index is not None and not 0 <= chosen.index < len(items):
+            raise UserError(f"--index {chosen.index}: the sweep has the runs 0 to {len(items) - 1}")
+        picked = items if chosen.index is None else [items[chosen.index]]
+        code = play(picked, shlex.split(chosen.launch), max(1, chosen.jobs))
+    except UserError as error:
+        print(f"fedkd_mpi.sweep: {error}", file=sys.stderr)
+        return 2
+    if code == 0 and chosen.index is None:
+        from fedkd_mpi.report.__main__ import main as report
+
+        print()
+        return report([str(item.log) for item in items])
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
