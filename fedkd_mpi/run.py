@@ -119,16 +119,17 @@ def dry_run(config: Config) -> int:
 
 def run(config: Config, output: Path, *, overwrite: bool = False, resumed: bool = False) -> int:
     """Simulate and log, anew or going on with a log; returns the exit code. Collective."""
-    from fedkd_mpi.mpi import install_excepthook, open_world
-    from fedkd_mpi.stopping import Boundary, StopRequests
+    from fedkd_mpi.mpi import install_excepthook, launched, open_world
+    from fedkd_mpi.stopping import Boundary, StopRequests, slurm_end
     from fedkd_mpi.watchdog import Watchdog
 
+    end = slurm_end() if launched()[0] == 0 else None  # starts a process, which is better done before MPI
     try:
         world = open_world()
     except UserError as error:
         leave(2, f"fedkd_mpi: {error}")
     install_excepthook(world, partial(describe, world))
-    stop = StopRequests(world, output, config.time_limit)
+    stop = StopRequests(world, output, config.time_limit, end)
     stop.listen()
     watchdog = Watchdog(world, config.watchdog)
     from fedkd_mpi import costlog

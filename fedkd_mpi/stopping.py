@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
 import time
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -17,20 +20,23 @@ if TYPE_CHECKING:
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 STOP = "STOP"  # a file of this name beside the log
 MARGIN = 1.2  # the next round may take so many times as long as the longest so far
+ASKING = 10.0  # seconds to wait for Slurm's answer
 CLOSING = 2.0  # seconds to close the log and to leave MPI
 
 
 class StopRequests:
-    """Hears signals in every process, and in rank 0's looks for the STOP file and the clock."""
+    """Hears signals in every process, and in rank 0's looks for the STOP file and the clock.
 
-    def __init__(self, world: World, log: Path, time_limit: float | None):
+    `time_limit` is in seconds from now, `slurm_end` in seconds since 1970.
+    """
+
+    def __init__(self, world: World, log: Path, time_limit: float | None, slurm_end: float | None = None):
         self.world, self.file = world, log.parent / STOP
         self.heard: str | None = None
         self._interrupted = False
         limits = [] if time_limit is None else [(time.time() + time_limit, f"time_limit ({time_limit:.0f} s)")]
-        # Slurm's projected end of the job, in seconds since 1970 (sbatch(1), OUTPUT ENVIRONMENT VARIABLES).
-        if slurm := os.environ.get("SLURM_JOB_END_TIME"):
-            limits.append((float(slurm), "the end of the Slurm job"))
+        if slurm_end is not None:
+            limits.append((slurm_end, "the end of the Slurm job"))
         self._limit = min(limits, default=None)
 
     def listen(self) -> None:
@@ -54,6 +60,21 @@ class StopRequests:
             self.world.fault(f"fedkd_mpi: {where}: second SIGINT, ended at once")
         self._interrupted |= number == signal.SIGINT
         self.heard = f"{signal.Signals(number).name} at {where}"
+
+
+def slurm_end() -> float | None:
+    """Return when Slurm will end the job this process is part of, in seconds since 1970; None where it will not."""
+    if end := os.environ.get("SLURM_JOB_END_TIME"):  # since Slurm 23.02
+        return float(end)
+    if not (job := os.environ.get("SLURM_JOB_ID")) or not shutil.which("squeue"):
+        return None
+    command = ["squeue", "--noheader", "--format=%e", f"--jobs={job}"]
+    try:
+        environment = os.environ | {"SLURM_TIME_FORMAT": "standard"}
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=ASKING, env=environment, check=True)
+        return datetime.fromisoformat(asked.stdout.strip()).timestamp()
+    except (OSError, subprocess.SubprocessError, ValueError):  # "N/A" without a limit; --signal tells the rest
+        return None
 
 
 class Boundary:

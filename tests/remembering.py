@@ -1,7 +1,12 @@
-"""A codec with a memory, for tests: it sends rounded updates and keeps of each sender what the rounding left over."""
+"""A codec with a memory, for tests: it sends rounded updates and keeps of each sender what the rounding left over.
+
+It sleeps FEDKD_TEST_SLEEP seconds an update, for runs that must last.
+"""
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Sequence
 
 import torch
@@ -21,6 +26,7 @@ class Rounding:
     def encode(self, update: Sequence[Tensor], threshold: float, state: dict[str, Tensor]) -> list[Record]:
         """Send multiples of 1/1024 and remember the rest."""
         records = []
+        time.sleep(float(os.environ.get("FEDKD_TEST_SLEEP", "0")))
         for layer, tensor in zip(self.layers, update, strict=True):
             whole = tensor + state.get(layer.name, torch.zeros_like(tensor))
             sent = torch.round(whole * 1024) / 1024

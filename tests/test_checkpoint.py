@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from jobs import SMALL, assert_same_run, checkpoints, models, rounds_in
 from mpirun import find, how_to_install, mpirun
 from safetensors.numpy import load_file, save_file
+from sessions import SMALL, assert_same_run, checkpoints, models, rounds_in
 
 from fedkd_mpi import costlog
 from fedkd_mpi.run import main

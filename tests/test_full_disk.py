@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from jobs import SMALL, assert_same_run, checkpoints, rounds_in
 from mpirun import find, how_to_install, mpirun, run
+from sessions import SMALL, assert_same_run, checkpoints, rounds_in
 
 from fedkd_mpi import costlog
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from jobs import PATIENCE, SMALL, Job, assert_same_run, bits, kill, rounds_in
 from mpirun import LIBRARIES, find, run
+from sessions import PATIENCE, SMALL, Job, assert_same_run, bits, kill, rounds_in
 
 from fedkd_mpi import costlog
 

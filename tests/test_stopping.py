@@ -7,15 +7,15 @@ import time
 from pathlib import Path
 
 import pytest
-from jobs import SMALL, Job, checkpoints, rounds_in
 from mpirun import run
+from sessions import SMALL, Job, checkpoints, rounds_in
 from test_checkpoint import _own_signals  # noqa: F401
 
 from fedkd_mpi import costlog
 from fedkd_mpi.config import load
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.run import main
-from fedkd_mpi.stopping import CLOSING, StopRequests
+from fedkd_mpi.stopping import CLOSING, StopRequests, slurm_end
 from fedkd_mpi.world import World
 
 ENDLESS = ("-m", "fedkd_mpi.run", *SMALL, "rounds=100000", "checkpoint.every=100000", "--output")
@@ -84,10 +84,10 @@ def test_a_stop_file_beside_the_log_stops_and_keeps_from_starting(tmp_path: Path
 def test_a_round_that_would_not_fit_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_END_TIME", "1000.0")
     monkeypatch.setattr(time, "time", lambda: 900.0)
-    stop = StopRequests(World(), tmp_path / "log.h5", time_limit=50.0)
+    stop = StopRequests(World(), tmp_path / "log.h5", 50.0, slurm_end())
     assert stop.reason(49.9) is None
     assert stop.reason(50.1) == "another round would not end before time_limit (50 s)"
-    stop = StopRequests(World(), tmp_path / "log.h5", time_limit=None)
+    stop = StopRequests(World(), tmp_path / "log.h5", None, slurm_end())
     assert stop.reason(99.9) is None
     assert stop.reason(100.1) == "another round would not end before the end of the Slurm job"
 

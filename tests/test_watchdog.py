@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from jobs import SMALL, Job, rounds_in
+from sessions import SMALL, Job, rounds_in
 
 from fedkd_mpi import costlog
 from fedkd_mpi.config import Watchdog as Settings
