@@ -51,7 +51,7 @@ class Checkpoints:
     """
 
     def __init__(self, log: Path, owner: Mapping[str, Any], world: World):
-        self.folder = log.with_name(f"{log.name}.checkpoints")
+        self.folder = log.parent / f"{log.name}.checkpoints"
         self.owner, self.world = dict(owner), world
 
     def path(self, rounds: int) -> Path:
@@ -107,7 +107,8 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)  # on a full disk the log needs the room
             kept = [number for number in self.rounds() if number != rounds]
             safe = f"the one after round {kept[0]} is whole" if kept else "the log is whole"
-            raise RunFault(f"cannot write the checkpoint {target}: {error.strerror}; {safe}") from error
+            text = f"cannot write the checkpoint {target}: {error.strerror}; {safe}"
+            raise RunFault(text, round=max(rounds - 1, 0)) from error
 
     def newest(self, limit: int) -> tuple[Manifest | None, list[str]]:
         """Return the newest whole checkpoint of at most `limit` rounds, and why newer ones were refused, file by file.

@@ -26,6 +26,7 @@ from fedkd_mpi.mpi import leave
 
 if TYPE_CHECKING:
     from fedkd_mpi.costlog import Writer
+    from fedkd_mpi.stopping import StopRequests
     from fedkd_mpi.world import World
 
 EX_TEMPFAIL = 75  # stopped early with a good checkpoint: requeue me
@@ -120,8 +121,7 @@ def dry_run(config: Config) -> int:
 def run(config: Config, output: Path, *, overwrite: bool = False, resumed: bool = False) -> int:
     """Simulate and log, anew or going on with a log; returns the exit code. Collective."""
     from fedkd_mpi.mpi import install_excepthook, launched, open_world
-    from fedkd_mpi.stopping import Boundary, StopRequests, slurm_end
-    from fedkd_mpi.watchdog import Watchdog
+    from fedkd_mpi.stopping import StopRequests, slurm_end
 
     end = slurm_end() if launched()[0] == 0 else None  # starts a process, which is better done before MPI
     try:
@@ -129,8 +129,15 @@ def run(config: Config, output: Path, *, overwrite: bool = False, resumed: bool 
     except UserError as error:
         leave(2, f"fedkd_mpi: {error}")
     install_excepthook(world, partial(describe, world))
-    stop = StopRequests(world, output, config.time_limit, end)
-    stop.listen()
+    with StopRequests(world, output, config.time_limit, end) as stop:
+        return play(config, world, stop, output, overwrite=overwrite, resumed=resumed)
+
+
+def play(config: Config, world: World, stop: StopRequests, output: Path, *, overwrite: bool, resumed: bool) -> int:
+    """Begin or resume a run and play its rounds; returns the exit code. Collective."""
+    from fedkd_mpi.stopping import Boundary
+    from fedkd_mpi.watchdog import Watchdog
+
     watchdog = Watchdog(world, config.watchdog)
     from fedkd_mpi import costlog
     from fedkd_mpi import session as sessions
@@ -144,6 +151,7 @@ def run(config: Config, output: Path, *, overwrite: bool = False, resumed: bool 
         if world.is_root:
             print(f"fedkd_mpi: {error}", file=sys.stderr, flush=True)
         world.close()
+        watchdog.stop()
         return 2
     from fedkd_mpi.ledger import Ledger
     from fedkd_mpi.screen import Progress, summary

@@ -27,6 +27,7 @@ CLOSING = 2.0  # seconds to close the log and to leave MPI
 class StopRequests:
     """Hears signals in every process, and in rank 0's looks for the STOP file and the clock.
 
+    As a context manager it notes SIGTERM, SIGUSR1 and SIGINT inside the block; a second SIGINT ends the job at once.
     `time_limit` is in seconds from now, `slurm_end` in seconds since 1970.
     """
 
@@ -39,10 +40,13 @@ class StopRequests:
             limits.append((slurm_end, "the end of the Slurm job"))
         self._limit = min(limits, default=None)
 
-    def listen(self) -> None:
-        """Note SIGTERM, SIGUSR1 and SIGINT instead of dying of them; a second SIGINT ends the job at once."""
-        for number in SIGNALS:
-            signal.signal(number, self._note)
+    def __enter__(self) -> StopRequests:
+        self._before = [(number, signal.signal(number, self._note)) for number in SIGNALS]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before:
+            signal.signal(number, handler)
 
     def reason(self, seconds_needed: float) -> str | None:
         """Return what asks this process to stop; on rank 0 also that `seconds_needed` do not fit any more."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +13,9 @@ from sessions import SMALL, assert_same_run, checkpoints, models, rounds_in
 
 from fedkd_mpi import costlog
 from fedkd_mpi.run import main
-from fedkd_mpi.stopping import SIGNALS
 
 ONE_ROUND = "time_limit=0.001"  # the first round of a session is always played, then there is no time for another
 FOREVER = "time_limit=null"
-
-
-@pytest.fixture(autouse=True)
-def _own_signals() -> Iterator[None]:
-    """Give pytest its signal handlers back: these runs share its process."""
-    handlers = [(number, signal.getsignal(number)) for number in SIGNALS]
-    yield
-    for number, handler in handlers:
-        signal.signal(number, handler)
 
 
 def start(log: Path, *overrides: str) -> int:

@@ -72,6 +72,10 @@ SETTINGS = [
     "compression.codec=fetchsgd compression.sketch_share=0.25",
     "evaluate.every=3",
     "evaluate.global_teachers=true",
+    "checkpoint.every=3",
+    "watchdog.seconds=30.5",
+    "watchdog.abort_seconds=5000.5",
+    "time_limit=90.5",
 ]
 
 
