@@ -191,8 +191,8 @@ def read_manifest(folder: Path) -> Manifest:
 def _shards(run: Simulation) -> Iterator[tuple[str, dict[str, Tensor], list[int]]]:
     """Yield (file name, tensors, clients) of all that this process has to save, in files of bounded size."""
     if run.server:
-        server = {f"codec.{name}": tensor for name, tensor in run.server.codec_state.items()}
-        yield SERVER, {"replica": run.replica, **server}, []
+        states = {f"{part}/{name}": tensor for part, state in _states(run).items() for name, tensor in state.items()}
+        yield SERVER, {"replica": run.replica, **states}, []
     tensors: dict[str, Tensor] = {}
     clients: list[int] = []
     size = 0
@@ -207,6 +207,14 @@ def _shards(run: Simulation) -> Iterator[tuple[str, dict[str, Tensor], list[int]
             tensors, clients, size = {}, [], 0
     if clients:
         yield _name(clients), tensors, clients
+
+
+def _states(run: Simulation) -> dict[str, dict[str, Tensor]]:
+    """Return what the codec remembers beside the clients: on every process, and as the server on rank 0."""
+    states = {"downlink": run.downlink_state}
+    if run.server:
+        states |= {"sender": run.server.codec_state, "uplink": run.server.uplink_state}
+    return states
 
 
 def _name(clients: list[int]) -> str:
@@ -254,9 +262,11 @@ def _restore(run: Simulation, manifest: Manifest) -> None:
         server = dict(_tensors(path))
         _require_size(server["replica"], run.replica, path)
         run.replica.copy_(server.pop("replica"))
-        if run.server:
-            codec = {name.removeprefix("codec."): tensor.to(run.device) for name, tensor in server.items()}
-            run.server.codec_state.update(codec)
+        states = _states(run)
+        for key, tensor in server.items():
+            part, _, name = key.partition("/")
+            if part in states:
+                states[part][name] = tensor.to(run.device)
     for file in manifest.files:
         if run.clients.keys().isdisjoint(file["clients"]):
             continue

@@ -153,6 +153,7 @@ def play(config: Config, world: World, stop: StopRequests, output: Path, *, over
         world.close()
         watchdog.stop()
         return 2
+    from fedkd_mpi.doctor import at_start
     from fedkd_mpi.ledger import Ledger
     from fedkd_mpi.screen import Progress, summary
     from fedkd_mpi.simulation import simulate
@@ -161,6 +162,8 @@ def play(config: Config, world: World, stop: StopRequests, output: Path, *, over
     world.on_fault = lambda _: _interrupt(writer)
     watchdog.on_warning = lambda text: _note(writer, world.place.round, text)
     watchdog.on_abort = lambda: costlog.mark(output, "interrupted")
+    for finding in at_start(simulation, output.parent):
+        print(f"fedkd_mpi: {finding.status}: {finding.found}: {finding.remedy}", file=sys.stderr, flush=True)
     progress = Progress(config, session.first)
     boundary = Boundary(simulation, session.checkpoints, stop, session.saved)
     reason = simulate(simulation, Ledger(simulation, writer, progress.round), boundary, session.first)

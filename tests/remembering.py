@@ -9,21 +9,24 @@ import os
 import time
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd_mpi.codecs import raw, read_floats
+from fedkd_mpi.codecs import Codec, State, raw, read_floats
 from fedkd_mpi.config import Compression
 from fedkd_mpi.wire import Layer, Record
 
 
-class Rounding:
+class Rounding(Codec):
     """Error feedback by hand."""
 
     def __init__(self, compression: Compression, layers: Sequence[Layer]):
         self.layers = layers
 
-    def encode(self, update: Sequence[Tensor], threshold: float, state: dict[str, Tensor]) -> list[Record]:
+    def encode(
+        self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
+    ) -> list[Record]:
         """Send multiples of 1/1024 and remember the rest."""
         records = []
         time.sleep(float(os.environ.get("FEDKD_TEST_SLEEP", "0")))

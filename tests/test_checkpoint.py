@@ -50,6 +50,10 @@ VARIANTS = {
     "private batch statistics": [f"teacher={CNN}", f"student={CNN}", "server.buffers=local"],
     "local": ["method=local"],
     "a codec with a memory": ["compression.codec=remembering:Rounding"],
+    "error feedback on all legs": ["compression.codec=topk", "compression.error_feedback=ef21"],
+    "warm starts": ["compression.codec=powersgd", "compression.error_feedback=ef"],
+    "a sketch at the receiver": ["compression.codec=fetchsgd"],
+    "a byte budget": ["compression.codec=rdsvd", "compression.byte_budget=3000"],
     "everyone": ["cohort_size=null"],
 }
 

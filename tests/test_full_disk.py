@@ -38,7 +38,7 @@ def test_a_full_disk_costs_nothing_but_the_round(disk: Path, tmp_path: Path) -> 
     log, whole = disk / "full.h5", tmp_path / "whole.h5"
     result = mpirun(2, *RUN, *LARGE, "--output", log, timeout=180)
     assert result.returncode == 1
-    lines = [line for line in result.stderr.splitlines() if line.startswith("fedkd_mpi:")]
+    lines = [line for line in result.stderr.splitlines() if line.startswith("fedkd_mpi: rank")]
     assert len(lines) == 1
     assert "cannot write the checkpoint" in lines[0]
     assert "No space left on device; the one after round" in lines[0]
