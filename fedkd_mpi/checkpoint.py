@@ -7,16 +7,16 @@ kept. Random streams are keyed by round and client (streams.py) and have no posi
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedkd_mpi import manifest as manifests
 from fedkd_mpi.errors import RunFault, UserError
+from fedkd_mpi.manifest import Manifest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,24 +24,10 @@ if TYPE_CHECKING:
     from fedkd_mpi.prepare import Simulation
     from fedkd_mpi.world import World
 
-FORMAT = 1
 KEPT = 2  # checkpoints: if the newest is damaged, there is one before it
 SHARD_BYTES = 2**28  # files of about this size bound the memory that writing and reading take
-SERVER, MANIFEST = "server.safetensors", "manifest.json"
+SERVER = "server.safetensors"
 PREFIX, PARTIAL = "round-", ".partial-"
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """A checkpoint on disk: its folder, completed rounds, the run it belongs to, and its files.
-
-    Each file is {"name", "bytes", "sha256", "clients": [ids]}.
-    """
-
-    folder: Path
-    rounds: int
-    owner: dict[str, Any]
-    files: list[dict[str, Any]]
 
 
 class Checkpoints:
@@ -100,7 +86,7 @@ class Checkpoints:
             files = [_write(partial / name, tensors, clients) for name, tensors, clients in _shards(run)]
             everyone = self._collect(files)
             if everyone is not None:
-                _write_manifest(partial, {"format": FORMAT, "rounds": rounds, "owner": self.owner, "files": everyone})
+                manifests.write(partial, rounds, self.owner, everyone)
                 self._put_in_place(partial, target)
                 self._prune(rounds)
         except OSError as error:
@@ -120,7 +106,7 @@ class Checkpoints:
         for rounds in json.loads(listed or "[]"):
             manifest = error = None
             try:
-                manifest = read_manifest(self.path(rounds))
+                manifest = manifests.read(self.path(rounds))
                 self._check(manifest, limit)
             except UserError as refusal:
                 error = str(refusal)
@@ -137,14 +123,14 @@ class Checkpoints:
         self.world.together(lambda: _restore(run, manifest))
 
     def _check(self, manifest: Manifest, limit: int) -> None:
-        path = manifest.folder / MANIFEST
+        path = manifest.folder / manifests.FILE
         if manifest.owner != self.owner:
             differs = [name for name in self.owner if manifest.owner.get(name) != self.owner[name]]
             raise UserError(f"{path} belongs to another run ({', '.join(differs)} differs)")
         if manifest.rounds > limit:
             raise UserError(f"{path} is after round {manifest.rounds}, the log holds {limit} rounds")
         for file in manifest.files[self.world.mpi_rank :: self.world.world_size]:
-            _verify(manifest.folder / file["name"], file)
+            manifests.verify(manifest.folder, file)
 
     def _collect(self, files: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
         import numpy as np
@@ -170,22 +156,6 @@ class Checkpoints:
             self.path(number).rename(gone)  # a half-removed checkpoint must not be taken for a damaged one
         for left in self.folder.glob(f"{PARTIAL}*"):
             shutil.rmtree(left)
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """Return the manifest of a checkpoint folder; raises UserError naming the file where it is missing or damaged."""
-    path = folder / MANIFEST
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        digest = tree.pop("sha256")
-        whole = digest == _digest(_canonical(tree)) and tree["format"] == FORMAT
-    except OSError as error:
-        raise UserError(f"cannot read the checkpoint {path}: {error.strerror}") from None
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise UserError(f"{path} is damaged") from None
-    if not whole:
-        raise UserError(f"{path} is damaged, or not of format {FORMAT}")
-    return Manifest(folder, tree["rounds"], tree["owner"], tree["files"])
 
 
 def _shards(run: Simulation) -> Iterator[tuple[str, dict[str, Tensor], list[int]]]:
@@ -229,31 +199,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor], clients: list[int]) -> dic
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    return {"name": path.name, "bytes": len(data), "sha256": _digest(data), "clients": clients}
-
-
-def _write_manifest(folder: Path, tree: dict[str, Any]) -> None:
-    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
-        json.dump(tree | {"sha256": _digest(_canonical(tree))}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _canonical(tree: dict[str, Any]) -> bytes:
-    return json.dumps(tree, sort_keys=True).encode()
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _verify(path: Path, file: Mapping[str, Any]) -> None:
-    try:
-        whole = path.stat().st_size == file["bytes"] and _digest(path.read_bytes()) == file["sha256"]
-    except OSError as error:
-        raise UserError(f"cannot read the checkpoint {path}: {error.strerror}") from None
-    if not whole:
-        raise UserError(f"{path} is damaged: it is not what its manifest says")
+    return {"name": path.name, "bytes": len(data), "sha256": manifests.digest(data), "clients": clients}
 
 
 def _restore(run: Simulation, manifest: Manifest) -> None:

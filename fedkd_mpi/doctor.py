@@ -21,11 +21,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedkd_mpi import config as configuration
+from fedkd_mpi import methods
 from fedkd_mpi.checkpoint import KEPT
 from fedkd_mpi.config import Config
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.mpi import launched, launcher, leave, open_world
 from fedkd_mpi.screen import bytes_text
+from fedkd_mpi.streams import torch_scope
 
 if TYPE_CHECKING:
     from fedkd_mpi.prepare import Simulation
@@ -218,10 +220,15 @@ def disk(world: World, config: Config, folder: Path) -> list[Finding]:
 
 def checkpoint_bytes(run: Simulation) -> int:
     """Return what the checkpoints of a run take at most: the kept ones and the one that is being written."""
+    import torch
+
     settings, student = run.config.optimizer, run.student.state.nbytes if run.student else 0
+    with torch_scope(run.config.seed, "sizes"), torch.device("meta"):
+        private = methods.build(run.config, run.task).private()
+    teacher = sum(tensor.nbytes for tensor in (*private.parameters(), *private.buffers()))
     copies = 3 if settings.name == "adam" else 1 + (settings.momentum > 0)  # the weights and the optimiser's moments
-    client = copies * (4 * run.teacher_numbers + student)
-    return (KEPT + 1) * (run.config.num_clients * client + student)
+    client = copies * (teacher + student) + student  # and what a codec remembers
+    return (KEPT + 1) * (run.config.num_clients * client + 3 * student)
 
 
 def room(folder: Path, needed: int) -> Finding:

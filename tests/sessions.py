@@ -18,7 +18,8 @@ from mpirun import clean_environment, find
 from safetensors.numpy import load_file
 
 from fedkd_mpi import costlog
-from fedkd_mpi.checkpoint import Checkpoints, read_manifest
+from fedkd_mpi import manifest as manifests
+from fedkd_mpi.checkpoint import Checkpoints
 from fedkd_mpi.world import World
 
 SMALL = (
@@ -128,7 +129,7 @@ def rounds_in(log: Path) -> int:
 def models(log: Path) -> dict[str, np.ndarray]:
     """Return every tensor of a log's newest checkpoint, by client and name."""
     folder = checkpoints(log)[0]
-    files = [folder / file["name"] for file in read_manifest(folder).files]
+    files = [folder / file["name"] for file in manifests.read(folder).files]
     return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
