@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedkd_mpi import config as configuration
-from fedkd_mpi import methods
 from fedkd_mpi.checkpoint import KEPT
 from fedkd_mpi.config import Config
 from fedkd_mpi.errors import UserError
@@ -76,8 +75,6 @@ def mpi(world: World) -> list[Finding]:
     """Say which MPI this is and who started it."""
     nodes = len(set(world.hostnames))
     text = f"{world.library}, {world.world_size} process(es) on {nodes} node(s), started by {launcher() or 'nobody'}"
-    if world.world_size == 1:
-        return [Finding("MPI", OK, text + ": a run in one process")]
     return [Finding("MPI", OK, text)]
 
 
@@ -221,6 +218,8 @@ def disk(world: World, config: Config, folder: Path) -> list[Finding]:
 def checkpoint_bytes(run: Simulation) -> int:
     """Return what the checkpoints of a run take at most: the kept ones and the one that is being written."""
     import torch
+
+    from fedkd_mpi import methods
 
     settings, student = run.config.optimizer, run.student.state.nbytes if run.student else 0
     with torch_scope(run.config.seed, "sizes"), torch.device("meta"):
