@@ -34,6 +34,7 @@ setup(
         "PyYAML>=6",
         "scikit-learn>=1.4",
         "rich>=13",
+        "safetensors>=0.4",
     ],
     extras_require=extras,
 )

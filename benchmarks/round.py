@@ -51,13 +51,14 @@ def measure(config: Config, result: Path) -> None:
     from fedkd_mpi.costlog import Writer
     from fedkd_mpi.ledger import Ledger
     from fedkd_mpi.mpi import open_world
-    from fedkd_mpi.run import begin
+    from fedkd_mpi.session import begin
     from fedkd_mpi.simulation import play_round
     from fedkd_mpi.stopwatch import Stopwatch
 
     world = open_world()
     log = result.with_suffix(".h5")
-    simulation, writer = begin(config, world, log, overwrite=True)
+    session = begin(config, world, log, overwrite=True)
+    simulation, writer = session.simulation, session.writer
     rows: list[dict[str, Any]] = []
     last: dict[str, Any] = {}
     ledger = Ledger(simulation, writer, last.update)

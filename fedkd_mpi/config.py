@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.registry import nearest
@@ -161,8 +162,32 @@ class Log(Section):
     spectra: bool = Field(False, description="keep the singular values of every update, for report --energy")
 
 
+class Checkpoint(Section):
+    every: int | None = Field(10, ge=1, description="rounds between checkpoints; null = only if the run stops early")
+
+
+class Watchdog(Section):
+    seconds: float = Field(600.0, gt=0, description="without progress, after which missing processes are named")
+    abort_seconds: float | None = Field(None, gt=0, description="after which the run is ended; null = 3 times as long")
+
+    @model_validator(mode="after")
+    def _warns_first(self) -> Watchdog:
+        if self.abort_seconds is not None and self.abort_seconds < self.seconds:
+            raise ValueError("watchdog.abort_seconds must not be less than watchdog.seconds")
+        return self
+
+
+def _seconds(value: Any) -> Any:
+    """Return the seconds of [D-]HH:MM:SS as Slurm writes them; of anything else, the thing itself."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", value) if isinstance(value, str) else None
+    if match is None:
+        return value
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
 class Config(Section):
-    """Everything that decides the bits of a run, apart from the build and the data files."""
+    """Everything that decides the bits of a run, apart from the build and the data files, and how it is kept safe."""
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$")
     seed: int = Field(0, ge=0)
@@ -192,6 +217,11 @@ class Config(Section):
     evaluate: Evaluate = Evaluate()
     averaging: Averaging = Averaging()
     log: Log = Log()
+    checkpoint: Checkpoint = Checkpoint()
+    watchdog: Watchdog = Watchdog()
+    time_limit: Annotated[float | None, BeforeValidator(_seconds)] = Field(
+        None, gt=0, description="seconds or [D-]HH:MM:SS, within which the run stops with a checkpoint"
+    )
 
     @model_validator(mode="after")
     def _cross_checks(self) -> Config:
@@ -271,6 +301,20 @@ def parse(tree: dict[str, Any]) -> Config:
         options = models.check(network.name, network.options(), key)
         filled[key] = Network(name=network.name, learning_rate=network.learning_rate, **options)
     return config.model_copy(update=filled)
+
+
+CARE = ("checkpoint", "watchdog", "time_limit")  # keys that change no bit: a resumed run may have other values
+
+
+def with_care(config: Config, overrides: Sequence[str]) -> Config:
+    """Return the configuration with overrides of the keys in CARE; raises UserError on any other key."""
+    tree = config.model_dump(mode="json")
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key.partition(".")[0] not in CARE:
+            raise UserError(f"--resume takes {key} from the log: only {', '.join(CARE)} may be given anew")
+        _override(tree, override)
+    return parse(tree)
 
 
 def _override(tree: dict[str, Any], text: str) -> None:

@@ -19,12 +19,34 @@ def forecast(config: Config, world_size: int) -> str:
 
     Memory is measured: the peak of this process after one batch, plus the states of the clients it would host.
     """
+    return _table(config, _train_one(config), world_size)
+
+
+def process_bytes(config: Config, world_size: int) -> int:
+    """Return the memory that the fullest of `world_size` processes needs; raises UserError as the run itself would."""
+    return _fullest(config, _train_one(config), world_size)
+
+
+def _train_one(config: Config) -> Simulation:
     world = World()
     one_batch = config.model_copy(update={"local": Local(steps=1, batch_size=config.local.batch_size)})
     run = prepare(one_batch, world, load_data(config, world))
     client = run.clients[0]
     run.workbench.train(client, 0, run.replica, evaluate=True)
-    return _table(config, run, world_size)
+    return run
+
+
+def _fullest(config: Config, run: Simulation, world_size: int) -> int:
+    most = max(len(block) for block in cohort.placement(config.num_clients, world_size))
+    return _peak() + (most - 1) * _state(run)
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _state(run: Simulation) -> int:
+    return sum(tensor.nbytes for tensor in run.clients[0].tensors.values())
 
 
 def _table(config: Config, run: Simulation, world_size: int) -> str:
@@ -32,8 +54,6 @@ def _table(config: Config, run: Simulation, world_size: int) -> str:
     most = max(len(block) for block in blocks)
     numbers = sum(layer.numel for layer in run.student.exchanged_layers) if run.student else 0
     data = sum(array.nbytes for part in (run.data.train, run.data.test) for array in part.values())
-    state = sum(tensor.nbytes for tensor in run.clients[0].tensors.values())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     samples = [len(train) for train, _ in run.data.clients]
     table = Table(title=f"dry run of {config.name}", show_header=False, title_justify="left")
     table.add_row(
@@ -56,10 +76,10 @@ def _table(config: Config, run: Simulation, world_size: int) -> str:
                 f"{bytes_text(2 * 4 * count * config.cohort)} up and down, all clients",
             )
     table.add_row("data, once a node", bytes_text(data))
-    table.add_row("state of a client", bytes_text(state))
+    table.add_row("state of a client", bytes_text(_state(run)))
     table.add_row(
         "memory of the fullest process",
-        f"about {bytes_text(peak + (most - 1) * state)} (measured here, {bytes_text(peak)}, plus states)",
+        f"about {bytes_text(_fullest(config, run, world_size))} (measured here, {bytes_text(_peak())}, plus states)",
     )
     console = Console(width=120, force_terminal=False)
     with console.capture() as text:

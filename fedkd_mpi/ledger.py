@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fedkd_mpi import costlog
 from fedkd_mpi.client import Outcome
 from fedkd_mpi.codecs import paper_numbers
 from fedkd_mpi.costlog import Writer
@@ -69,6 +71,8 @@ class Ledger:
         self._components = components(self.layers) if run.config.log.spectra else 0
         self._broadcasts = [0]  # bytes of the downlink messages before each round, added up
         self._last_seen = dict.fromkeys(range(run.config.num_clients), -1)
+        if writer:
+            self._recall(writer.path)
         sums = (run.task.sums,)
         losses = [(name, "f8") for name in LOSSES]
         seconds = [(f"seconds_{phase}", "f8") for phase in SHARED_PHASES]
@@ -102,6 +106,14 @@ class Ledger:
         world.take_counters()
         if gathered is not None:
             self._log(this, gathered, seconds["total"])
+
+    def _recall(self, path: Path) -> None:
+        """Take up the counts of the rounds that a resumed run's log holds."""
+        with costlog.open(path) as log:
+            for sent in log["downlink"]["bytes"]:
+                self._broadcasts.append(self._broadcasts[-1] + int(sent))
+            training = log["training"]
+            self._last_seen.update(zip(training["client"].tolist(), training["round"].tolist(), strict=True))
 
     def _row(self, part: Contribution) -> tuple[Any, ...]:
         sums = np.zeros(self.run.task.sums)

@@ -17,6 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+import yaml
+
 from fedkd_mpi import config as configuration
 from fedkd_mpi.config import Config
 from fedkd_mpi.errors import RunFault, UserError
@@ -24,8 +26,10 @@ from fedkd_mpi.mpi import leave
 
 if TYPE_CHECKING:
     from fedkd_mpi.costlog import Writer
-    from fedkd_mpi.prepare import Simulation
+    from fedkd_mpi.stopping import StopRequests
     from fedkd_mpi.world import World
+
+EX_TEMPFAIL = 75  # stopped early with a good checkpoint: requeue me
 
 
 class _Parser(argparse.ArgumentParser):
@@ -49,26 +53,49 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="the log (default runs/<name>-<date>.h5)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --output")
+    parser.add_argument("--resume", type=Path, metavar="LOG", help="go on with an interrupted run's log")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     action.add_argument(
         "--dry-run", action="store_true", help="print sizes, placement, bytes a round and memory, and stop"
     )
-    return parser.parse_intermixed_args(argv)
+    chosen = parser.parse_intermixed_args(argv)
+    if chosen.resume and (chosen.config or chosen.output or chosen.overwrite):
+        parser.error("--resume takes configuration and output from the log: leave --config, --output, --overwrite out")
+    return chosen
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code (0 done, 2 bad usage, configuration or data; a fault aborts with 1)."""
+    """Run the command; returns the exit code: 0 done, 2 bad usage, configuration or data, 75 stopped with a checkpoint.
+
+    A fault aborts with 1.
+    """
     chosen = arguments(argv)
     try:
-        config = configuration.load(chosen.config, chosen.overrides)
+        if chosen.resume:
+            config = configuration_of(chosen.resume, chosen.overrides)
+        else:
+            config = configuration.load(chosen.config, chosen.overrides)
     except UserError as error:
         leave(2, f"fedkd_mpi: {error}")
     if chosen.print_config:
         leave(0, config.to_yaml().rstrip())
     if chosen.dry_run:
         return dry_run(config)
-    return run(config, chosen.output or default_output(config), chosen.overwrite)
+    if chosen.resume:
+        return run(config, chosen.resume, resumed=True)
+    return run(config, chosen.output or default_output(config), overwrite=chosen.overwrite)
+
+
+def configuration_of(path: Path, overrides: Sequence[str]) -> Config:
+    """Return the configuration of the log of an interrupted run; leaves with code 0 where it is completed."""
+    from fedkd_mpi import costlog
+
+    with costlog.open(path) as log:
+        attrs = log.attrs
+    if attrs["status"] == "completed":
+        leave(0, f"fedkd_mpi: {path} is completed: there is nothing to go on with")
+    return configuration.with_care(configuration.parse(yaml.safe_load(attrs["config"])), overrides)
 
 
 def default_output(config: Config) -> Path:
@@ -91,78 +118,73 @@ def dry_run(config: Config) -> int:
     return 0
 
 
-def run(config: Config, output: Path, overwrite: bool) -> int:
-    """Simulate and log; collective."""
-    from fedkd_mpi.mpi import install_excepthook, open_world
+def run(config: Config, output: Path, *, overwrite: bool = False, resumed: bool = False) -> int:
+    """Simulate and log, anew or going on with a log; returns the exit code. Collective."""
+    from fedkd_mpi.mpi import install_excepthook, launched, open_world
+    from fedkd_mpi.stopping import StopRequests, slurm_end
 
+    end = slurm_end() if launched()[0] == 0 else None  # starts a process, which is better done before MPI
     try:
         world = open_world()
     except UserError as error:
         leave(2, f"fedkd_mpi: {error}")
     install_excepthook(world, partial(describe, world))
+    with StopRequests(world, output, config.time_limit, end) as stop:
+        return play(config, world, stop, output, overwrite=overwrite, resumed=resumed)
+
+
+def play(config: Config, world: World, stop: StopRequests, output: Path, *, overwrite: bool, resumed: bool) -> int:
+    """Begin or resume a run and play its rounds; returns the exit code. Collective."""
+    from fedkd_mpi.stopping import Boundary
+    from fedkd_mpi.watchdog import Watchdog
+
+    watchdog = Watchdog(world, config.watchdog)
+    from fedkd_mpi import costlog
+    from fedkd_mpi import session as sessions
+
     try:
-        simulation, writer = begin(config, world, output, overwrite)
+        if resumed:
+            session = sessions.resume(config, world, output)
+        else:
+            session = sessions.begin(config, world, output, overwrite)
     except UserError as error:
         if world.is_root:
             print(f"fedkd_mpi: {error}", file=sys.stderr, flush=True)
         world.close()
+        watchdog.stop()
         return 2
+    from fedkd_mpi.doctor import at_start
     from fedkd_mpi.ledger import Ledger
     from fedkd_mpi.screen import Progress, summary
     from fedkd_mpi.simulation import simulate
 
+    writer, simulation = session.writer, session.simulation
     world.on_fault = lambda _: _interrupt(writer)
-    progress = Progress(config)
-    simulate(simulation, Ledger(simulation, writer, progress.round))
+    watchdog.on_warning = lambda text: _note(writer, world.place.round, text)
+    watchdog.on_abort = lambda: costlog.mark(output, "interrupted")
+    for finding in at_start(simulation, output.parent):
+        print(f"fedkd_mpi: {finding.status}: {finding.found}: {finding.remedy}", file=sys.stderr, flush=True)
+    progress = Progress(config, session.first)
+    boundary = Boundary(simulation, session.checkpoints, stop, session.saved)
+    reason = simulate(simulation, Ledger(simulation, writer, progress.round), boundary, session.first)
     if writer:
         progress.stop()
-        writer.finish("completed")
-        print(summary(output))
+        if reason:
+            print(f"fedkd_mpi: {stopped(writer, config, reason)}", flush=True)
+        writer.finish("interrupted" if reason else "completed")
+        if not reason:
+            print(summary(output))
     world.close()
-    return 0
+    watchdog.stop()
+    return EX_TEMPFAIL if reason else 0
 
 
-def begin(config: Config, world: World, output: Path, overwrite: bool) -> tuple[Simulation, Writer | None]:
-    """Read the data, build everything and create the log; raises the same UserError on every process."""
-    from fedkd_mpi.costlog import check_output
-
-    world.together(lambda: check_output(output, overwrite) if world.is_root else None)
-    from fedkd_mpi.prepare import load_data, prepare
-
-    data = load_data(config, world)
-    simulation = world.together(lambda: prepare(config, world, data))
-    return simulation, world.together(lambda: create_log(simulation, output, overwrite) if world.is_root else None)
-
-
-def create_log(run: Simulation, output: Path, overwrite: bool) -> Writer:
-    """Create the cost log of a run."""
-    import numpy as np
-
-    from fedkd_mpi import __version__
-    from fedkd_mpi.costlog import Writer
-
-    config, clients = run.config, run.data.clients
-    columns = {
-        "train_samples": np.array([len(train) for train, _ in clients]),
-        "test_samples": np.array([len(test) for _, test in clients]),
-        "mpi_rank": np.array([rank for rank, block in enumerate(run.placement) for _ in block]),
-    }
-    labels = run.task.labels(run.data.train)
-    if run.task.num_classes and labels.ndim == 1:
-        counts = [np.bincount(labels[np.concatenate(split)], minlength=run.task.num_classes) for split in clients]
-        columns["label_histogram"] = np.array(counts)
-    attrs = {
-        "config": config.to_yaml(),
-        "config_digest": config.digest(),
-        "package_version": __version__,
-        "mpi_library": run.world.library,
-        "hostnames": run.world.hostnames,
-        "seed": config.seed,
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-    }
-    layers = [tuple(layer) for layer in run.student.exchanged_layers] if run.student else []
-    spectra = config.log.spectra
-    return Writer.create(output, attrs, layers, columns, run.task.metrics, run.world.world_size, overwrite, spectra)
+def stopped(writer: Writer, config: Config, reason: str) -> str:
+    """Log that a run stops early, and return what to tell the user."""
+    done = writer.rounds_completed
+    writer.event(max(done - 1, 0), None, "info", f"stopped after {done} rounds: {reason}")
+    again = f"python -m fedkd_mpi.run --resume {writer.path}"
+    return f"stopped after {done} of {config.rounds} rounds with a checkpoint: {reason}; to go on: {again}"
 
 
 def describe(world: World, error: BaseException) -> str:
@@ -178,6 +200,13 @@ def _interrupt(writer: Writer | None) -> None:
     if writer:
         with suppress(RunFault):
             writer.finish("interrupted")
+
+
+def _note(writer: Writer | None, round_index: int, text: str) -> None:
+    """Log a warning of the watchdog, which was printed too; where that fails, the next round's rows fail aloud."""
+    if writer:
+        with suppress(RunFault):
+            writer.event(round_index, None, "warning", text)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ PHASES = ("train", "encode", "wait", "gather", "aggregate", "broadcast", "evalua
 class Progress:
     """Shows each round: one live line with the remaining time on a terminal, rate-limited plain lines elsewhere."""
 
-    def __init__(self, config: Config):
-        self.rounds, self.started, self.spoke = config.rounds, time.monotonic(), -np.inf
+    def __init__(self, config: Config, first: int = 0):
+        self.first, self.rounds, self.started, self.spoke = first, config.rounds, time.monotonic(), -np.inf
         self.total_bytes = 0
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True)
         self.bar = Bar(*columns, console=Console(stderr=True))
@@ -47,7 +47,7 @@ class Progress:
             self.bar.update(self.task, completed=done, description=text)
         elif time.monotonic() - self.spoke > QUIET_SECONDS or done == self.rounds:
             self.spoke = time.monotonic()
-            left = (self.spoke - self.started) / done * (self.rounds - done)
+            left = (self.spoke - self.started) / (done - self.first) * (self.rounds - done)
             print(f"round {done}/{self.rounds}  {text}  {left:.0f} s left", flush=True)
 
     def stop(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from fedkd_mpi import cohort, exchange
@@ -14,15 +16,19 @@ from fedkd_mpi.stopwatch import Stopwatch
 from fedkd_mpi.streams import generator
 
 
-def simulate(run: Simulation, ledger: Ledger) -> None:
-    """Run all rounds; rank 0 is the server, and in a world of one process it hosts the clients as well.
+def simulate(run: Simulation, ledger: Ledger, boundary: Callable[[int], str | None], first: int = 0) -> str | None:
+    """Run the rounds from `first` on; rank 0 is the server, and in a world of one process it hosts the clients as well.
 
-    Raises RunFault naming round, client and layer.
+    `boundary` is called with the number of completed rounds before each round and after the last; where it gives a
+    reason to stop, that is returned, otherwise None. Raises RunFault naming round, client and layer.
     """
     watch = Stopwatch()
-    for index in range(run.config.rounds):
+    for index in range(first, run.config.rounds):
+        if reason := boundary(index):
+            return reason
         with located(round=index):
             play_round(run, ledger, index, watch)
+    return boundary(run.config.rounds)
 
 
 def play_round(run: Simulation, ledger: Ledger, index: int, watch: Stopwatch) -> None:
@@ -41,12 +47,14 @@ def play_round(run: Simulation, ledger: Ledger, index: int, watch: Stopwatch) ->
         this.uplink, this.downlink = communicate(run, watch, this, own)
     with watch("evaluate"):
         scores, teachers = evaluate(run, this)
+    run.world.place.at(index, "logging")
     ledger.close(this, own, scores, teachers, watch)
 
 
 def take_part(run: Simulation, watch: Stopwatch, this: Round, client: Client) -> Contribution:
     """Train one client on the student replica and encode its update for the uplink."""
     samples = len(client.train_indices)
+    run.world.place.at(this.index, "training", client.id)
     try:
         outcome = run.workbench.train(client, this.index, run.replica, evaluate=this.evaluated)
     except RunFault as fault:
@@ -76,11 +84,13 @@ def communicate(
 
     Returns the uplink messages (empty but on the server) and the downlink message.
     """
+    run.world.place.at(this.index, "uplink")
     layers = len(run.student.exchanged_layers)
     per_rank = [sum(client in block for client in this.cohort) for block in run.placement]
     messages = exchange.uplink(run.world, watch, [contribution.message for contribution in own], per_rank)
     answer = None
     if run.server:
+        run.world.place.at(this.index, "aggregation")
         with watch("aggregate"):
             update = run.server.aggregate(this.index, ((m.parsed, m.records(layers)) for m in messages))
             records = None if update is None else run.server.encode(this.index, update, this.threshold)
@@ -88,6 +98,7 @@ def communicate(
             if run.config.log.spectra and update is not None:
                 this.downlink_spectrum = run.student.spectrum(update)
             answer = exchange.make_message(this.index, exchange.SERVER, 0, records)
+    run.world.place.at(this.index, "downlink")
     answer = exchange.downlink(run.world, watch, answer)
     with watch("broadcast"):
         if answer.parsed.kind == exchange.UPDATE:
@@ -102,6 +113,7 @@ def evaluate(run: Simulation, this: Round) -> tuple[np.ndarray, np.ndarray]:
 
     Returns the task's sums, [chunks of the share, sums] and [clients, sums], without rows where nothing is scored.
     """
+    run.world.place.at(this.index, "evaluation")
     scores = teachers = np.zeros((0, run.task.sums))
     if this.evaluated and run.scores_student:
         run.student.state.copy_(run.replica)

@@ -7,7 +7,6 @@ lets all go; then the bytes move in blocking calls, at full speed.
 from __future__ import annotations
 
 import json
-import math
 import os
 import socket
 import sys
@@ -22,6 +21,7 @@ import numpy as np
 from fedkd_mpi import shared_memory
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.faults import GRACE, LastWords
+from fedkd_mpi.watchdog import Place
 
 COUNT_LIMIT = 2**31 - 1  # what one call can carry: Open MPI 5 has no large-count (MPI 4) functions
 HOSTNAME_BYTES = 64  # HOST_NAME_MAX of Linux
@@ -61,8 +61,7 @@ class World:
         self.counters = Counters()
         self.count_limit = COUNT_LIMIT
         self.on_fault: Callable[[str], None] = lambda text: None  # rank 0's last act, e.g. closing the log
-        self.on_stall: Callable[[float, list[int]], None] = lambda seconds, missing: None  # on rank 0, once a wait
-        self.stall_seconds = math.inf
+        self.place = Place()  # what a watchdog tells of this process
         self.mpi_rank, self.world_size, self.local_rank, self.node_size = 0, 1, 0, 1
         self._mpi, self._finalize, self._windows = mpi, finalize, []
         self._last_words: LastWords | None = None
@@ -99,16 +98,17 @@ class World:
         if self.world_size == 1:
             return
         others = range(1, self.world_size)
-        if self.is_root:
-            coming = {rank: self._control.Irecv(bytearray(), rank, ARRIVED) for rank in others}
-            self._sleep_until(lambda: all(request.Test() for request in coming.values()), coming)
-            for request in [self._control.Isend(b"", rank, GO) for rank in others]:
-                request.Wait()
-        else:
-            go = self._control.Irecv(bytearray(), 0, GO)
-            arrived = self._control.Isend(b"", 0, ARRIVED)
-            self._sleep_until(go.Test)
-            arrived.Wait()
+        with self.place.in_collective():
+            if self.is_root:
+                coming = [self._control.Irecv(bytearray(), rank, ARRIVED) for rank in others]
+                self._sleep_until(lambda: all(request.Test() for request in coming))
+                for request in [self._control.Isend(b"", rank, GO) for rank in others]:
+                    request.Wait()
+            else:
+                go = self._control.Irecv(bytearray(), 0, GO)
+                arrived = self._control.Isend(b"", 0, ARRIVED)
+                self._sleep_until(go.Test)
+                arrived.Wait()
 
     def gather(
         self, own: np.ndarray, counts: Sequence[int] | None = None, *, payload: bool = False, sleeping: bool = False
@@ -132,14 +132,15 @@ class World:
         first, total = int(starts[self.mpi_rank]), int(starts[-1])
         whole = np.empty(total, np.uint8) if self.is_root else None
         # Counts and displacements are 32 bits wide; windows over the whole keep both small, whoever sends how much.
-        for low in range(0, total, self.count_limit):
-            edges = np.clip(starts, low, low + self.count_limit)
-            piece = flat[edges[self.mpi_rank] - first : edges[self.mpi_rank + 1] - first]
-            into = None
-            if whole is not None:
-                window = whole[low : low + self.count_limit]
-                into = [window, np.diff(edges).tolist(), (edges[:-1] - low).tolist(), self._mpi.BYTE]
-            self._channel(payload).Gatherv([piece, self._mpi.BYTE], into)
+        with self.place.in_collective():
+            for low in range(0, total, self.count_limit):
+                edges = np.clip(starts, low, low + self.count_limit)
+                piece = flat[edges[self.mpi_rank] - first : edges[self.mpi_rank + 1] - first]
+                into = None
+                if whole is not None:
+                    window = whole[low : low + self.count_limit]
+                    into = [window, np.diff(edges).tolist(), (edges[:-1] - low).tolist(), self._mpi.BYTE]
+                self._channel(payload).Gatherv([piece, self._mpi.BYTE], into)
         if self.is_root:
             self.counters.add(received=total - flat.size, payload=payload)
         else:
@@ -153,7 +154,8 @@ class World:
         if self.world_size == 1:
             return flat[None]
         everyone = np.empty((self.world_size, flat.size), np.uint8)
-        self._control.Allgather(flat, everyone)
+        with self.place.in_collective():
+            self._control.Allgather(flat, everyone)
         others = flat.size * (self.world_size - 1)
         self.counters.add(sent=others, received=others)
         return everyone
@@ -163,7 +165,8 @@ class World:
         if sleeping:
             self.barrier()
         if self.world_size > 1:
-            self._broadcast(self._channel(payload), _flat(buffer), 0, payload)
+            with self.place.in_collective():
+                self._broadcast(self._channel(payload), _flat(buffer), 0, payload)
 
     def agree(self, error: str | None) -> str | None:
         """Return everywhere the message of the lowest rank that has one; sleeps until all have arrived."""
@@ -227,7 +230,7 @@ class World:
             if self._last_words and not self.is_root:
                 self._last_words.tell(text)
         finally:
-            self._end(text)
+            self.end(text)
 
     def close(self) -> None:
         """Free the shared memory, whose views are void from then on, and leave MPI."""
@@ -260,20 +263,17 @@ class World:
             self._broadcast(self._node, text, 0)
         return json.loads(text.tobytes())
 
-    def _sleep_until(self, done: Callable[[], bool], coming: dict[int, Any] | None = None) -> None:
-        start, told, longest = time.perf_counter(), False, LONGEST_NAP_OF_ROOT if self.is_root else LONGEST_NAP
+    def _sleep_until(self, done: Callable[[], bool]) -> None:
+        start, longest = time.perf_counter(), LONGEST_NAP_OF_ROOT if self.is_root else LONGEST_NAP
         while not done():
             waited = time.perf_counter() - start
-            if coming is not None:
-                if text := self._last_words.heard():
-                    self._end(text)
-                if waited > self.stall_seconds and not told:
-                    told = True
-                    self.on_stall(waited, [rank for rank, request in coming.items() if not request.Test()])
+            if self.is_root and (text := self._last_words.heard()):
+                self.end(text)
             time.sleep(min(max(waited * NAP_SHARE, SHORTEST_NAP), longest))
         self.counters.seconds_waited += time.perf_counter() - start
 
-    def _end(self, text: str) -> NoReturn:
+    def end(self, text: str) -> NoReturn:
+        """End the whole job from here, and as `fault`, without asking rank 0; for rank 0, or where it cannot speak."""
         try:
             print(text, file=sys.stderr, flush=True)
             if self.is_root:

@@ -76,6 +76,10 @@ SETTINGS = [
     "averaging.proximal=0.5",
     "averaging.keep=0.5",
     "log.spectra=true",
+    "checkpoint.every=3",
+    "watchdog.seconds=30.5",
+    "watchdog.abort_seconds=5000.5",
+    "time_limit=90.5",
 ]
 
 

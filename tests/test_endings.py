@@ -54,6 +54,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_keeps_the_log(tmp_path: Path):
             *COMMAND,
             "rounds=200",
             "evaluate.every=200",
+            "checkpoint.every=null",
             "local.epochs=null",
             "local.steps=1",
             "--output",

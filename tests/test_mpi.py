@@ -127,17 +127,6 @@ def test_every_process_knows_its_place(world: World) -> None:
 
 
 @pytest.mark.mpi
-def test_the_missing_ranks_are_named(world: World) -> None:
-    named = []
-    world.stall_seconds = 0.2
-    world.on_stall = lambda seconds, missing: named.append(missing)
-    if world.mpi_rank == 1:
-        time.sleep(0.6)
-    world.barrier()
-    assert [1 in missing for missing in named] == [True] * world.is_root  # once, and by rank 0
-
-
-@pytest.mark.mpi
 def test_waiting_costs_nearly_no_cpu(world: World) -> None:
     world.take_counters()
     used = time.process_time()

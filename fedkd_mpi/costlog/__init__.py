@@ -4,6 +4,6 @@ Importable with NumPy and h5py alone: neither MPI nor torch is needed to read a 
 """
 
 from fedkd_mpi.costlog.reader import Log, Table, frames, open, read
-from fedkd_mpi.costlog.writer import Writer, check_output
+from fedkd_mpi.costlog.writer import Writer, check_output, mark
 
-__all__ = ["Log", "Table", "Writer", "check_output", "frames", "open", "read"]
+__all__ = ["Log", "Table", "Writer", "check_output", "frames", "mark", "open", "read"]

@@ -168,11 +168,7 @@ class Writer:
             if self._finished:
                 return
             self.close()
-            try:
-                with reader.open(self.path) as log:
-                    files.replace(self.path, log.attrs | {"status": status}, log)
-            except (OSError, RuntimeError, UserError) as error:
-                raise RunFault(f"cannot mark the log {self.path} as {status}: {files.reason(error)}") from error
+            mark(self.path, status)
             self._finished = True
 
     def close(self) -> None:
@@ -218,6 +214,15 @@ class Writer:
             kept = f"the {self.rounds_completed} rounds before are safe"
             self._fault = f"cannot write {what} to the log {self.path}: {files.reason(error)}; {kept}"
             raise RunFault(self._fault, round=number) from error
+
+
+def mark(path: Path, status: str) -> None:
+    """Set the status of a log that nobody writes any more; raises RunFault where the file cannot be written."""
+    try:
+        with reader.open(path) as log:
+            files.replace(path, log.attrs | {"status": status}, log)
+    except (OSError, RuntimeError, UserError) as error:
+        raise RunFault(f"cannot mark the log {path} as {status}: {files.reason(error)}") from error
 
 
 def check_output(path: str | Path, overwrite: bool) -> None:

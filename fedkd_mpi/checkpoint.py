@@ -1,0 +1,250 @@
+"""All that a run carries from round to round, on disk by client id and not by process.
+
+A checkpoint is a folder `round-000012` (its completed rounds) beside the log: safetensors files under one manifest. It
+is written under another name and put in place by one rename, so that it is there whole or not at all; the last two are
+kept. Random streams are keyed by round and client (streams.py) and have no position to save.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Container, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedkd_mpi import manifest as manifests
+from fedkd_mpi.errors import RunFault, UserError
+from fedkd_mpi.manifest import Manifest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedkd_mpi.prepare import Simulation
+    from fedkd_mpi.world import World
+
+KEPT = 2  # checkpoints: if the newest is damaged, there is one before it
+SHARD_BYTES = 2**28  # files of about this size bound the memory that writing and reading take
+SERVER = "server.safetensors"
+PREFIX, PARTIAL = "round-", ".partial-"
+
+
+class Checkpoints:
+    """The checkpoints of one log; `save`, `newest` and `restore` are collective.
+
+    `owner` says whose they are (digest of the configuration, start of the run): others are refused.
+    """
+
+    def __init__(self, log: Path, owner: Mapping[str, Any], world: World):
+        self.folder = log.parent / f"{log.name}.checkpoints"
+        self.owner, self.world = dict(owner), world
+
+    def path(self, rounds: int) -> Path:
+        """Return the folder of the checkpoint after so many rounds."""
+        return self.folder / f"{PREFIX}{rounds:06d}"
+
+    def rounds(self) -> list[int]:
+        """Return the completed rounds of every checkpoint there is, the newest first."""
+        found = [path.name.removeprefix(PREFIX) for path in self.folder.glob(f"{PREFIX}*") if path.is_dir()]
+        return sorted((int(number) for number in found if number.isdecimal()), reverse=True)
+
+    def require_none(self) -> None:
+        """Raise UserError where checkpoints of an earlier log are left."""
+        if self.rounds():
+            raise UserError(f"{self.folder} holds checkpoints of an earlier run: remove it, or pass --overwrite")
+
+    def require_writable(self) -> None:
+        """Raise UserError where no checkpoint could be written; worth a call before a long start."""
+        probe = self.folder / f"{PARTIAL}probe"
+        try:
+            probe.mkdir(parents=True, exist_ok=True)
+            probe.rmdir()
+        except OSError as error:
+            raise UserError(f"cannot write checkpoints to {self.folder}: {error.strerror}") from None
+
+    def clear(self) -> None:
+        """Remove the checkpoints of the log that a new one has replaced; raises UserError where that is refused."""
+        try:
+            if self.folder.exists():
+                shutil.rmtree(self.folder)
+        except OSError as error:
+            raise UserError(f"cannot remove the checkpoints in {self.folder}: {error.strerror}") from None
+
+    def save(self, run: Simulation, rounds: int) -> None:
+        """Write the state after `rounds` completed rounds, all processes at once, and drop all but the last two.
+
+        Raises RunFault naming the folder where it cannot be written; the checkpoints before stay as they are.
+        """
+        target, partial = self.path(rounds), self.folder / f"{PARTIAL}{rounds:06d}"
+        try:
+            if self.world.is_root:
+                for left in self.folder.glob(f"{PARTIAL}*"):
+                    shutil.rmtree(left)
+            self.world.barrier()
+            partial.mkdir(parents=True, exist_ok=True)
+            files = [_write(partial / name, tensors, clients) for name, tensors, clients in _shards(run)]
+            everyone = self._collect(files)
+            if everyone is not None:
+                manifests.write(partial, rounds, self.owner, everyone)
+                self._put_in_place(partial, target)
+                self._prune(rounds)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)  # on a full disk the log needs the room
+            kept = [number for number in self.rounds() if number != rounds]
+            safe = f"the one after round {kept[0]} is whole" if kept else "the log is whole"
+            text = f"cannot write the checkpoint {target}: {error.strerror}; {safe}"
+            raise RunFault(text, round=max(rounds - 1, 0)) from error
+
+    def newest(self, limit: int) -> tuple[Manifest | None, list[str]]:
+        """Return the newest whole checkpoint of at most `limit` rounds, and why newer ones were refused, file by file.
+
+        (None, []) where there are none at all; raises UserError where there are some and none is whole.
+        """
+        refused: list[str] = []
+        listed = self.world.agree(json.dumps(self.rounds()) if self.world.is_root else None)
+        for rounds in json.loads(listed or "[]"):
+            manifest = error = None
+            try:
+                manifest = manifests.read(self.path(rounds))
+                self._check(manifest, limit)
+            except UserError as refusal:
+                error = str(refusal)
+            error = self.world.agree(error)
+            if error is None:
+                return manifest, refused
+            refused.append(error)
+        if refused:
+            raise UserError(f"{'; '.join(refused)}; remove {self.folder} to begin again at round 0")
+        return None, []
+
+    def restore(self, run: Simulation, manifest: Manifest) -> None:
+        """Load the state of this process's clients and, on the server, of the server; on any number of processes."""
+        self.world.together(lambda: _restore(run, manifest))
+
+    def _check(self, manifest: Manifest, limit: int) -> None:
+        path = manifest.folder / manifests.FILE
+        if manifest.owner != self.owner:
+            differs = [name for name in self.owner if manifest.owner.get(name) != self.owner[name]]
+            raise UserError(f"{path} belongs to another run ({', '.join(differs)} differs)")
+        if manifest.rounds > limit:
+            raise UserError(f"{path} is after round {manifest.rounds}, the log holds {limit} rounds")
+        for file in manifest.files[self.world.mpi_rank :: self.world.world_size]:
+            manifests.verify(manifest.folder, file)
+
+    def _collect(self, files: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+        import numpy as np
+
+        text = np.frombuffer(json.dumps(files).encode() + b"\n", np.uint8)
+        gathered = self.world.gather(text)
+        if gathered is None:
+            return None
+        return [file for line in gathered.tobytes().splitlines() for file in json.loads(line)]
+
+    def _put_in_place(self, partial: Path, target: Path) -> None:
+        _sync(partial)
+        if target.exists():  # a damaged one, which a resumed run has passed by
+            target.rename(partial.with_name(f"{partial.name}-replaced"))
+        partial.rename(target)
+        _sync(self.folder)
+
+    def _prune(self, rounds: int) -> None:
+        numbers = self.rounds()
+        kept = [number for number in numbers if number <= rounds][:KEPT]
+        for number in set(numbers) - set(kept):  # newer ones: refused on resuming, and their rounds are played anew
+            gone = self.folder / f"{PARTIAL}{number:06d}-dropped"
+            self.path(number).rename(gone)  # a half-removed checkpoint must not be taken for a damaged one
+        for left in self.folder.glob(f"{PARTIAL}*"):
+            shutil.rmtree(left)
+
+
+def _shards(run: Simulation) -> Iterator[tuple[str, dict[str, Tensor], list[int]]]:
+    """Yield (file name, tensors, clients) of all that this process has to save, in files of bounded size."""
+    if run.server:
+        states = {f"{part}/{name}": tensor for part, state in _states(run).items() for name, tensor in state.items()}
+        yield SERVER, {"replica": run.replica, **states}, []
+    tensors: dict[str, Tensor] = {}
+    clients: list[int] = []
+    size = 0
+    for client in run.clients.values():
+        if not client.tensors:
+            continue
+        tensors |= {f"{client.id}/{name}": tensor for name, tensor in client.tensors.items()}
+        clients.append(client.id)
+        size += sum(tensor.nbytes for tensor in client.tensors.values())
+        if size >= SHARD_BYTES:
+            yield _name(clients), tensors, clients
+            tensors, clients, size = {}, [], 0
+    if clients:
+        yield _name(clients), tensors, clients
+
+
+def _states(run: Simulation) -> dict[str, dict[str, Tensor]]:
+    """Return what the codec remembers beside the clients: on every process, and as the server on rank 0."""
+    states = {"downlink": run.downlink_state}
+    if run.server:
+        states |= {"sender": run.server.codec_state, "uplink": run.server.uplink_state}
+    return states
+
+
+def _name(clients: list[int]) -> str:
+    return f"clients-{clients[0]:06d}-{clients[-1]:06d}.safetensors"
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], clients: list[int]) -> dict[str, Any]:
+    from safetensors.torch import save
+
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"name": path.name, "bytes": len(data), "sha256": manifests.digest(data), "clients": clients}
+
+
+def _restore(run: Simulation, manifest: Manifest) -> None:
+    if run.student:
+        path = manifest.folder / SERVER
+        server = dict(_tensors(path))
+        _require_size(server["replica"], run.replica, path)
+        run.replica.copy_(server.pop("replica"))
+        states = _states(run)
+        for key, tensor in server.items():
+            part, _, name = key.partition("/")
+            if part in states:
+                states[part][name] = tensor.to(run.device)
+    for file in manifest.files:
+        if run.clients.keys().isdisjoint(file["clients"]):
+            continue
+        path = manifest.folder / file["name"]
+        for key, tensor in _tensors(path, run.clients.keys()):
+            client, _, name = key.partition("/")
+            run.clients[int(client)].tensors[name] = tensor.to(run.device)
+            if name == "private":
+                _require_size(tensor, run.workbench.private.state, path)
+
+
+def _tensors(path: Path, clients: Container[int] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Yield the named tensors of a file, or those of some clients, in memory of their own."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 - no mapping
+                if clients is None or int(name.partition("/")[0]) in clients:
+                    yield name, file.get_tensor(name).clone()
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read the checkpoint {path}: {error}") from None
+
+
+def _require_size(saved: Tensor, own: Tensor, path: Path) -> None:
+    if saved.shape != own.shape:
+        raise UserError(f"{path} holds a network of {saved.numel()} numbers, this run's has {own.numel()}")
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,300 @@
+"""python -m fedkd_mpi.doctor: is this machine, or this job, ready for a run?
+
+Alone, or as the run itself will be started: mpirun -n 33 python -m fedkd_mpi.doctor
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedkd_mpi import config as configuration
+from fedkd_mpi.checkpoint import KEPT
+from fedkd_mpi.config import Config
+from fedkd_mpi.errors import UserError
+from fedkd_mpi.mpi import launched, launcher, leave, open_world
+from fedkd_mpi.screen import bytes_text
+from fedkd_mpi.streams import torch_scope
+
+if TYPE_CHECKING:
+    from fedkd_mpi.prepare import Simulation
+    from fedkd_mpi.world import World
+
+OK, WARNING, ERROR = "ok", "warning", "error"
+MESSAGE_BYTES, REPEATS = 2**23, 5  # of the bandwidth measurement
+PROBE_SECONDS = 60.0
+SCARCE = 10**9  # bytes of free disk below which a log may not fit
+CUDA_PROBE = """
+import torch
+from mpi4py import MPI
+sent, received = torch.arange(64.0, device="cuda"), torch.zeros(64, device="cuda")
+MPI.COMM_SELF.Sendrecv(sent, 0, recvbuf=received, source=0)
+torch.cuda.synchronize()
+raise SystemExit(0 if torch.equal(sent, received) else 3)
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found: ok, warning or error, and what to do about it where it is not ok."""
+
+    check: str
+    status: str
+    found: str
+    remedy: str = ""
+
+
+def examine(world: World, config: Config, folder: Path) -> list[Finding]:
+    """Return all findings on rank 0 (an empty list elsewhere). Collective."""
+    checks: list[Callable[[], list[Finding]]] = [
+        lambda: mpi(world),
+        lambda: cores(world, config),
+        lambda: gpus(world, config),
+        lambda: shared_memory(world),
+        lambda: bandwidth(world),
+        lambda: output(world, folder),
+        lambda: disk(world, config, folder),
+    ]
+    findings = [finding for check in checks for finding in check()]
+    return findings if world.is_root else []
+
+
+def mpi(world: World) -> list[Finding]:
+    """Say which MPI this is and who started it."""
+    nodes = len(set(world.hostnames))
+    text = f"{world.library}, {world.world_size} process(es) on {nodes} node(s), started by {launcher() or 'nobody'}"
+    return [Finding("MPI", OK, text)]
+
+
+def cores(world: World, config: Config) -> list[Finding]:
+    """Compare threads times processes with the cores of each node."""
+    places = _everyone(world, [world.hostname, sorted(os.sched_getaffinity(0))])
+    findings = []
+    for host in dict.fromkeys(host for host, _ in places):
+        allowed = {core for name, own in places if name == host for core in own}
+        ranks = sum(name == host for name, _ in places)
+        threads = config.threads_per_rank if config.threads_per_rank != "auto" else max(1, len(allowed) // ranks)
+        text = f"{host}: {ranks} process(es) x {threads} thread(s) on {len(allowed)} core(s)"
+        if ranks * threads <= len(allowed):
+            findings.append(Finding("cores", OK, text))
+        elif threads > 1:
+            remedy = f"set threads_per_rank={max(1, len(allowed) // ranks)} or start fewer processes"
+            findings.append(Finding("cores", ERROR, text, remedy))
+        else:
+            remedy = "start fewer processes, each hosts more clients and the bits stay the same; or bind to more cores"
+            findings.append(Finding("cores", WARNING, text, remedy))
+    return findings
+
+
+def gpus(world: World, config: Config) -> list[Finding]:
+    """Name the GPU of each process, and probe whether MPI takes buffers in it."""
+    import torch
+
+    from fedkd_mpi.prepare import choose_device
+
+    device, error = "", None
+    try:
+        device = choose_device(config.device, world.local_rank)
+    except UserError as refusal:
+        error = str(refusal)
+    if error := world.agree(error):
+        return [Finding("GPU", ERROR, error, "set device=cpu, or ask Slurm for GPUs with --gpus-per-node")]
+    devices = _everyone(world, [world.hostname, device])
+    if not torch.cuda.is_available():
+        built = "torch is a CPU build" if torch.version.cuda is None else "torch sees none"
+        return [Finding("GPU", OK, f"none ({built}): the run is on CPUs")]
+    text = ", ".join(f"rank {rank}: {name} {own}" for rank, (name, own) in enumerate(devices))
+    findings = [Finding("GPU", OK, text)]
+    if world.is_root:
+        aware, reason = probe(CUDA_PROBE)
+        found = "MPI takes GPU buffers" if aware else f"MPI does not take GPU buffers ({reason})"
+        # Messages are packed in host memory, so that a run needs none of it.
+        findings.append(Finding("CUDA-aware MPI", OK, found + "; a run does not need it"))
+    return findings
+
+
+def probe(code: str) -> tuple[bool, str]:
+    """Return whether a program runs to its end in a process of its own, without a launcher, and how it failed."""
+    strip = ("OMPI_", "PMIX_", "PRTE_", "PMI_", "HYD", "SLURM_", "MPI_LOCAL")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(strip)}
+    command = [sys.executable, "-c", code]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PROBE_SECONDS)
+    except subprocess.TimeoutExpired:
+        return False, f"the probe hung for {PROBE_SECONDS:.0f} s"
+    if done.returncode == 0:
+        return True, ""
+    last = (done.stderr.strip().splitlines() or [""])[-1]
+    return False, f"the probe crashed with signal {-done.returncode}" if done.returncode < 0 else last
+
+
+def shared_memory(world: World) -> list[Finding]:
+    """Share an array on every node, as a run shares its data."""
+    arrays = {"probe": np.arange(1000)} if world.is_node_leader else None
+    try:
+        shared, _ = world.share(arrays, {})
+    except UserError as refusal:
+        return [Finding("shared memory", ERROR, str(refusal), "give the node or container more /dev/shm")]
+    good = np.array_equal(shared["probe"], np.arange(1000))
+    wrong = world.agree(None if good else f"rank {world.mpi_rank} on {world.hostname} reads other values")
+    if wrong:
+        return [Finding("shared memory", ERROR, wrong, "report it: a run would train on wrong data")]
+    return [Finding("shared memory", OK, "one copy of the data a node")]
+
+
+def bandwidth(world: World) -> list[Finding]:
+    """Measure the two collectives a round consists of."""
+    if world.world_size == 1:
+        return []
+    buffer, results = np.zeros(MESSAGE_BYTES, np.uint8), {}
+    counts = [0, *[MESSAGE_BYTES] * (world.world_size - 1)]
+    own = buffer[: counts[world.mpi_rank]]
+    for name, call in (
+        ("Bcast", lambda: world.broadcast(buffer)),
+        ("Gatherv", lambda: world.gather(own, counts)),
+    ):
+        seconds = []
+        for _ in range(REPEATS):
+            world.barrier()
+            began = time.perf_counter()
+            call()
+            world.barrier()
+            seconds.append(time.perf_counter() - began)
+        results[name] = MESSAGE_BYTES * (world.world_size - 1) / sorted(seconds)[REPEATS // 2]
+    text = ", ".join(f"{name} {bytes_text(rate)}/s" for name, rate in results.items())
+    return [Finding("bandwidth", OK, f"{text} ({bytes_text(MESSAGE_BYTES)} a process)")]
+
+
+def output(world: World, folder: Path) -> list[Finding]:
+    """Write, lock and read an HDF5 file where the log would be."""
+    if not world.is_root:
+        return []
+    import h5py
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".doctor-") as place:
+            path = Path(place) / "probe.h5"
+            with h5py.File(path, "w", locking=False) as file:
+                file["numbers"] = np.arange(10)
+            try:
+                with h5py.File(path, "r", locking=True) as file:
+                    file["numbers"][()]
+            except OSError as error:
+                remedy = "the log takes no lock; set HDF5_USE_FILE_LOCKING=FALSE for other tools that read it"
+                return [Finding("HDF5", WARNING, f"{folder} has no file locks ({error})", remedy)]
+    except OSError as error:
+        return [Finding("HDF5", ERROR, f"cannot write to {folder}: {error}", "choose another folder with --output")]
+    return [Finding("HDF5", OK, f"writes, locks and reads in {folder}")]
+
+
+def disk(world: World, config: Config, folder: Path) -> list[Finding]:
+    """Compare the free disk with what the log's checkpoints will take."""
+    if not world.is_root:
+        return []
+    from fedkd_mpi.prepare import load_data, prepare
+    from fedkd_mpi.world import World as Alone
+
+    try:
+        alone = Alone()
+        needed = checkpoint_bytes(prepare(config, alone, load_data(config, alone)))
+    except UserError as refusal:
+        return [Finding("configuration", ERROR, str(refusal), "mend the configuration, or set FEDKD_DATA")]
+    return [room(folder, needed)]
+
+
+def checkpoint_bytes(run: Simulation) -> int:
+    """Return what the checkpoints of a run take at most: the kept ones and the one that is being written."""
+    import torch
+
+    from fedkd_mpi import methods
+
+    settings, student = run.config.optimizer, run.student.state.nbytes if run.student else 0
+    with torch_scope(run.config.seed, "sizes"), torch.device("meta"):
+        private = methods.build(run.config, run.task).private()
+    teacher = sum(tensor.nbytes for tensor in (*private.parameters(), *private.buffers()))
+    copies = 3 if settings.name == "adam" else 1 + (settings.momentum > 0)  # the weights and the optimiser's moments
+    client = copies * (teacher + student) + student  # and what a codec remembers
+    return (KEPT + 1) * (run.config.num_clients * client + 3 * student)
+
+
+def room(folder: Path, needed: int) -> Finding:
+    """Compare the free disk of a folder with the bytes that checkpoints need there."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    text = f"{bytes_text(free)} free in {folder}, checkpoints need up to {bytes_text(needed)}"
+    if free < needed:
+        return Finding("disk", ERROR, text, "choose another folder with --output, or set checkpoint.every=null")
+    if free < needed + SCARCE:
+        return Finding("disk", WARNING, text, "make room: the log grows every round")
+    return Finding("disk", OK, text)
+
+
+def at_start(run: Simulation, folder: Path) -> list[Finding]:
+    """Return on rank 0 what is wrong of that which costs nothing to find out. Collective."""
+    found = cores(run.world, run.config)
+    if run.config.checkpoint.every:
+        found.append(room(folder, checkpoint_bytes(run)))
+    return [finding for finding in found if finding.status == ERROR] if run.world.is_root else []
+
+
+def _everyone(world: World, own: Any) -> list[Any]:
+    """Return what every process has to say (JSON-able), by rank, on all of them. Collective."""
+    lines = world.gather(np.frombuffer(json.dumps(own).encode() + b"\n", np.uint8))
+    text = world.agree(None if lines is None else lines.tobytes().decode())
+    return [json.loads(line) for line in (text or "").splitlines()]
+
+
+def table(findings: Sequence[Finding]) -> str:
+    """Return the findings as text."""
+    from rich.console import Console
+    from rich.table import Table
+
+    rows = Table("check", "", "found", "remedy", title_justify="left")
+    for finding in findings:
+        rows.add_row(finding.check, finding.status, finding.found, finding.remedy)
+    console = Console(width=140)
+    with console.capture() as text:
+        console.print(rows)
+    return text.get().rstrip()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Examine and print; returns 0, or 1 if something is an error."""
+    parser = argparse.ArgumentParser(prog="python -m fedkd_mpi.doctor", description="Is this job ready for a run?")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="as of the run (default digits.yaml)")
+    parser.add_argument("--output", type=Path, default=Path("runs/log.h5"), metavar="FILE", help="as of the run")
+    chosen = parser.parse_intermixed_args(argv)
+    try:
+        config = configuration.load(chosen.config, chosen.overrides)
+    except UserError as error:
+        leave(2, f"fedkd_mpi: {error}")
+    try:
+        world = open_world()
+    except UserError as error:
+        if launched()[0] == 0:
+            print(table([Finding("MPI", ERROR, f"started by {launcher()}", str(error))]), flush=True)
+        return 1
+    findings = examine(world, config, chosen.output.parent)
+    if world.is_root:
+        print(table(findings), flush=True)
+    failed = world.agree("failed" if any(finding.status == ERROR for finding in findings) else None)
+    world.close()
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

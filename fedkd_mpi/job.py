@@ -1,0 +1,205 @@
+"""python -m fedkd_mpi.job: write a Slurm script that fits a configuration and a cluster.
+
+python -m fedkd_mpi.job fashion_mnist.yaml --nodes 2 --gpus-per-node 4 --time 08:00:00 --script night.slurm
+sbatch night.slurm
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+
+from fedkd_mpi import config as configuration
+from fedkd_mpi.config import Config
+from fedkd_mpi.errors import UserError
+
+SPARE_MEMORY = 1.25  # of the estimate: allocators and MPI buffers differ from machine to machine
+MPIS = ("pmix", "pmi2", "mpirun")
+
+SCRIPT = Template(r"""#!/usr/bin/env bash
+# $title
+#
+#     sbatch $file [KEY=VALUE ...]            touch runs/STOP to end it after a round, and not to be requeued
+#
+# Edit before the first use: partition and account, the time, the lines of "your cluster" below.
+# Before the time is up the run stops after a round with a checkpoint (exit code 75), and the job requeues itself
+# and goes on from there: a time limit shorter than the run is fine, if it holds some rounds.
+##SBATCH --partition=...
+##SBATCH --account=...
+#SBATCH --job-name=$name
+$resources
+#SBATCH --time=$time
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=$output
+set -uo pipefail
+
+# --- your cluster ------------------------------------------------------------------------------------------------
+# module load openmpi                  # the MPI that mpi4py uses
+# source "$$HOME/venv/bin/activate"     # where fedkd-mpi is installed
+MPI=$${FEDKD_MPI:-$mpi}                   # ranks by srun: pmix (Open MPI) or pmi2 (MPICH, Intel MPI); or mpirun
+PYTHON=(python)                        # or (apptainer exec --nv fedkd.sif python), see jobs/fedkd.def
+# export HDF5_USE_FILE_LOCKING=FALSE   # if the file system of runs/ has no locks; the log itself takes none
+# -----------------------------------------------------------------------------------------------------------------
+$choice
+export OMP_NUM_THREADS=$$SLURM_CPUS_PER_TASK   # as many threads as cores a rank
+export SRUN_CPUS_PER_TASK=$$SLURM_CPUS_PER_TASK   # srun does not take it over from sbatch since Slurm 22.05
+case $$MPI in
+    mpirun) launch=(mpirun) ;;
+    *) launch=(srun --mpi="$$MPI" --cpu-bind=cores --wait=60) ;;   # 60 s after one rank has died all are ended
+esac
+
+# Slurm signals this shell alone (B:); the run hears it from here. A trapped signal ends `wait`, not the step.
+step=0
+trap '[ "$$step" = 0 ] || kill -USR1 "$$step" 2>/dev/null' USR1
+trap 'cancelled=yes' TERM
+mkdir -p runs
+if [ -e "$$log" ]; then what=(--resume "$$log"); else what=("$${run[@]}" --output "$$log" "$$@"); fi
+"$${launch[@]}" "$${PYTHON[@]}" -m fedkd_mpi.run "$${what[@]}" &
+step=$$!
+wait "$$step"
+code=$$?
+while kill -0 "$$step" 2>/dev/null; do
+    wait "$$step"
+    code=$$?
+done
+
+state=$$(squeue --noheader --format=%T --jobs="$$SLURM_JOB_ID")   # not RUNNING once it was cancelled
+if [ "$$code" = 75 ] && [ -z "$${cancelled:-}" ] && [ "$$state" = RUNNING ] && [ ! -e runs/STOP ]; then
+    scontrol requeue "$$SLURM_JOB_ID"
+fi
+exit "$$code"
+""")
+SINGLE = """run=(--config $config$overrides)
+log=runs/$$SLURM_JOB_NAME-$$SLURM_JOB_ID.h5"""
+SWEEP = """values=($values)
+run=(--config $config$overrides "$key=$${values[$$SLURM_ARRAY_TASK_ID]}")   # or --config "$${values[...]}" with files
+log=runs/$$SLURM_JOB_NAME-$$SLURM_ARRAY_JOB_ID-$$SLURM_ARRAY_TASK_ID.h5"""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a job asks for: processes in all and on the fullest node, cores a process, GPUs and memory a node."""
+
+    nodes: int
+    tasks: int
+    tasks_per_node: int
+    cpus_per_task: int
+    gpus_per_node: int
+    memory_per_node: int  # GB
+
+
+def plan(config: Config, nodes: int, cpus_per_node: int, gpus_per_node: int, process_bytes: int) -> Resources:
+    """Return the resources that fit: a process a client of the cohort and the server, no more than cores or GPUs allow.
+
+    With GPUs there is one process a GPU, and the server beside them on the first one. `process_bytes` is the memory of
+    the fullest process. Raises UserError where not even the server and one process for clients fit.
+    """
+    threads = 1 if config.threads_per_rank == "auto" else config.threads_per_rank
+    room = nodes * gpus_per_node + 1 if gpus_per_node else nodes * (cpus_per_node // threads)
+    tasks = min(config.cohort + 1, room)
+    per_node = -(-tasks // nodes) if not gpus_per_node else min(tasks, gpus_per_node + 1)
+    if tasks < 2 or tasks < nodes or per_node * threads > cpus_per_node:
+        raise UserError(
+            f"{tasks} processes with {threads} threads each do not fit {nodes} node(s) of {cpus_per_node} cores: "
+            "change --nodes, --cpus-per-node or threads_per_rank"
+        )
+    if config.threads_per_rank == "auto":
+        threads = cpus_per_node // per_node
+    memory = -int(-per_node * process_bytes * SPARE_MEMORY // 10**9)
+    return Resources(nodes, tasks, per_node, threads, gpus_per_node, max(1, memory))
+
+
+def script(
+    config_name: str,
+    resources: Resources,
+    *,
+    name: str,
+    title: str,
+    file: str = "FILE",
+    time: str = "08:00:00",
+    mpi: str = "pmix",
+    overrides: Sequence[str] = (),
+    sweep: str | None = None,
+) -> str:
+    """Return the text of a script; `sweep` is KEY=VALUE,VALUE,... for an array with a task each."""
+    directives = [
+        f"--nodes={resources.nodes}",
+        f"--ntasks={resources.tasks}",
+        f"--ntasks-per-node={resources.tasks_per_node}",
+        f"--cpus-per-task={resources.cpus_per_task}",
+        f"--mem={resources.memory_per_node}G",
+    ]
+    if resources.gpus_per_node:
+        # A rank takes GPU number (its rank on the node) modulo the node's GPUs, so that it must see them all.
+        directives += [f"--gpus-per-node={resources.gpus_per_node}", "--gpu-bind=none"]
+    key, _, values = (sweep or "").partition("=")
+    if sweep:
+        directives.append(f"--array=0-{len(values.split(',')) - 1}")
+    choice = Template(SWEEP if sweep else SINGLE).substitute(
+        config=config_name,
+        overrides="".join(f' "{override}"' for override in overrides),
+        key=key,
+        values=" ".join(values.split(",")),
+    )
+    return SCRIPT.substitute(
+        title=title,
+        file=file,
+        name=name,
+        resources="\n".join(f"#SBATCH {directive}" for directive in directives),
+        time=time,
+        output="%x-%A_%a.out" if sweep else "%x-%j.out",
+        mpi=mpi,
+        choice=choice,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the script; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m fedkd_mpi.job", description="Write a fitting Slurm script.")
+    parser.add_argument("config", nargs="?", default="digits.yaml", metavar="CONFIG", help="as --config of the run")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--cpus-per-node", type=int, default=32, help="cores of a node (default 32)")
+    parser.add_argument("--gpus-per-node", type=int, default=0)
+    parser.add_argument("--time", default="08:00:00", help="of one part of the run, [D-]HH:MM:SS (default 08:00:00)")
+    parser.add_argument("--mpi", choices=MPIS, default="pmix", help="how srun starts ranks, or mpirun (default pmix)")
+    parser.add_argument("--sweep", metavar="KEY=A,B,...", help="an array job with a task for each value")
+    parser.add_argument("--script", type=Path, metavar="FILE", help="write here, not to the screen")
+    chosen = parser.parse_intermixed_args(argv)
+    try:
+        config = configuration.load(Path(chosen.config), chosen.overrides)
+        from fedkd_mpi.forecast import process_bytes
+
+        # The cohort decides how many processes there are, and these how many clients the fullest of them hosts.
+        draft = plan(config, chosen.nodes, chosen.cpus_per_node, chosen.gpus_per_node, 0)
+        size = process_bytes(config, draft.tasks)
+        resources = plan(config, chosen.nodes, chosen.cpus_per_node, chosen.gpus_per_node, size)
+    except UserError as error:
+        print(f"fedkd_mpi: {error}", file=sys.stderr)
+        return 2
+    text = script(
+        chosen.config,
+        resources,
+        name=config.name,
+        title=f"{config.name}: {config.num_clients} clients, {resources.tasks} processes",
+        file=str(chosen.script or "FILE"),
+        time=chosen.time,
+        mpi=chosen.mpi,
+        overrides=chosen.overrides,
+        sweep=chosen.sweep,
+    )
+    if chosen.script:
+        chosen.script.write_text(text, encoding="utf-8")
+    else:
+        print(text, end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

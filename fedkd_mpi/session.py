@@ -1,0 +1,162 @@
+"""How a run begins, anew or from the checkpoint of an interrupted one: data, networks, clients and the log."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedkd_mpi import __version__, costlog
+from fedkd_mpi.checkpoint import Checkpoints, Manifest
+from fedkd_mpi.config import Config
+from fedkd_mpi.errors import UserError
+from fedkd_mpi.stopping import STOP
+
+if TYPE_CHECKING:
+    from fedkd_mpi.prepare import Simulation
+    from fedkd_mpi.world import World
+
+
+@dataclass
+class Session:
+    """A run that is ready to play its rounds from `first` on; `writer` is None but on rank 0.
+
+    `saved` is the number of rounds in the newest checkpoint, None without one.
+    """
+
+    simulation: Simulation
+    writer: costlog.Writer | None
+    checkpoints: Checkpoints
+    first: int = 0
+    saved: int | None = None
+
+
+def begin(config: Config, world: World, output: Path, overwrite: bool) -> Session:
+    """Read the data, build everything and create the log; raises the same UserError on every process. Collective."""
+    started = world.agree(datetime.now().astimezone().isoformat(timespec="seconds"))
+    checkpoints = Checkpoints(output, {"config_digest": config.digest(), "started": started}, world)
+
+    def check() -> None:
+        costlog.check_output(output, overwrite)
+        if not overwrite:
+            checkpoints.require_none()
+        checkpoints.require_writable()
+        require_no_stop(output)
+
+    world.together(lambda: check() if world.is_root else None)
+    simulation = build(config, world)
+
+    def create() -> costlog.Writer:
+        writer = create_log(simulation, output, overwrite, started)
+        checkpoints.clear()
+        return writer
+
+    return Session(simulation, world.together(lambda: create() if world.is_root else None), checkpoints)
+
+
+def resume(config: Config, world: World, output: Path) -> Session:
+    """Go on with the log of an interrupted run from its newest whole checkpoint, or from round 0 where there is none.
+
+    `config` is that of the log. Raises the same UserError on every process. Collective.
+    """
+
+    def look() -> tuple[dict, int]:
+        require_no_stop(output)
+        with costlog.open(output) as log:
+            return log.attrs, log.rounds_completed
+
+    attrs, logged = world.together(look)
+    owner = {name: attrs[name] for name in ("config_digest", "started")}
+    checkpoints = Checkpoints(output, owner, world)
+    world.together(lambda: checkpoints.require_writable() if world.is_root else None)
+    simulation = build(config, world)
+    world.together(lambda: require_same_data(simulation, output))
+    manifest, refused = checkpoints.newest(logged)
+    if manifest:
+        checkpoints.restore(simulation, manifest)
+    first = manifest.rounds if manifest else 0
+    where = {"mpi_library": world.library, "hostnames": world.hostnames}
+
+    def reopen() -> costlog.Writer:
+        writer = costlog.Writer.resume(output, first, world_size=world.world_size, attrs=where)
+        announce(writer, simulation, manifest, refused, logged)
+        return writer
+
+    writer = world.together(lambda: reopen() if world.is_root else None)
+    return Session(simulation, writer, checkpoints, first, manifest and manifest.rounds)
+
+
+def announce(
+    writer: costlog.Writer, run: Simulation, manifest: Manifest | None, refused: list[str], logged: int
+) -> None:
+    """Say on the screen and in the log where a run goes on, and which checkpoints could not be used."""
+    first = manifest.rounds if manifest else 0
+    origin = manifest.folder.name if manifest else "the start (there is no checkpoint)"
+    text = f"goes on with round {first} of {run.config.rounds} from {origin} on {run.world.world_size} process(es)"
+    if logged > first:
+        text += f"; the log's {logged - first} later round(s) are played again"
+    for level, message in [*(("warning", reason) for reason in refused), ("info", text)]:
+        print(f"fedkd_mpi: {message}", flush=True)
+        writer.event(max(first - 1, 0), None, level, message)
+
+
+def build(config: Config, world: World) -> Simulation:
+    """Read the data and build this process's networks and clients; raises the same UserError on every process."""
+    from fedkd_mpi.prepare import load_data, prepare
+
+    world.place.at(0, "reading the data")
+    data = load_data(config, world)
+    world.place.at(0, "building networks and clients")
+    return world.together(lambda: prepare(config, world, data))
+
+
+def create_log(run: Simulation, output: Path, overwrite: bool, started: str) -> costlog.Writer:
+    """Create the cost log of a run."""
+    config = run.config
+    attrs = {
+        "config": config.to_yaml(),
+        "config_digest": config.digest(),
+        "package_version": __version__,
+        "mpi_library": run.world.library,
+        "hostnames": run.world.hostnames,
+        "seed": config.seed,
+        "started": started,
+    }
+    layers = [tuple(layer) for layer in run.student.exchanged_layers] if run.student else []
+    columns = client_columns(run)
+    size, spectra = run.world.world_size, config.log.spectra
+    return costlog.Writer.create(output, attrs, layers, columns, run.task.metrics, size, overwrite, spectra)
+
+
+def client_columns(run: Simulation) -> dict[str, np.ndarray]:
+    """Return the log's table of clients."""
+    clients = run.data.clients
+    columns = {
+        "train_samples": np.array([len(train) for train, _ in clients]),
+        "test_samples": np.array([len(test) for _, test in clients]),
+        "mpi_rank": np.array([rank for rank, block in enumerate(run.placement) for _ in block]),
+    }
+    labels = run.task.labels(run.data.train)
+    if run.task.num_classes and labels.ndim == 1:
+        counts = [np.bincount(labels[np.concatenate(split)], minlength=run.task.num_classes) for split in clients]
+        columns["label_histogram"] = np.array(counts)
+    return columns
+
+
+def require_same_data(run: Simulation, output: Path) -> None:
+    """Raise UserError where the clients' samples are not those that the log was begun with."""
+    columns = client_columns(run)
+    with costlog.open(output) as log:
+        for name, values in log["clients"].items():
+            if name != "mpi_rank" and not np.array_equal(values, columns.get(name)):
+                raise UserError(f"the data are not those of {output}: {name} of the clients differ")
+
+
+def require_no_stop(output: Path) -> None:
+    """Raise UserError where a STOP file would end the run before its first round."""
+    file = output.parent / STOP
+    if file.exists():
+        raise UserError(f"the file {file} asks the runs that log beside it to stop: remove it to run")

@@ -1,0 +1,121 @@
+"""Stopping well: what asks a run to stop, and what happens between two rounds: agree, save, stop."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fedkd_mpi.checkpoint import Checkpoints
+    from fedkd_mpi.prepare import Simulation
+    from fedkd_mpi.world import World
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+STOP = "STOP"  # a file of this name beside the log
+MARGIN = 1.2  # the next round may take so many times as long as the longest so far
+ASKING = 10.0  # seconds to wait for Slurm's answer
+CLOSING = 2.0  # seconds to close the log and to leave MPI
+
+
+class StopRequests:
+    """Hears signals in every process, and in rank 0's looks for the STOP file and the clock.
+
+    As a context manager it notes SIGTERM, SIGUSR1 and SIGINT inside the block; a second SIGINT ends the job at once.
+    `time_limit` is in seconds from now, `slurm_end` in seconds since 1970.
+    """
+
+    def __init__(self, world: World, log: Path, time_limit: float | None, slurm_end: float | None = None):
+        self.world, self.file = world, log.parent / STOP
+        self.heard: str | None = None
+        self._interrupted = False
+        limits = [] if time_limit is None else [(time.time() + time_limit, f"time_limit ({time_limit:.0f} s)")]
+        if slurm_end is not None:
+            limits.append((slurm_end, "the end of the Slurm job"))
+        self._limit = min(limits, default=None)
+
+    def __enter__(self) -> StopRequests:
+        self._before = [(number, signal.signal(number, self._note)) for number in SIGNALS]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before:
+            signal.signal(number, handler)
+
+    def reason(self, seconds_needed: float) -> str | None:
+        """Return what asks this process to stop; on rank 0 also that `seconds_needed` do not fit any more."""
+        if self.heard or not self.world.is_root:
+            return self.heard
+        if self.file.exists():
+            return f"the file {self.file}"
+        if self._limit and seconds_needed and time.time() + seconds_needed > self._limit[0]:
+            return f"another round would not end before {self._limit[1]}"
+        return None
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        where = f"rank {self.world.mpi_rank} on {self.world.hostname}"
+        if number == signal.SIGINT and self._interrupted:
+            self.world.fault(f"fedkd_mpi: {where}: second SIGINT, ended at once")
+        self._interrupted |= number == signal.SIGINT
+        self.heard = f"{signal.Signals(number).name} at {where}"
+
+
+def slurm_end() -> float | None:
+    """Return when Slurm will end the job this process is part of, in seconds since 1970; None where it will not."""
+    if end := os.environ.get("SLURM_JOB_END_TIME"):  # since Slurm 23.02
+        return float(end)
+    if not (job := os.environ.get("SLURM_JOB_ID")) or not shutil.which("squeue"):
+        return None
+    command = ["squeue", "--noheader", "--format=%e", f"--jobs={job}"]
+    try:
+        environment = os.environ | {"SLURM_TIME_FORMAT": "standard"}
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=ASKING, env=environment, check=True)
+        return datetime.fromisoformat(asked.stdout.strip()).timestamp()
+    except (OSError, subprocess.SubprocessError, ValueError):  # "N/A" without a limit; --signal tells the rest
+        return None
+
+
+class Boundary:
+    """Called by all processes between two rounds: saves what is due and returns why to stop, None to go on.
+
+    `saved` is the number of rounds in the newest checkpoint, None without one.
+    """
+
+    def __init__(self, run: Simulation, checkpoints: Checkpoints, stop: StopRequests, saved: int | None):
+        self.run, self.checkpoints, self.stop, self.saved = run, checkpoints, stop, saved
+        self.seconds_saving = 0.0
+        self._seconds_round = self._seconds_save = 0.0  # the longest so far
+        self._left: float | None = None
+
+    def __call__(self, done: int) -> str | None:
+        """Return the reason to stop after `done` rounds, the same everywhere. Collective."""
+        config, now = self.run.config, time.monotonic()
+        ended = done == config.rounds
+        if self._left is not None:
+            self._seconds_round = max(self._seconds_round, now - self._left)
+        reason = None if ended else self.run.world.agree(self.stop.reason(self._needed()))
+        every = config.checkpoint.every
+        if self.saved != done and (reason or (every and done and (ended or done % every == 0))):
+            self._save(done)
+        self._left = time.monotonic()
+        return reason
+
+    def _needed(self) -> float:
+        if self._seconds_round == 0:  # nothing to go by, and a run that does not play a round gets nowhere
+            return 0.0
+        return MARGIN * self._seconds_round + (self._seconds_save or self._seconds_round) + CLOSING
+
+    def _save(self, done: int) -> None:
+        began = time.monotonic()
+        self.run.world.place.at(done, "writing the checkpoint")
+        self.checkpoints.save(self.run, done)
+        self.saved = done
+        seconds = time.monotonic() - began
+        self.seconds_saving += seconds
+        self._seconds_save = max(self._seconds_save, seconds)

@@ -1,0 +1,149 @@
+"""A real Slurm of one node on loopback: munged, slurmctld and slurmd, started here and stopped at the end."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from mpirun import clean_environment, run
+
+DAEMONS = ("munged", "slurmctld", "slurmd")
+PACKAGES = "slurm-wlm munge"
+CPUS = 64  # claimed, not there: jobs of these tests mostly wait
+PATIENCE = 240.0  # seconds
+CONFIGURATION = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser=root
+SlurmctldPort={controller}
+SlurmdPort={daemon}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge/socket,cred_expire=3
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+ReturnToService=2
+MpiDefault=none
+KillWait=30
+SlurmdParameters=config_overrides
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
+AccountingStorageType=accounting_storage/none
+JobCompType=jobcomp/none
+JobAcctGatherType=jobacct_gather/none
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=1000000 State=UNKNOWN
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=FORCE:4
+"""
+
+
+def missing() -> str | None:
+    """Return why no Slurm can be started here, or None."""
+    absent = [daemon for daemon in DAEMONS if not shutil.which(daemon)]
+    if absent:
+        return f"{', '.join(absent)} not found: apt-get install {PACKAGES}"
+    return None if os.geteuid() == 0 else "starting slurmctld and slurmd takes root"
+
+
+class Slurm:
+    """The cluster; `folder` holds all that it writes, `work` is where jobs run."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.work = folder, folder / "work"
+        for name in ("munge", "state", "spool", "work"):
+            (folder / name).mkdir(mode=0o755)
+        (folder / "key").write_bytes(secrets.token_bytes(128))
+        (folder / "key").chmod(0o600)
+        ports = _free_ports(2)
+        host = socket.gethostname().partition(".")[0]
+        self.file = folder / "slurm.conf"
+        settings = {"host": host, "controller": ports[0], "daemon": ports[1], "folder": folder, "cpus": CPUS}
+        self.file.write_text(CONFIGURATION.format(**settings))
+
+    def __enter__(self) -> Slurm:
+        munge = self.folder / "munge"
+        files = [f"--{name}={munge / path}" for name, path in (("socket", "socket"), ("pid-file", "pid"))]
+        files += [f"--{name}={munge / path}" for name, path in (("log-file", "log"), ("seed-file", "seed"))]
+        try:
+            self._call("munged", "--force", f"--key-file={self.folder / 'key'}", *files)
+            self._call("slurmctld", "-f", self.file)
+            self._call("slurmd", "-f", self.file)
+            self._until(lambda: "idle" in self.call("sinfo", "--noheader", "--format=%T"))
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for path in ("slurmd.pid", "slurmctld.pid", "munge/pid"):
+            with suppress(OSError, ValueError):
+                pid = int((self.folder / path).read_text())
+                os.kill(pid, signal.SIGTERM)
+                end = time.monotonic() + 10
+                while Path(f"/proc/{pid}").exists() and time.monotonic() < end:
+                    time.sleep(0.1)
+
+    def call(self, *command: str | Path, env: Mapping[str, str] = {}) -> str:
+        """Run a Slurm command and return what it prints."""
+        result = self._call(*command, env=env)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    def submit(self, *arguments: str | Path, env: Mapping[str, str] = {}) -> int:
+        """Return the number of a job that was submitted with sbatch."""
+        return int(self.call("sbatch", "--parsable", *arguments, env=env))
+
+    def show(self, job: int | str) -> dict[str, str]:
+        """Return the fields of `scontrol show job`."""
+        text = self.call("scontrol", "--oneliner", "show", "job", str(job))
+        return dict(re.findall(r"(\w+)=(\S*)", text))
+
+    def wait(self, job: int | str, *states: str) -> dict[str, str]:
+        """Return a job's fields once it is in one of the states."""
+        self._until(lambda: self.show(job)["JobState"] in states, lambda: f"{self.show(job)}\n{self.output(job)}")
+        return self.show(job)
+
+    def output(self, job: int | str) -> str:
+        """Return what a job has printed."""
+        path = Path(self.show(job)["StdOut"])
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def _call(self, *command: str | Path, env: Mapping[str, str] = {}) -> subprocess.CompletedProcess[str]:
+        return run(command, env={"SLURM_CONF": str(self.file), **env}, cwd=self.work, timeout=60)
+
+    def _until(self, condition: object, explain: object = lambda: "") -> None:
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < end, f"never came about: {explain()}"
+            time.sleep(0.2)
+
+
+def mpi_environment(launcher: Path, library: Path) -> dict[str, str]:
+    """Return what a job needs to find an MPI."""
+    path = os.pathsep.join((str(launcher.parent), clean_environment()["PATH"]))
+    # All ranks are on this node; over TCP, UCX now and then refuses the made-up speed of a virtual network card.
+    return {"PATH": path, "MPI4PY_LIBMPI": str(library), "UCX_TLS": "self,sm"}
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports

@@ -1,0 +1,101 @@
+"""The doctor on good and bad ground."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+from mpirun import mpirun, run
+from sessions import SMALL
+
+from fedkd_mpi import doctor
+from fedkd_mpi.config import load
+from fedkd_mpi.doctor import ERROR, OK, WARNING, probe, room
+from fedkd_mpi.world import World
+
+DOCTOR = ("-m", "fedkd_mpi.doctor")
+
+
+def statuses(text: str) -> dict[str, str]:
+    return dict(re.findall(r"^│ (\S[^│]*?) +│ (ok|warning|error) ", text, re.MULTILINE))
+
+
+def test_alone_all_is_well(tmp_path: Path) -> None:
+    result = run(["python", *DOCTOR, *SMALL, "--output", tmp_path / "own.h5"], timeout=120)
+    assert result.returncode == 0, result.stderr
+    found = statuses(result.stdout)
+    assert found.keys() == {"MPI", "cores", "GPU", "shared memory", "HDF5", "disk"}
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_many_threads_are_an_error(mpi_vendor: str, tmp_path: Path) -> None:
+    cores = len(os.sched_getaffinity(0))
+    arguments = (*SMALL, f"threads_per_rank={cores}", "--output", tmp_path / "own.h5")
+    result = mpirun(2, *DOCTOR, *arguments, mpi=mpi_vendor, timeout=180)
+    found = statuses(result.stdout)
+    assert found["MPI"] == found["shared memory"] == found["bandwidth"] == found["HDF5"] == OK
+    assert result.stdout.count("bandwidth") == 1
+    if cores > 1:
+        assert result.returncode == 1
+        assert found["cores"] == ERROR
+        assert f"2 process(es) x {cores} thread(s) on {cores} core(s)" in result.stdout
+
+
+def test_copies_of_rank_0_of_1_are_noticed(tmp_path: Path) -> None:
+    """Srun without a PMI starts n processes that each believe to be alone."""
+    env = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"}
+    result = run(["python", *DOCTOR, "--output", tmp_path / "own.h5"], env=env, timeout=120)
+    assert result.returncode == 1
+    assert statuses(result.stdout)["MPI"] == ERROR
+    assert "srun --mpi=pm" in result.stdout
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = run(["python", *DOCTOR, *SMALL, "--output", tmp_path / "file" / "own.h5"], timeout=120)
+    assert result.returncode == 1
+    assert statuses(result.stdout)["HDF5"] == ERROR
+
+
+def test_a_probe_that_crashes_is_a_finding() -> None:
+    assert probe("pass") == (True, "")
+    assert probe("import os; os.kill(os.getpid(), 11)") == (False, "the probe crashed with signal 11")
+    assert probe("raise ValueError('no GPU buffers')") == (False, "ValueError: no GPU buffers")
+
+
+def test_a_probe_that_hangs_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "PROBE_SECONDS", 0.5)
+    assert probe("import time; time.sleep(100)") == (False, "the probe hung for 0 s")
+
+
+def test_the_disk_is_compared_with_the_checkpoints(tmp_path: Path) -> None:
+    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+    assert room(tmp_path, 0).status == (OK if free > 2 * doctor.SCARCE else WARNING)
+    assert room(tmp_path / "not" / "yet", free - doctor.SCARCE // 2).status == WARNING
+    assert room(tmp_path, 2 * free).status == ERROR
+
+
+def test_the_estimate_covers_the_checkpoints_of_a_run(tmp_path: Path) -> None:
+    from fedkd_mpi.prepare import load_data, prepare
+
+    log = tmp_path / "own.h5"
+    large = [*SMALL, "rounds=2", "cohort_size=null", "teacher.hidden=[256]", "student.hidden=[64]"]
+    result = run(["python", "-m", "fedkd_mpi.run", *large, "checkpoint.every=1", "--output", log], timeout=120)
+    assert result.returncode == 0, result.stderr
+    written = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
+    config, world = load(overrides=large), World()
+    estimate = doctor.checkpoint_bytes(prepare(config, world, load_data(config, world)))
+    assert written < estimate < 3 * written
+
+
+def test_a_run_says_only_what_is_wrong(tmp_path: Path) -> None:
+    cores = len(os.sched_getaffinity(0))
+    arguments = ("-m", "fedkd_mpi.run", *SMALL, "rounds=1", "--output")
+    good = run(["python", *arguments, tmp_path / "good.h5"], timeout=120)
+    assert (good.returncode, good.stderr) == (0, "")
+    bad = run(["python", *arguments, tmp_path / "bad.h5", f"threads_per_rank={cores + 1}"], timeout=120)
+    assert bad.returncode == 0
+    (line,) = bad.stderr.splitlines()
+    assert f"{cores + 1} thread(s) on {cores} core(s): set threads_per_rank={cores} or start fewer" in line

@@ -1,0 +1,150 @@
+"""The scripts of jobs/ on a real Slurm."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mpirun import REPOSITORY, find, how_to_install, run
+from sessions import SMALL, assert_same_run, rounds_in
+from slurm import Slurm, missing, mpi_environment
+
+from fedkd_mpi import costlog
+from fedkd_mpi.config import load
+from fedkd_mpi.errors import UserError
+from fedkd_mpi.job import Resources, plan, script
+
+JOBS = REPOSITORY / "jobs"
+ONE_NODE = ("--ntasks=2", "--ntasks-per-node=2", "--mem=0")
+ROUNDS = 8
+LASTING = (*SMALL, f"rounds={ROUNDS}", "compression.codec=remembering:Rounding", "checkpoint.every=100")
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    if reason := missing():
+        pytest.skip(f"no Slurm: {reason}")
+    with Slurm(tmp_path_factory.mktemp("slurm")) as cluster:
+        yield cluster
+
+
+def environment(vendor: str, sleep: float = 0) -> dict[str, str]:
+    installation = find(vendor)
+    if installation is None:
+        pytest.skip(how_to_install(vendor))
+    how = {"openmpi": "mpirun", "mpich": "pmi2"}[vendor]
+    tests = str(REPOSITORY / "tests")
+    found = mpi_environment(installation.launcher, installation.library)
+    return {**found, "FEDKD_MPI": how, "FEDKD_TEST_SLEEP": str(sleep), "PYTHONPATH": f"{REPOSITORY}:{tests}"}
+
+
+@pytest.fixture(scope="module")
+def timed(slurm: Slurm) -> int:
+    """A job whose run takes longer than its time limit; submitted first, for it takes two minutes of waiting."""
+    arguments = (*ONE_NODE, "--time=1", "--signal=B:USR1@10", JOBS / "cpu.slurm", *LASTING)
+    return slurm.submit(*arguments, env=environment("mpich", sleep=3))
+
+
+@pytest.mark.parametrize("vendor", ["openmpi", "mpich"])
+def test_a_job_completes(slurm: Slurm, timed: int, vendor: str) -> None:
+    job = slurm.submit(*ONE_NODE, JOBS / "cpu.slurm", *SMALL, "rounds=2", env=environment(vendor))
+    assert slurm.wait(job, "COMPLETED", "FAILED", "CANCELLED")["JobState"] == "COMPLETED", slurm.output(job)
+    log = costlog.read(slurm.work / f"runs/digits-{job}.h5")
+    assert log["attrs"]["status"] == "completed"
+    assert log["attrs"]["world_size"] == 2
+    assert len(log["rounds"]["round"]) == 2
+
+
+def test_an_array_runs_a_task_for_each_value(slurm: Slurm, timed: int) -> None:
+    arguments = ("--array=0-1", *ONE_NODE, JOBS / "sweep.slurm", *SMALL, "rounds=1")
+    job = slurm.submit(*arguments, env=environment("openmpi"))
+    for task in (0, 1):
+        state = slurm.wait(f"{job}_{task}", "COMPLETED", "FAILED", "CANCELLED")["JobState"]
+        assert state == "COMPLETED", slurm.output(f"{job}_{task}")
+        log = costlog.read(slurm.work / f"runs/seeds-{job}-{task}.h5")
+        assert (log["attrs"]["status"], log["attrs"]["seed"]) == ("completed", task)
+
+
+def test_a_cancelled_job_leaves_a_checkpoint_and_does_not_come_back(slurm: Slurm, timed: int) -> None:
+    job = slurm.submit(*ONE_NODE, JOBS / "cpu.slurm", *SMALL, "rounds=100000", env=environment("mpich"))
+    log = slurm.work / f"runs/digits-{job}.h5"
+    slurm._until(lambda: rounds_in(log) > 0, lambda: slurm.output(job))
+    slurm.call("scancel", str(job))
+    slurm.wait(job, "CANCELLED")
+    slurm._until(lambda: costlog.read(log)["attrs"]["status"] == "interrupted", lambda: slurm.output(job))
+    assert "stopped after" in costlog.read(log)["events"]["message"][-1]
+    slurm._until(lambda: "EndTime" in slurm.show(job) and not slurm.call("squeue", "--noheader", f"--jobs={job}"))
+    assert slurm.show(job)["JobState"] == "CANCELLED"
+    assert slurm.show(job)["Restarts"] == "0"
+
+
+def test_a_job_that_runs_out_of_time_requeues_itself_and_goes_on(slurm: Slurm, timed: int, tmp_path: Path) -> None:
+    whole = tmp_path / "whole.h5"
+    result = run(["python", "-m", "fedkd_mpi.run", *LASTING, "--output", whole], env=environment("mpich"), timeout=240)
+    assert result.returncode == 0, result.stderr
+    fields = slurm.wait(timed, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+    assert fields["JobState"] == "COMPLETED", slurm.output(timed)
+    assert int(fields["Restarts"]) >= 1
+    log = slurm.work / f"runs/digits-{timed}.h5"
+    assert "goes on with round" in slurm.output(timed)  # appended to what the first part printed
+    assert "stopped after" in slurm.output(timed)
+    assert_same_run(whole, log)
+
+
+GENERATED = {
+    "cpu.slurm": ("digits.yaml", Resources(1, 32, 32, 1, 0, 0), {"title": "One node, CPUs only"}),
+    "gpu.slurm": ("fashion_mnist.yaml", Resources(1, 5, 5, 1, 4, 0), {"title": "One node with four GPUs"}),
+    "gpu_nodes.slurm": ("cifar10.yaml", Resources(2, 9, 5, 1, 4, 0), {"title": "Two nodes with four GPUs each"}),
+    "sweep.slurm": (
+        "digits.yaml",
+        Resources(1, 17, 17, 1, 0, 0),
+        {"title": "An array of jobs that sweeps seeds, or any other key, or configurations", "sweep": "seed=0,1,2,3,4"},
+    ),
+}
+
+
+@pytest.mark.parametrize("file", GENERATED)
+def test_the_shipped_scripts_are_what_the_job_command_writes(file: str) -> None:
+    config, resources, options = GENERATED[file]
+    name = "seeds" if "sweep" in options else load(Path(config)).name
+    expected = script(config, resources, name=name, file=f"jobs/{file}", **options)
+    shipped = (JOBS / file).read_text(encoding="utf-8")
+    assert re.sub(r"--mem=\d+G", "--mem=0G", shipped) == expected
+    assert run(["bash", "-n", JOBS / file]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cluster", "expected"),
+    [
+        ([], (1, 64, 0), Resources(1, 33, 33, 1, 0, 83)),
+        (["cohort_size=8"], (1, 64, 0), Resources(1, 9, 9, 1, 0, 23)),
+        (["threads_per_rank=4"], (2, 32, 0), Resources(2, 16, 8, 4, 0, 20)),
+        (["threads_per_rank=auto"], (1, 32, 4), Resources(1, 5, 5, 6, 4, 13)),
+        ([], (2, 32, 4), Resources(2, 9, 5, 1, 4, 13)),
+    ],
+)
+def test_resources_follow_from_configuration_and_cluster(
+    overrides: list[str], cluster: tuple[int, int, int], expected: Resources
+) -> None:
+    assert plan(load(overrides=overrides), *cluster, process_bytes=2 * 10**9) == expected
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(UserError, match="do not fit"):
+        plan(load(overrides=["threads_per_rank=64"]), 1, 32, 0, 0)
+
+
+def test_the_job_command_writes_a_script_for_the_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "night.slurm"
+    command = ["python", "-m", "fedkd_mpi.job", "digits.yaml", *SMALL, "--script", path, "--mpi", "pmi2"]
+    result = run([*command, "--sweep", "compression.t_end=0.97,0.98", "--time", "1-00:00:00"], timeout=120)
+    assert result.returncode == 0, result.stderr
+    text = path.read_text()
+    assert "#SBATCH --ntasks=4\n" in text  # three clients a round and the server
+    assert "#SBATCH --array=0-1\n" in text
+    assert "#SBATCH --time=1-00:00:00\n" in text
+    assert "FEDKD_MPI:-pmi2" in text
+    assert int(re.search(r"--mem=(\d+)G", text)[1]) in range(1, 10)
+    assert run(["bash", "-n", path]).returncode == 0
