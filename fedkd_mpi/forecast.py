@@ -68,11 +68,13 @@ def _table(config: Config, run: Simulation, world_size: int) -> str:
     table.add_row("teacher", f"{config.teacher.name}, {run.teacher_numbers:,} numbers")
     if run.student:
         table.add_row(
-            "student", f"{config.student.name}, {numbers:,} numbers in {len(run.student.exchanged_layers)} layers"
+            "exchanged network",
+            f"{getattr(config, run.workbench.method.role).name}, {numbers:,} numbers"
+            f" in {len(run.student.exchanged_layers)} layers",
         )
-        for role, count in (("student", numbers), ("teacher", run.teacher_numbers)):
+        for what, count in (("it", numbers), ("the teacher", run.teacher_numbers)):
             table.add_row(
-                f"a round of dense {role} exchange",
+                f"a dense exchange of {what}, each round",
                 f"{bytes_text(2 * 4 * count * config.cohort)} up and down, all clients",
             )
     table.add_row("data, once a node", bytes_text(data))
