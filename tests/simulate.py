@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
-from worker_simulation import SMALL
+from worker_simulation import SMALL, observed
 
-from fedkd_mpi import simulation
+from fedkd_mpi import costlog
 from fedkd_mpi.config import load
-from fedkd_mpi.ledger import Ledger
 from fedkd_mpi.prepare import Simulation, load_data, prepare
+from fedkd_mpi.run import main
 from fedkd_mpi.world import World
-
-
-class Recorder:
-    """Takes the place of the log's writer."""
-
-    def __init__(self) -> None:
-        self.rounds: list[dict[str, Any]] = []
-        self.tables: list[tuple[dict[str, Any], ...]] = []
-        self.events: list[tuple[int, int | None, str, str]] = []
-
-    def append_round(self, rounds: dict[str, Any], *tables: dict[str, Any]) -> None:
-        self.rounds.append(rounds)
-        self.tables.append(tables)
-
-    def event(self, *event: Any) -> None:
-        self.events.append(event)
 
 
 def start(*overrides: str) -> Simulation:
@@ -35,8 +22,13 @@ def start(*overrides: str) -> Simulation:
     return prepare(config, world, load_data(config, world))
 
 
-def play(*overrides: str) -> tuple[Simulation, Recorder]:
-    """Simulate in this process; return the run as it ends, and what it logged."""
-    run, recorder = start(*overrides), Recorder()
-    simulation.simulate(run, Ledger(run, recorder, lambda row: None))
-    return run, recorder
+def play(*overrides: str) -> tuple[Simulation, dict[str, Any]]:
+    """Run the command; return its run as it ends, and its log."""
+    hook = sys.excepthook  # which the command replaces
+    with tempfile.TemporaryDirectory() as folder, observed() as runs:
+        path = Path(folder) / "log.h5"
+        try:
+            assert main(["--output", str(path), *SMALL, *overrides]) == 0
+        finally:
+            sys.excepthook = hook
+        return runs[0], costlog.read(path)

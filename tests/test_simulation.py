@@ -16,6 +16,7 @@ from worker_simulation import CASES
 
 from fedkd_mpi import cohort, costlog, simulation
 from fedkd_mpi.exchange import Message
+from fedkd_mpi.network import Network
 from fedkd_mpi.prepare import Simulation
 
 EVERY = [case for case in CASES if case != "wide"]
@@ -141,32 +142,25 @@ def test_a_round_is_mean_truncation_and_step_in_float64(monkeypatch: pytest.Monk
     assert seen == list(range(run.config.rounds))
 
 
-def test_scores_and_losses_are_those_of_the_networks():
-    run, recorder = play("num_clients=4", "evaluate.global_teachers=true", "rounds=3", "evaluate.every=2")
-    last = recorder.rounds[-1]
-    x = (torch.from_numpy(run.data.test["x"].astype(np.float64)) / 16 - run.data.meta["mean"][0]) / run.data.meta[
-        "std"
-    ][0]
+def test_scores_are_those_of_the_networks():
+    run, log = play("num_clients=4", "evaluate.global_teachers=true", "rounds=3", "evaluate.every=2")
+    rounds, (mean,), (std,) = log["rounds"], run.data.meta["mean"], run.data.meta["std"]
+    x = (torch.from_numpy(run.data.test["x"].astype(np.float64)) / 16 - mean) / std
 
-    def accuracy(named: dict[str, torch.Tensor], prefix: str = "") -> float:
-        hidden, depth = x.flatten(1), sum(name.endswith(".weight") for name in named) - 1
+    def accuracy(network: Network, flat: torch.Tensor, depth: int, prefix: str = "") -> float:
+        pairs = zip(network.layers, network.views(flat), strict=True)
+        named = {layer.name.removeprefix(prefix): view.double() for layer, view in pairs}
+        hidden = x.flatten(1)
         for i in range(depth):
-            weight, bias = named[f"{prefix}layers.{i}.weight"], named[f"{prefix}layers.{i}.bias"]
-            hidden = torch.relu(hidden @ weight.double().T + bias.double())
-        logits = hidden @ named[f"{prefix}head.weight"].double().T + named[f"{prefix}head.bias"].double()
+            hidden = torch.relu(hidden @ named[f"layers.{i}.weight"].T + named[f"layers.{i}.bias"])
+        logits = hidden @ named["head.weight"].T + named["head.bias"]
         return float(np.mean(logits.argmax(1).numpy() == run.data.test["y"]))
 
-    def named(network: Any, flat: torch.Tensor, prefix: str = "") -> dict[str, torch.Tensor]:
-        pairs = zip(network.layers, network.views(flat), strict=True)
-        return {layer.name: view for layer, view in pairs if layer.name.startswith(prefix)}
-
-    assert last["global_student_accuracy"] == accuracy(named(run.student, run.replica))
-    private = run.workbench.private
-    teachers = [
-        accuracy(named(private, client.tensors["private"], "teacher."), "teacher.") for client in run.clients.values()
-    ]
-    assert last["global_teacher_accuracy"] == pytest.approx(np.mean(teachers), rel=1e-12)
-    known = {name: [not np.isnan(row[name]) for row in recorder.rounds] for name in last if "accuracy" in name}
+    assert rounds["global_student_accuracy"][-1] == accuracy(run.student, run.replica, 1)
+    private, clients = run.workbench.private, run.clients.values()
+    teachers = [accuracy(private, client.tensors["private"], 2, "teacher.") for client in clients]
+    assert rounds["global_teacher_accuracy"][-1] == pytest.approx(np.mean(teachers), rel=1e-12)
+    known = {name: (~np.isnan(values)).tolist() for name, values in rounds.items() if "accuracy" in name}
     assert known.pop("global_teacher_accuracy") == [False, False, True]
     assert set(map(tuple, known.values())) == {(False, True, True)}
 
@@ -179,38 +173,38 @@ COHORTS = [[0], [0], [1], [0], [2]]
 def test_catching_up_costs_the_missed_broadcasts_or_the_dense_student(monkeypatch: pytest.MonkeyPatch, codec: str):
     monkeypatch.setattr(cohort, "sample", lambda seed, index, clients, size: COHORTS[index])
     settings = [f"compression.codec={codec}", "compression.t_start=0.2", "compression.t_end=0.2", "student.hidden=[64]"]
-    _, recorder = play("num_clients=3", "cohort_size=1", "rounds=5", *settings)
+    _, log = play("num_clients=3", "cohort_size=1", "rounds=5", *settings)
     dense = 4 * (64 * 64 + 64 + 10 * 64 + 10)
-    sent = [row["downlink_bytes"] for row in recorder.rounds]
+    sent = log["downlink"]["bytes"]
     expected = [0, 0, min(sent[0] + sent[1], dense), min(sent[2], dense), min(sum(sent[:4]), dense)]
-    assert [row["catchup_bytes"] for row in recorder.rounds] == expected
+    assert log["rounds"]["catchup_bytes"].tolist() == expected
     assert (expected[2] < dense) == (expected[3] < dense) == (codec == "svd")
 
 
-def test_all_take_part_and_nothing_is_to_catch_up():
-    _, recorder = play("num_clients=3", "rounds=3")
-    assert [row["catchup_bytes"] for row in recorder.rounds] == [0, 0, 0]
-
-
 def test_the_cohort_is_that_of_seed_and_round(simulated: Callable[..., Path]):
-    log = costlog.read(simulated("openmpi", 1, *CASES) / "partial.h5")
+    folder = simulated("openmpi", 1, *CASES)
+    log = costlog.read(folder / "partial.h5")
     for index in range(6):
         drawn = log["uplink"]["client"][log["uplink"]["round"] == index]
         assert drawn.tolist() == cohort.sample(0, index, 7, 3)
+    assert log["rounds"]["catchup_bytes"].any()
+    assert not costlog.read(folder / "full.h5")["rounds"]["catchup_bytes"].any()
 
 
 def test_a_round_without_any_update_leaves_the_student_as_it_was(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("worker_parts.VICTIMS", np.arange(5000))  # all samples
     settings = ["num_clients=2", "task=worker_parts:Poisoned", "on_nonfinite=skip"]
-    run, recorder = play(*settings)
+    run, log = play(*settings)
     assert torch.equal(run.replica, start(*settings).replica)
     assert not any(client.tensors for client in run.clients.values())
-    for row in recorder.rounds:
-        assert (row["uplink_bytes"], row["downlink_bytes"], row["skipped_clients"]) == (80, 80, 2)
-        assert row["uplink_paper_bytes"] == row["downlink_paper_bytes"] == 0
-        assert np.isnan(row["student_loss"])
-        assert np.isnan(row["teacher_accuracy"])
-        assert row["global_student_accuracy"] > 0
-    events = [(0, 0), (0, 1), (1, 0), (1, 1)]
-    assert [event[:2] for event in recorder.events] == events
-    assert all("not finite (layer teacher.layers.0.weight)" in message for *_, message in recorder.events)
+    rounds, header = log["rounds"], 40
+    for name in ("uplink_bytes", "uplink_header_bytes", "downlink_bytes", "downlink_header_bytes"):
+        assert rounds[name].tolist() == [2 * header, 2 * header]
+    assert not rounds["uplink_paper_bytes"].any()
+    assert not rounds["downlink_paper_bytes"].any()
+    assert rounds["skipped_clients"].tolist() == [2, 2]
+    assert np.isnan(rounds["student_loss"]).all()
+    assert np.isnan(rounds["teacher_accuracy"]).all()
+    assert (rounds["global_student_accuracy"] > 0).all()
+    assert (log["events"]["round"].tolist(), log["events"]["client"].tolist()) == ([0, 0, 1, 1], [0, 1, 0, 1])
+    assert all("not finite (layer teacher.layers.0.weight)" in text for text in log["events"]["message"])

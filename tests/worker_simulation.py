@@ -7,7 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedkd_mpi.prepare import Simulation
 
 SMALL = ["rounds=2", "local.epochs=1", "teacher.hidden=[32,16]", "student.hidden=[16]", "device=cpu"]
 ADAM = ["optimizer.name=adam", "optimizer.momentum=0", "teacher.learning_rate=0.01", "student.learning_rate=0.01"]
@@ -34,26 +40,39 @@ def main(folder: Path, cases: list[str]) -> None:
         from mpi4py import MPI  # noqa: F401  MPI starts here, so that it outlives the worlds of the cases
     import numpy as np
 
-    from fedkd_mpi import run, simulation
+    from fedkd_mpi import run
 
-    simulate = simulation.simulate
     for case in cases:
-
-        def observed(this: simulation.Simulation, ledger: simulation.Ledger, case: str = case) -> None:
-            simulate(this, ledger)
-            tensors = {
-                f"{client.id}/{name}": tensor.numpy()
-                for client in this.clients.values()
-                for name, tensor in client.tensors.items()
-            }
-            if this.student:
-                tensors["student"] = this.replica.numpy()
-            np.savez(folder / f"{case}.{this.world.mpi_rank}.npz", **tensors)
-
-        simulation.simulate = observed
-        code = run.main(["--output", str(folder / f"{case}.h5"), *SMALL, *CASES[case]])
+        with observed() as runs:
+            code = run.main(["--output", str(folder / f"{case}.h5"), *SMALL, *CASES[case]])
         if code:
             sys.exit(code)
+        tensors = {
+            f"{client.id}/{name}": tensor.numpy()
+            for client in runs[0].clients.values()
+            for name, tensor in client.tensors.items()
+        }
+        if runs[0].student:
+            tensors["student"] = runs[0].replica.numpy()
+        np.savez(folder / f"{case}.{runs[0].world.mpi_rank}.npz", **tensors)
+
+
+@contextmanager
+def observed() -> Iterator[list[Simulation]]:
+    """Give the runs that the command simulates inside the block."""
+    from fedkd_mpi import simulation
+
+    runs, simulate = [], simulation.simulate
+
+    def observing(run: Simulation, *rest: Any) -> Any:
+        runs.append(run)
+        return simulate(run, *rest)
+
+    simulation.simulate = observing
+    try:
+        yield runs
+    finally:
+        simulation.simulate = simulate
 
 
 if __name__ == "__main__":
