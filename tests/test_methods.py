@@ -47,7 +47,15 @@ class LeastSquares:
 
 def configure(method: str, *overrides: str) -> Config:
     rate = f"student.learning_rate={RATE}"
-    common = ["num_clients=3", "optimizer.momentum=0", "local.epochs=null", f"local.steps={STEPS}", "device=cpu", rate]
+    common = [
+        "num_clients=3",
+        "optimizer.momentum=0",
+        "optimizer.clip_norm=null",
+        "local.epochs=null",
+        f"local.steps={STEPS}",
+        "device=cpu",
+        rate,
+    ]
     return load(overrides=[f"method={method}", *common, "local.batch_size=99", "compression.codec=none", *overrides])
 
 
