@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,7 +14,17 @@ from fedkd_mpi.stopwatch import Stopwatch
 from fedkd_mpi.wire import SERVER, SKIPPED, UPDATE
 from fedkd_mpi.world import World
 
-__all__ = ["SERVER", "SKIPPED", "UPDATE", "Message", "downlink", "make_message", "uplink"]
+__all__ = ["SERVER", "SKIPPED", "UPDATE", "Message", "Receipt", "downlink", "make_message", "uplink"]
+
+
+WINDOW = 8 * 2**20  # bytes of payloads that the server holds at a time
+
+
+class Receipt(NamedTuple):
+    """What the log says of a message once it has been read: its length, and rank and bytes of each layer, if any."""
+
+    bytes: int
+    layers: list[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,11 @@ class Message:
             client = None if header.sender == SERVER else header.sender
             raise RunFault(f"damaged message: {error}", round=header.round, client=client) from None
 
+    def receipt(self, records: Sequence[wire.Record]) -> Receipt:
+        """Return what the log says of this message, whose records these are."""
+        layers = [(record.rank, record.data.size) for record in records]
+        return Receipt(self.header.size + self.payload.size, layers)
+
 
 def make_message(round_index: int, sender: int, samples: int, records: Sequence[wire.Record] | None) -> Message:
     """Return the message of an update, or of a skipped one where records is None."""
@@ -47,29 +63,41 @@ def make_message(round_index: int, sender: int, samples: int, records: Sequence[
     return Message(wire.pack_header(kind, round_index, sender, len(records or []), samples, payload), payload)
 
 
-def uplink(
-    world: World, watch: Stopwatch, messages: Sequence[Message], per_rank: Sequence[int]
-) -> list[Message] | None:
-    """Gather the clients' messages on the server, in client order; None elsewhere.
+def uplink(world: World, watch: Stopwatch, messages: Sequence[Message], per_rank: Sequence[int]) -> Iterator[Message]:
+    """Yield the clients' messages on the server, in client order, and nothing elsewhere; all processes run through it.
 
-    `per_rank` is the number of messages of every process, known to all from the cohort.
+    `per_rank` is the number of messages of every process, known to all from the cohort. The server holds the payloads
+    of one window at a time: it reads those before it asks for more, however many clients there are.
     """
     own = _joined([message.header for message in messages])
     with watch("wait"):
         headers = world.gather(own, [count * wire.HEADER_BYTES for count in per_rank], payload=True, sleeping=True)
-    sizes: list[int] = []
-    counts = np.zeros(world.world_size, np.int64)
+    sizes = np.zeros(sum(per_rank), np.int64)
     if headers is not None:
         headers = headers.reshape(-1, wire.HEADER_BYTES)
-        sizes = [wire.unpack_header(header).payload_bytes for header in headers]
-        remaining = iter(sizes)
-        counts[:] = [sum(next(remaining) for _ in range(count)) for count in per_rank]
+        sizes[:] = [wire.unpack_header(header).payload_bytes for header in headers]
     with watch("gather"):
-        world.broadcast(counts)  # with these, all know into how many calls the payloads go
-        payloads = world.gather(_joined([message.payload for message in messages]), counts.tolist(), payload=True)
-    if headers is None or payloads is None:
-        return None
-    return [Message(*pair) for pair in zip(headers, _split(payloads, sizes), strict=True)]
+        world.broadcast(sizes)  # with these, all know what goes in which window
+    senders = np.repeat(np.arange(world.world_size), per_rank)
+    before = sum(per_rank[: world.mpi_rank])
+    for start, stop in windows(sizes):
+        counts = np.bincount(senders[start:stop], sizes[start:stop], world.world_size).astype(np.int64)
+        mine = messages[max(start - before, 0) : max(stop - before, 0)]
+        with watch("gather"):
+            own = _joined([message.payload for message in mine])
+            payloads = world.gather(own, counts.tolist(), payload=True, sleeping=start > 0)
+        if headers is not None and payloads is not None:
+            parts = _split(payloads, sizes[start:stop].tolist())
+            yield from (Message(*pair) for pair in zip(headers[start:stop], parts, strict=True))
+
+
+def windows(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) of runs of messages of at most WINDOW bytes together, or of one larger message."""
+    start = 0
+    while start < len(sizes):
+        stop = start + max(int(np.searchsorted(np.cumsum(sizes[start:]), WINDOW, side="right")), 1)
+        yield start, stop
+        start = stop
 
 
 def downlink(world: World, watch: Stopwatch, message: Message | None) -> Message:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from fedkd_mpi.codecs import paper_numbers
 from fedkd_mpi.costlog import Writer
 from fedkd_mpi.costlog.schema import components
 from fedkd_mpi.errors import RunFault
-from fedkd_mpi.exchange import Message
+from fedkd_mpi.exchange import Message, Receipt
 from fedkd_mpi.prepare import Simulation
 from fedkd_mpi.stopwatch import Stopwatch
 from fedkd_mpi.wire import HEADER_BYTES, Layer
@@ -33,14 +33,14 @@ PHASES = SHARED_PHASES + SERVER_PHASES
 
 @dataclass
 class Round:
-    """One round: what all processes know of it, and on rank 0 its messages."""
+    """One round: what all processes know of it, and on rank 0 what the log says of its messages."""
 
     index: int
     threshold: float
     cohort: list[int]
     evaluated: bool
-    uplink: Sequence[Message] = ()
-    downlink: Message | None = None
+    uplink: list[Receipt] = field(default_factory=list)
+    downlink: list[Receipt] = field(default_factory=list)
     downlink_energies: Sequence[float] = ()
     downlink_spectrum: Sequence[float] = ()
 
@@ -162,7 +162,7 @@ class Ledger:
             name: ids[: len(this.uplink)] for name, ids in who.items()
         }
         downlink = self._messages(
-            [this.downlink] if this.downlink else [],
+            this.downlink,
             np.array([this.downlink_energies]),
             np.array([this.downlink_spectrum or np.zeros(self._components)]),
         )
@@ -192,17 +192,17 @@ class Ledger:
         self.on_round(rounds)
 
     def _messages(
-        self, messages: Sequence[Message], energies: np.ndarray, spectra: np.ndarray
+        self, receipts: Sequence[Receipt], energies: np.ndarray, spectra: np.ndarray
     ) -> dict[str, np.ndarray]:
-        shape = len(messages), len(self.layers)
+        shape = len(receipts), len(self.layers)
         ranks, sizes = np.full(shape, -1), np.zeros(shape, np.int64)
-        for row, message in enumerate(messages):
-            for column, record in enumerate(message.records(len(self.layers))):
-                ranks[row, column], sizes[row, column] = record.rank, record.data.size
-        total = np.array([message.header.size + message.payload.size for message in messages], np.int64)
+        for row, receipt in enumerate(receipts):
+            for column, (rank, size) in enumerate(receipt.layers):
+                ranks[row, column], sizes[row, column] = rank, size
+        total = np.array([receipt.bytes for receipt in receipts], np.int64)
         columns = {"bytes": total, "header_bytes": total - sizes.sum(axis=1), "layer_rank": ranks, "layer_bytes": sizes}
         columns["layer_energy"] = np.resize(energies, shape) if energies.size else np.full(shape, np.nan)
-        return columns | ({"spectrum": spectra[: len(messages)]} if self._components else {})
+        return columns | ({"spectrum": spectra[: len(receipts)]} if self._components else {})
 
     def _costs(self, this: Round, uplink: dict[str, np.ndarray], downlink: dict[str, np.ndarray]) -> dict[str, int]:
         cohort, broadcast = len(this.cohort), int(downlink["bytes"].sum())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from fedkd_mpi.prepare import Simulation
 from fedkd_mpi.server import apply
 from fedkd_mpi.stopwatch import Stopwatch
 from fedkd_mpi.streams import generator
+from fedkd_mpi.wire import Header, Record
 
 
 def simulate(run: Simulation, ledger: Ledger, boundary: Callable[[int], str | None], first: int = 0) -> str | None:
@@ -44,7 +45,7 @@ def play_round(run: Simulation, ledger: Ledger, index: int, watch: Stopwatch) ->
         with located(round=index, client=client.id):
             own.append(take_part(run, watch, this, client))
     if run.student:
-        this.uplink, this.downlink = communicate(run, watch, this, own)
+        communicate(run, watch, this, own)
     with watch("evaluate"):
         scores, teachers = evaluate(run, this)
     run.world.place.at(index, "logging")
@@ -77,35 +78,41 @@ def take_part(run: Simulation, watch: Stopwatch, this: Round, client: Client) ->
     return Contribution(client.id, message, outcome, [record.energy for record in records], spectrum, seconds)
 
 
-def communicate(
-    run: Simulation, watch: Stopwatch, this: Round, own: list[Contribution]
-) -> tuple[list, exchange.Message]:
-    """Bring the updates to the server, the server's answer to everyone, and apply it to this process's replica.
-
-    Returns the uplink messages (empty but on the server) and the downlink message.
-    """
+def communicate(run: Simulation, watch: Stopwatch, this: Round, own: list[Contribution]) -> None:
+    """Bring the updates to the server, the server's answer to everyone, and apply it to this process's replica."""
     run.world.place.at(this.index, "uplink")
     layers = len(run.student.exchanged_layers)
     per_rank = [sum(client in block for client in this.cohort) for block in run.placement]
-    messages = exchange.uplink(run.world, watch, [contribution.message for contribution in own], per_rank)
+    arriving = exchange.uplink(run.world, watch, [contribution.message for contribution in own], per_rank)
     answer = None
     if run.server:
         run.world.place.at(this.index, "aggregation")
         with watch("aggregate"):
-            update = run.server.aggregate(this.index, ((m.parsed, m.records(layers)) for m in messages))
+            update = run.server.aggregate(this.index, read(arriving, layers, this.uplink))
             records = None if update is None else run.server.encode(this.index, update, this.threshold)
             this.downlink_energies = [record.energy for record in records or []]
             if run.config.log.spectra and update is not None:
                 this.downlink_spectrum = run.student.spectrum(update)
             answer = exchange.make_message(this.index, exchange.SERVER, 0, records)
+    for _ in arriving:  # elsewhere than on the server nothing comes, but all send
+        pass
     run.world.place.at(this.index, "downlink")
     answer = exchange.downlink(run.world, watch, answer)
     with watch("broadcast"):
-        if answer.parsed.kind == exchange.UPDATE:
-            update = run.codec.decode(answer.records(layers), run.device)
-            update = run.codec.receive(update, run.downlink_state, 1.0)
+        ((header, records),) = read([answer], layers, this.downlink)
+        if header.kind == exchange.UPDATE:
+            update = run.codec.receive(run.codec.decode(records, run.device), run.downlink_state, 1.0)
             apply(run.student, run.replica, update, run.config.server.learning_rate)
-    return messages or [], answer
+
+
+def read(
+    messages: Iterable[exchange.Message], layers: int, receipts: list[exchange.Receipt]
+) -> Iterator[tuple[Header, list[Record]]]:
+    """Yield header and records of each message, and keep for the log what it says of them."""
+    for message in messages:
+        records = message.records(layers)
+        receipts.append(message.receipt(records))
+        yield message.parsed, records
 
 
 def evaluate(run: Simulation, this: Round) -> tuple[np.ndarray, np.ndarray]:

@@ -9,19 +9,25 @@ from contextlib import contextmanager
 
 
 class Stopwatch:
-    """`with watch("encode"):` adds the block's wall seconds to that phase; take() returns the sums and starts anew."""
+    """`with watch("encode"):` adds the block's wall seconds to that phase; take() returns the sums and starts anew.
+
+    What a phase inside another takes is counted in the inner one alone.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self.started = time.perf_counter()
+        self._within = 0.0  # seconds of the phases that ended inside the present one
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        began = time.perf_counter()
+        began, outside, self._within = time.perf_counter(), self._within, 0.0
         try:
             yield
         finally:
-            self.seconds[phase] += time.perf_counter() - began
+            taken = time.perf_counter() - began
+            self.seconds[phase] += taken - self._within
+            self._within = outside + taken
 
     def add(self, phase: str, seconds: float) -> None:
         """Add seconds that were measured elsewhere."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
+from fedkd_mpi import exchange
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.exchange import SERVER, SKIPPED, UPDATE, Message, downlink, make_message, uplink
 from fedkd_mpi.mpi import World
@@ -21,16 +24,20 @@ def records(client: int, round_index: int = 0) -> list[Record]:
 
 
 @pytest.mark.mpi
+@pytest.mark.parametrize("window", [2**23, 2500, 0])  # all at once, some of them, one by one
 @pytest.mark.parametrize("limit", [2**31 - 1, 997])
-def test_messages_arrive_in_client_order_and_whole(world: World, limit: int):
+def test_messages_arrive_in_client_order_and_whole(
+    monkeypatch: pytest.MonkeyPatch, world: World, limit: int, window: int
+):
+    monkeypatch.setattr(exchange, "WINDOW", window)
     world.count_limit = limit
     blocks = np.array_split(np.arange(5), world.world_size)  # on five processes and more some send nothing
     for round_index in range(2):
         sent = [None if client == 2 else records(client, round_index) for client in range(5)]
         own = [make_message(round_index, client, 10 + client, sent[client]) for client in blocks[world.mpi_rank]]
-        arrived = uplink(world, Stopwatch(), own, [len(block) for block in blocks])
+        arrived = list(uplink(world, Stopwatch(), own, [len(block) for block in blocks]))
         if not world.is_root:
-            assert arrived is None
+            assert not arrived
             continue
         assert [message.parsed.sender for message in arrived] == list(range(5))
         assert [message.parsed.samples for message in arrived] == [10, 11, 12, 13, 14]
@@ -51,11 +58,32 @@ def test_the_answer_reaches_everyone(world: World, content: list[Record] | None)
 
 
 @pytest.mark.mpi
+@pytest.mark.parametrize("window", [2**23, 2500])
+def test_the_server_asks_for_a_window_only_after_the_last_has_been_read(
+    monkeypatch: pytest.MonkeyPatch, world: World, window: int
+):
+    monkeypatch.setattr(exchange, "WINDOW", window)
+    blocks = np.array_split(np.arange(5), world.world_size)
+    own = [make_message(0, client, 1, records(client)) for client in blocks[world.mpi_rank]]
+    held, gather = [], world.gather
+
+    def watched(*arguments: Any, **options: Any) -> np.ndarray | None:
+        whole = gather(*arguments, **options)
+        held.append(0 if whole is None else whole.size)
+        return whole
+
+    monkeypatch.setattr(world, "gather", watched)
+    for message in uplink(world, Stopwatch(), own, [len(block) for block in blocks]):
+        assert held[-1] <= max(window, message.payload.size)
+    assert len(held) == 1 + (1 if window > 2500 else 3)  # the headers, then 26 + 1027, 2028 + 29, 4030 bytes
+
+
+@pytest.mark.mpi
 def test_what_is_counted_is_what_the_messages_hold(world: World):
     world.take_counters()
     blocks = np.array_split(np.arange(5), world.world_size)
     own = [make_message(0, client, 1, records(client)) for client in blocks[world.mpi_rank]]
-    uplink(world, Stopwatch(), own, [len(block) for block in blocks])
+    list(uplink(world, Stopwatch(), own, [len(block) for block in blocks]))
     counted = world.take_counters()
     held = [2 * RECORD_BYTES + HEADER_BYTES + sum(r.data.size for r in records(client)) for client in range(5)]
     mine, everyone = sum(held[client] for client in blocks[world.mpi_rank]), sum(held)

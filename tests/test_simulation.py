@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from matrices import smallest_ranks
 from simulate import play, start
 from worker_simulation import CASES
 
-from fedkd_mpi import cohort, costlog, simulation
+from fedkd_mpi import cohort, costlog, exchange, simulation
 from fedkd_mpi.exchange import Message
 from fedkd_mpi.network import Network
 from fedkd_mpi.prepare import Simulation
@@ -109,11 +109,23 @@ def decode(message: Message, run: Simulation) -> list[tuple[int, np.ndarray]]:
     ids=["uniform", "by samples", "raw", "convolutions"],
 )
 def test_a_round_is_mean_truncation_and_step_in_float64(monkeypatch: pytest.MonkeyPatch, overrides: list[str]):
-    communicate, seen = simulation.communicate, []
+    communicate, uplink, downlink = simulation.communicate, exchange.uplink, exchange.downlink
+    seen, messages, answers = [], [], []
 
-    def checked(run: Simulation, watch: Any, this: Any, own: Any) -> tuple[list[Message], Message]:
+    def kept(*arguments: Any) -> Iterator[Message]:
+        for message in uplink(*arguments):
+            messages.append(message)
+            yield message
+
+    def answered(*arguments: Any) -> Message:
+        answers.append(downlink(*arguments))
+        return answers[-1]
+
+    def checked(run: Simulation, watch: Any, this: Any, own: Any) -> None:
         before = [view.double().numpy().copy() for view in run.student.exchanged(run.replica)]
-        messages, answer = communicate(run, watch, this, own)
+        messages.clear()
+        communicate(run, watch, this, own)
+        answer = answers[-1]
         seen.append(this.index)
         samples = [len(run.data.clients[message.parsed.sender][0]) for message in messages]
         weights = samples if run.config.server.weighting == "samples" else [1] * len(messages)
@@ -135,9 +147,10 @@ def test_a_round_is_mean_truncation_and_step_in_float64(monkeypatch: pytest.Monk
             np.testing.assert_allclose(sent, mean, rtol=0, atol=2e-5 * scale)
             step = run.config.server.learning_rate * sent
             np.testing.assert_allclose(after[i], before[i] + step, rtol=0, atol=1e-6 * (1 + np.abs(before[i]).max()))
-        return messages, answer
 
     monkeypatch.setattr(simulation, "communicate", checked)
+    monkeypatch.setattr(exchange, "uplink", kept)
+    monkeypatch.setattr(exchange, "downlink", answered)
     run, _ = play(*overrides)
     assert seen == list(range(run.config.rounds))
 
