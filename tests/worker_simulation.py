@@ -19,6 +19,17 @@ SMALL = ["rounds=2", "local.epochs=1", "teacher.hidden=[32,16]", "student.hidden
 ADAM = ["optimizer.name=adam", "optimizer.momentum=0", "teacher.learning_rate=0.01", "student.learning_rate=0.01"]
 SEVEN = ["num_clients=7", "cohort_size=3", "rounds=6", "partition.alpha=0.3"]  # blocks of unequal length
 BATCH_NORM = ["student={name: resnet, depth: 8, width: 4, norm: batch, learning_rate: 0.05}", "num_clients=4"]
+FEEDBACK = "compression.error_feedback=ef"
+CODECS = {
+    "rdsvd": [*SEVEN, "compression.codec=rdsvd", FEEDBACK],
+    "budget": ["num_clients=4", "compression.codec=rdsvd", FEEDBACK, "compression.byte_budget=700"],
+    "common": ["num_clients=4", "compression.codec=rdsvd", FEEDBACK, "compression.energy_scope=model"],
+    "half": ["num_clients=4", "compression.codec=float16"],
+    "levels": [*SEVEN, "compression.codec=quantize", "compression.bits=4", "compression.error_feedback=ef21"],
+    "largest": ["num_clients=4", "compression.codec=topk", FEEDBACK],
+    "power": [*SEVEN, "compression.codec=powersgd", FEEDBACK, "server.weighting=samples"],
+    "sketch": ["num_clients=4", "compression.codec=fetchsgd", "compression.sketch_share=0.9"],
+}
 CASES = {
     "full": ["num_clients=4", "evaluate.global_teachers=true"],
     "partial": [*SEVEN, *ADAM, "evaluate.every=4", "server.weighting=samples"],
@@ -28,6 +39,7 @@ CASES = {
     "personal": [*BATCH_NORM, "server.buffers=local"],
     "alone": ["num_clients=4", "method=local"],
     "wide": ["num_clients=32"],
+    **CODECS,
 }
 
 
