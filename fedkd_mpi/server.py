@@ -35,24 +35,22 @@ class Server:
         Updates are added in the order given (by client), so that the bits do not depend on who arrives first; w_i is
         uniform as in the paper, or in proportion to the training samples. Raises RunFault naming the client.
         """
-        total: list[Tensor] = []
+        total = self.codec.sum(self.device)
         weights = senders = 0
         for header, records in messages:
             if header.kind == wire.SKIPPED:
                 continue
             weight = header.samples if self.settings.weighting == "samples" else 1
             try:
-                update = self.codec.decode(records, self.device)
+                total.add(records, weight)
             except wire.WireError as error:
                 raise RunFault(f"uplink message: {error}", round=round_index, client=header.sender) from None
-            total = total or [torch.zeros_like(tensor) for tensor in update]
-            for part, tensor in zip(total, update, strict=True):
-                part.add_(tensor, alpha=weight)
             weights += weight
             senders += 1
         if not senders:
             return None
-        mean = self.codec.receive([part / weights for part in total], self.uplink_state, senders / self.num_clients)
+        mean = [part.div_(weights) for part in total.take()]
+        mean = self.codec.receive(mean, self.uplink_state, senders / self.num_clients)
         flat = torch.zeros_like(self.student.state)
         for view, tensor in zip(self.student.exchanged(flat), mean, strict=True):
             view.copy_(tensor)

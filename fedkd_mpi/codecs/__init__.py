@@ -65,6 +65,31 @@ class Codec:
         """
         return list(decoded)
 
+    def sum(self, device: str) -> Sum:
+        """Return an empty sum of decoded messages."""
+        return Sum(self, device)
+
+
+class Sum:
+    """Adds decoded messages up in the order they are given, in the memory of one: a codec may know a faster way."""
+
+    def __init__(self, codec: Codec, device: str):
+        self.codec, self.device = codec, device
+        self.totals: list[Tensor] = []
+
+    def add(self, records: Sequence[Record], weight: float) -> None:
+        """Add weight times a message; raises WireError, naming the layer, if a record does not fit."""
+        import torch
+
+        decoded = self.codec.decode(records, self.device)
+        self.totals = self.totals or [torch.zeros_like(tensor) for tensor in decoded]
+        for total, tensor in zip(self.totals, decoded, strict=True):
+            total.add_(tensor, alpha=weight)
+
+    def take(self) -> list[Tensor]:
+        """Return the sum; empty if nothing was added."""
+        return self.totals
+
 
 def build(compression: Compression, layers: Sequence[Layer]) -> Codec:
     """Return the codec of a configuration, with its budget and error feedback; raises UserError if unknown."""
@@ -95,7 +120,9 @@ def read_floats(record: Record, layer: Layer, count: int) -> Tensor:
 
     if record.data.size != 4 * count:
         raise WireError(f"layer {layer.name}: {record.data.size} bytes where {4 * count} belong")
-    return torch.from_numpy(np.frombuffer(record.data.tobytes(), "<f4").copy())
+    numbers = np.empty(count, "<f4")
+    numbers.view(np.uint8)[:] = record.data
+    return torch.from_numpy(numbers)
 
 
 def paper_numbers(layer: Layer, rank: int) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd_mpi.codecs import Codec, State
+from fedkd_mpi.codecs import Codec, State, Sum
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.wire import RECORD_BYTES, Record
 
@@ -60,3 +60,7 @@ class ByteBudget(Codec):
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
         """Return the inner codec's tensors."""
         return self.inner.decode(records, device)
+
+    def sum(self, device: str) -> Sum:
+        """Return the inner codec's."""
+        return self.inner.sum(device)

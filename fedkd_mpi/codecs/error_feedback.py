@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd_mpi.codecs import Codec, State
+from fedkd_mpi.codecs import Codec, State, Sum
 from fedkd_mpi.wire import Record
 
 
@@ -38,6 +38,10 @@ class ErrorFeedback(Codec):
         """Return the inner codec's tensors."""
         return self.inner.decode(records, device)
 
+    def sum(self, device: str) -> Sum:
+        """Return the inner codec's."""
+        return self.inner.sum(device)
+
 
 class Ef21(Codec):
     """Both sides keep an estimate of the sender's update; the message corrects it (EF21, Richtarik et al. 2021).
@@ -63,6 +67,10 @@ class Ef21(Codec):
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
         """Return the correction."""
         return self.inner.decode(records, device)
+
+    def sum(self, device: str) -> Sum:
+        """Return the inner codec's."""
+        return self.inner.sum(device)
 
     def receive(self, decoded: Sequence[Tensor], state: State, share: float) -> list[Tensor]:
         """Return the estimate of the mean update of all senders."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from fedkd_mpi.codecs import RAW, Codec, State, floats, raw, read_floats
+from fedkd_mpi.codecs import RAW, Codec, State, Sum, floats, raw, read_floats
 from fedkd_mpi.config import Compression
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.factorization import exact
 from fedkd_mpi.wire import Layer, Record, WireError
 
+TOGETHER = 256  # sum of ranks from which more factors side by side make no faster product
 LOW_RANK = 1  # U diag(s) [P, K] then V [K, Q], float32
 
 
@@ -47,11 +49,60 @@ class Svd(Codec):
     def _decode(self, record: Record, layer: Layer, device: str) -> Tensor:
         if record.encoding == RAW:
             return read_floats(record, layer, layer.numel).reshape(layer.shape).to(device)
+        left, right = self.factors(record, layer, device)
+        return (left @ right).reshape(layer.shape)
+
+    def factors(self, record: Record, layer: Layer, device: str) -> tuple[Tensor, Tensor]:
+        """Return U diag(s) and V of a record; raises WireError if it is none of them or does not fit."""
         if record.encoding != LOW_RANK or not layer.compressible:
             raise WireError(f"layer {layer.name}: encoding {record.encoding} is unknown to codec svd")
         rows, columns = layer.matrix_shape
         if not 0 <= record.rank <= min(rows, columns):
             raise WireError(f"layer {layer.name}: rank {record.rank} of a {rows} x {columns} matrix")
         numbers = read_floats(record, layer, record.rank * (rows + columns)).to(device)
-        left = numbers[: rows * record.rank].reshape(rows, record.rank)
-        return (left @ numbers[rows * record.rank :].reshape(record.rank, columns)).reshape(layer.shape)
+        split = rows * record.rank
+        return numbers[:split].reshape(rows, record.rank), numbers[split:].reshape(record.rank, columns)
+
+    def sum(self, device: str) -> Sum:
+        """Return a sum that multiplies the factors of several messages at once."""
+        return FactoredSum(self, device)
+
+
+class FactoredSum(Sum):
+    """Collects factors, side by side, and adds their product when their ranks together come to TOGETHER.
+
+    One product of wide factors is faster than many of narrow ones, and no dense tensor is made of a single message.
+    """
+
+    codec: Svd
+
+    def __init__(self, codec: Svd, device: str):
+        super().__init__(codec, device)
+        self._waiting: list[list[tuple[Tensor, Tensor]]] = [[] for _ in codec.layers]
+
+    def add(self, records: Sequence[Record], weight: float) -> None:
+        """Add weight times a message; raises WireError, naming the layer, if a record does not fit."""
+        layers = self.codec.layers
+        self.totals = self.totals or [torch.zeros(layer.shape, device=self.device) for layer in layers]
+        for index, (record, layer) in enumerate(zip(records, layers, strict=True)):
+            if record.encoding == RAW:
+                self.totals[index].add_(self.codec._decode(record, layer, self.device), alpha=weight)
+            else:
+                left, right = self.codec.factors(record, layer, self.device)
+                self._waiting[index].append((left * weight, right))
+                if sum(right.shape[0] for _, right in self._waiting[index]) >= TOGETHER:
+                    self._multiply(index)
+
+    def take(self) -> list[Tensor]:
+        """Return the sum; empty if nothing was added."""
+        for index in range(len(self.totals)):
+            self._multiply(index)
+        return self.totals
+
+    def _multiply(self, index: int) -> None:
+        if self._waiting[index]:
+            lefts, rights = zip(*self._waiting[index], strict=True)
+            self.totals[index].view(self.codec.layers[index].matrix_shape).addmm_(
+                torch.cat(lefts, 1), torch.cat(rights)
+            )
+            self._waiting[index].clear()
