@@ -12,6 +12,7 @@ before, at its peak, when the other process sends the messages of 4 and of 32 cl
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import subprocess
@@ -159,6 +160,7 @@ def measure(student: str, clients: int, threshold: float, result: Path) -> None:
     layers = len(server.student.layers)
     own = [] if world.is_root else [message(server, student, client, threshold) for client in range(clients)]
     world.barrier()
+    ctypes.CDLL(None).malloc_trim(0)  # what was read above must not be there to be used again
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     held = _memory("VmRSS")
     arriving = exchange.uplink(world, Stopwatch(), own, [0, clients])

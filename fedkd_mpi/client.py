@@ -67,6 +67,7 @@ class Workbench:
         if student:
             learning_rate = getattr(config, method.role).learning_rate
             self.student_optimizer = make_optimizer(student, config.optimizer, learning_rate)
+            self._gradients = torch.zeros_like(student.trainable) if config.exchange == "gradient_sum" else None
         bfloat16 = config.precision == "bfloat16"
         self._precision = lambda: torch.autocast(device.split(":")[0], torch.bfloat16) if bfloat16 else nullcontext()
 
@@ -147,6 +148,8 @@ class Workbench:
         if self.student:
             networks.append((self.student, self.student_optimizer))
         totals, steps = torch.zeros(2, device=self.device), 0
+        if self.student and self._gradients is not None:
+            self._gradients.zero_()
         for index in batches(count, self.config.local, order):
             index = index.to(self.device)
             batch = {name: tensor.index_select(0, index) for name, tensor in examples.items()}
@@ -161,6 +164,8 @@ class Workbench:
                 if self.config.optimizer.clip_norm:
                     torch.nn.utils.clip_grad_norm_([network.trainable], self.config.optimizer.clip_norm)
                 optimizer.step()
+            if self.student and self._gradients is not None:
+                self._gradients += self.student.trainable.grad
             totals += torch.stack([part.detach().float() for part in own])
             steps += 1
         if self.student:
@@ -174,6 +179,8 @@ class Workbench:
         if not self.student:
             return None
         update = self.student.state - student
+        if self._gradients is not None:
+            update[: self._gradients.numel()] = -self._gradients
         self.student.require_finite(update, "update of the student", round_index, client)
         return update
 

@@ -86,6 +86,7 @@ class Server(Section):
     buffers: Literal["average", "local"] = Field(
         "average", description="BatchNorm statistics: exchanged, or kept local"
     )
+    optimizer: Literal["sgd", "adam"] = Field("sgd", description="step on the mean of what clients sent; sgd adds it")
 
 
 class Distillation(Section):
@@ -109,6 +110,8 @@ class Compression(Section):
         "tensor", description="of the threshold: each matrix, or the update"
     )
     byte_budget: int | None = Field(None, ge=1, description="largest payload of a message; sets the threshold")
+    run_budget: int | None = Field(None, ge=1, description="largest uplink + downlink of the run, headers included")
+    budget_growth: float | None = Field(None, gt=0, description="last round's share of run_budget / first's; default 1")
     bits: Literal[4, 8, 16] | None = Field(None, description="of quantize; default 8")
     density: float | None = Field(None, gt=0, le=1, description="share of entries of topk, fetchsgd; default 0.01")
     rank: int | None = Field(None, ge=1, description="of powersgd; default 4")
@@ -130,11 +133,16 @@ class Compression(Section):
             "sketch_rows": ("fetchsgd",),
             "sketch_share": ("fetchsgd",),
             "byte_budget": ("svd", "rdsvd"),
+            "run_budget": ("svd", "rdsvd"),
         }
         for key, codecs in owners.items():
             if getattr(self, key) is not None and self.codec not in codecs and ":" not in self.codec:
                 named = " or ".join(codecs)
                 raise ValueError(f"compression.{key} belongs to compression.codec={named}, not {self.codec}")
+        if self.byte_budget is not None and self.run_budget is not None:
+            raise ValueError("give one of compression.byte_budget (a message) and compression.run_budget (all of them)")
+        if self.budget_growth is not None and self.run_budget is None:
+            raise ValueError("compression.budget_growth says how compression.run_budget is spread; give that too")
         if self.energy_scope == "model" and (self.codec != "rdsvd" or self.error_feedback == "none"):
             raise ValueError(
                 "compression.energy_scope=model needs compression.codec=rdsvd and compression.error_feedback=ef or"
@@ -197,6 +205,9 @@ class Config(Section):
     method: Literal["fedkd", "fedavg", "fedprox", "scaffold", "feddropout", "local", "centralized"] = Field(
         "fedkd",
         description="local, centralized: teachers alone, nothing travels; fedavg, fedprox, scaffold: no teacher",
+    )
+    exchange: Literal["delta", "gradient_sum"] = Field(
+        "delta", description="what a client sends: its student's change, or minus the sum of its gradients"
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 = autocast in local training")

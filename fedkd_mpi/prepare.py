@@ -141,7 +141,7 @@ def prepare(config: Config, world: World, data: Data) -> Simulation:
     student = codec = server = None
     if method.exchanges:
         student = initial_student(config, method, device)
-        codec = codecs.build(config.compression, student.exchanged_layers)
+        codec = codecs.build(config.compression, student.exchanged_layers, config.rounds, config.cohort)
         if world.is_root:
             server = Server(config.server, student, codec, device, config.seed, config.num_clients)
     return Simulation(

@@ -15,6 +15,8 @@ from fedkd_mpi.errors import RunFault
 from fedkd_mpi.network import Network
 from fedkd_mpi.streams import generator
 
+FIRST, SECOND, FLOOR = 0.9, 0.99, 1e-8  # decay of Adam's moments, and what keeps its divisor from zero
+
 
 @dataclass
 class Server:
@@ -63,10 +65,30 @@ class Server:
         """
         self.student.require_finite(update, "mean of the updates", round_index)
         rng = generator(self.seed, "codec", round_index)
-        return self.codec.encode(self.student.exchanged(update), threshold, self.codec_state, rng)
+        return self.codec.at(round_index).encode(self.student.exchanged(update), threshold, self.codec_state, rng)
 
 
-def apply(student: Network, replica: Tensor, update: Iterable[Tensor], learning_rate: float) -> None:
-    """Add learning_rate * update to a replica of the student (flat): the same on the server and every client."""
-    for view, tensor in zip(student.exchanged(replica), update, strict=True):
-        view.add_(tensor, alpha=learning_rate)
+def apply(
+    student: Network, replica: Tensor, update: Iterable[Tensor], settings: Settings, state: dict[str, Tensor]
+) -> None:
+    """Move a replica of the student (flat) by what the server sent: the same on the server and every client.
+
+    Optimiser sgd adds learning_rate * update. adam takes minus the update of the parameters for their gradient
+    (FedAdam, Reddi et al. 2021) and keeps its moments in `state` ("server.*"); BatchNorm's statistics are just added.
+    """
+    if settings.optimizer == "sgd":
+        for view, tensor in zip(student.exchanged(replica), update, strict=True):
+            view.add_(tensor, alpha=settings.learning_rate)
+        return
+    step = torch.zeros_like(replica)
+    for view, tensor in zip(student.exchanged(step), update, strict=True):
+        view.copy_(tensor)
+    moved = step[: student.trainable.numel()]
+    count = state["server.count"] = state.get("server.count", torch.zeros(())) + 1
+    first = state.setdefault("server.first", torch.zeros_like(moved))
+    second = state.setdefault("server.second", torch.zeros_like(moved))
+    first.lerp_(moved, 1 - FIRST)
+    second.lerp_(moved.square(), 1 - SECOND)
+    mean, spread = first / (1 - FIRST ** float(count)), second / (1 - SECOND ** float(count))
+    moved.copy_(settings.learning_rate * mean / (spread.sqrt() + FLOOR))
+    replica.add_(step)

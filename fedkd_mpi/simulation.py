@@ -70,7 +70,7 @@ def take_part(run: Simulation, watch: Stopwatch, this: Round, client: Client) ->
     with watch("encode"):
         state = client.part("codec.")
         rng = generator(run.config.seed, "codec", this.index, client.id)
-        records = run.codec.encode(run.student.exchanged(outcome.update), this.threshold, state, rng)
+        records = run.codec.at(this.index).encode(run.student.exchanged(outcome.update), this.threshold, state, rng)
         client.tensors.update({f"codec.{name}": tensor for name, tensor in state.items()})
         message = exchange.make_message(this.index, client.id, samples, records)
     seconds = watch.seconds["encode"] - before
@@ -102,7 +102,7 @@ def communicate(run: Simulation, watch: Stopwatch, this: Round, own: list[Contri
         ((header, records),) = read([answer], layers, this.downlink)
         if header.kind == exchange.UPDATE:
             update = run.codec.receive(run.codec.decode(records, run.device), run.downlink_state, 1.0)
-            apply(run.student, run.replica, update, run.config.server.learning_rate)
+            apply(run.student, run.replica, update, run.config.server, run.downlink_state)
 
 
 def read(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from codec_tools import encode, make, through
 from matrices import random
+from simulate import play
 
 from fedkd_mpi.codecs import Codec
 from fedkd_mpi.config import parse
@@ -84,7 +85,7 @@ def test_byte_budget_is_met_from_below(name: str, budget: int):
 
 
 def test_byte_budget_that_nothing_fits_is_said():
-    with pytest.raises(Exception, match="byte_budget=40 is too small"):
+    with pytest.raises(Exception, match="leaves 40 bytes a message"):
         encode(make("svd", *UPDATE, byte_budget=40), *UPDATE)
 
 
@@ -102,3 +103,15 @@ def test_keys_that_do_not_go_together_are_refused(keys: dict, message: str):
     tree = {"rounds": 1, "num_clients": 1, "data": {"name": "digits"}, "local": {"steps": 1}, "compression": keys}
     with pytest.raises(UserError, match=message):
         parse({**tree, "teacher": network, "student": network})
+
+
+@pytest.mark.parametrize("growth", [1.0, 3.0])
+def test_a_budget_of_the_run_is_spent_over_its_rounds_and_not_exceeded(growth: float):
+    budget = 40_000
+    settings = ["compression.codec=rdsvd", "compression.error_feedback=ef", f"compression.run_budget={budget}"]
+    _, recorder = play("num_clients=4", "rounds=4", *settings, f"compression.budget_growth={growth}")
+    spent = [row["uplink_bytes"] + row["downlink_bytes"] for row in recorder.rounds]
+    assert 0.9 * budget < sum(spent) <= budget
+    assert spent[-1] / spent[0] == pytest.approx(growth, rel=0.1)
+    for uplink, *_ in recorder.tables:
+        assert ((uplink["layer_energy"] > 0) & (uplink["layer_energy"] <= 1)).any(axis=1).all()

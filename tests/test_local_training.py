@@ -175,3 +175,9 @@ def test_alone_the_teacher_learns_from_its_labels():
     assert {name: tensor.tolist() for name, tensor in bench.private(2).items()} == {
         name: tensor.tolist() for name, tensor in both.private(2).items()
     }
+
+
+def test_the_sum_of_gradients_times_the_learning_rate_is_the_change_that_sgd_makes():
+    plain = "optimizer.momentum=0"
+    delta, gradients = make(plain).train(1).update, make(plain, "exchange=gradient_sum").train(1).update
+    torch.testing.assert_close(0.2 * gradients, delta, rtol=1e-4, atol=1e-6)

@@ -112,16 +112,34 @@ def test_apply_moves_the_replica_by_the_learning_rate():
     server = make()
     replica = server.student.state.clone()
     (update,) = updates(server, 1)
-    apply(server.student, replica, update, 0.25)
+    apply(server.student, replica, update, Settings(learning_rate=0.25), {})
     expected = server.student.state + 0.25 * flat(server, [tensor.numpy() for tensor in update])
     torch.testing.assert_close(replica, expected)
     assert not torch.equal(replica, server.student.state)
 
 
+def test_adam_on_the_server_is_torchs_adam_on_the_parameters_alone():
+    student = Network(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), "cpu")
+    settings, state = Settings(optimizer="adam", learning_rate=0.01), {}
+    replica, statistics = student.state.clone(), [view.clone() for view in student.views(student.state)[4:]]
+    truth = [nn.Parameter(view.double()) for view in student.views(replica.clone())[:4]]
+    adam = torch.optim.Adam(truth, 0.01, betas=(0.9, 0.99))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        update = [torch.randn(layer.shape, generator=generator) for layer in student.exchanged_layers]
+        apply(student, replica, update, settings, state)
+        for parameter, tensor in zip(truth, update, strict=False):
+            parameter.grad = -tensor.double()
+        adam.step()
+        statistics = [old + new for old, new in zip(statistics, update[4:], strict=True)]
+    for view, expected in zip(student.views(replica), [*truth, *statistics], strict=True):
+        torch.testing.assert_close(view, expected.detach().float(), rtol=1e-5, atol=1e-6)
+
+
 def test_apply_leaves_local_buffers_alone():
     student = Network(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), "cpu", exchange_buffers=False)
     replica = student.state.clone()
-    apply(student, replica, [torch.ones(layer.shape) for layer in student.exchanged_layers], 1.0)
+    apply(student, replica, [torch.ones(layer.shape) for layer in student.exchanged_layers], Settings(), {})
     before, after = student.views(student.state), student.views(replica)
     assert all(torch.equal(a, b + 1) for a, b in zip(after[:4], before[:4], strict=True))
     assert all(torch.equal(a, b) for a, b in zip(after[4:], before[4:], strict=True))

@@ -23,6 +23,10 @@ FEEDBACK = "compression.error_feedback=ef"
 CODECS = {
     "rdsvd": [*SEVEN, "compression.codec=rdsvd", FEEDBACK],
     "budget": ["num_clients=4", "compression.codec=rdsvd", FEEDBACK, "compression.byte_budget=700"],
+    "gradients": [
+        *["num_clients=4", "compression.codec=rdsvd", FEEDBACK, "compression.run_budget=9000"],
+        *["compression.budget_growth=2", "exchange=gradient_sum", "server.optimizer=adam", "server.learning_rate=0.01"],
+    ],
     "common": ["num_clients=4", "compression.codec=rdsvd", FEEDBACK, "compression.energy_scope=model"],
     "half": ["num_clients=4", "compression.codec=float16"],
     "levels": [*SEVEN, "compression.codec=quantize", "compression.bits=4", "compression.error_feedback=ef21"],

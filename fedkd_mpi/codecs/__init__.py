@@ -65,6 +65,10 @@ class Codec:
         """
         return list(decoded)
 
+    def at(self, round_index: int) -> Codec:
+        """Return the codec as it encodes in a round (0-based)."""
+        return self
+
     def sum(self, device: str) -> Sum:
         """Return an empty sum of decoded messages."""
         return Sum(self, device)
@@ -91,14 +95,19 @@ class Sum:
         return self.totals
 
 
-def build(compression: Compression, layers: Sequence[Layer]) -> Codec:
-    """Return the codec of a configuration, with its budget and error feedback; raises UserError if unknown."""
-    from fedkd_mpi.codecs.byte_budget import ByteBudget
+def build(compression: Compression, layers: Sequence[Layer], rounds: int = 1, cohort: int = 1) -> Codec:
+    """Return the codec of a configuration, with its budget and error feedback; raises UserError if unknown.
+
+    `rounds`, and the clients in each of them, share a budget for the whole run.
+    """
+    from fedkd_mpi.codecs.byte_budget import ByteBudget, spread
     from fedkd_mpi.codecs.error_feedback import Ef21, ErrorFeedback
 
     codec = resolve(compression.codec, CODECS, "compression.codec")(compression, layers)
     if compression.byte_budget is not None:
-        codec = ByteBudget(codec, compression.byte_budget)
+        codec = ByteBudget(codec, [compression.byte_budget])
+    if compression.run_budget is not None:
+        codec = ByteBudget(codec, spread(compression.run_budget, rounds, cohort, compression.budget_growth or 1.0))
     wrap = {"none": lambda inner: inner, "ef": ErrorFeedback, "ef21": Ef21}[compression.error_feedback]
     return wrap(codec)
 

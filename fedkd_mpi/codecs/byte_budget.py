@@ -11,21 +11,36 @@ from torch import Tensor
 
 from fedkd_mpi.codecs import Codec, State, Sum
 from fedkd_mpi.errors import RunFault
-from fedkd_mpi.wire import RECORD_BYTES, Record
+from fedkd_mpi.wire import HEADER_BYTES, RECORD_BYTES, Record
 
 FINEST, COARSEST = 1e-6, 0.999  # share of the energy that may be lost
 TRIALS = 10
 CLOSE = 0.97  # of the budget: near enough
 
 
-class ByteBudget(Codec):
-    """Messages of at most `budget` bytes of payload, record heads included; the round's threshold plays no part.
+def spread(total: int, rounds: int, cohort: int, growth: float) -> list[int]:
+    """Return the payload of a message in each round if all of the run, headers included, are to take `total` bytes.
 
-    The sender's state keeps the threshold that fitted last ("budget.loss"), where the next search starts.
+    A round has two messages a client, one up and one down. Its share rises linearly, to `growth` times the first one's.
+    """
+    weights = np.linspace(1.0, growth, rounds)
+    return [int(share) - HEADER_BYTES for share in total * weights / weights.sum() / (2 * cohort)]
+
+
+class ByteBudget(Codec):
+    """Messages of at most `budgets[round]` bytes of payload, record heads included; the threshold plays no part.
+
+    One budget is that of every round. The sender's state keeps the threshold that fitted last ("budget.loss"), where
+    the next search starts.
     """
 
-    def __init__(self, inner: Codec, budget: int):
-        self.inner, self.layers, self.budget = inner, inner.layers, budget
+    def __init__(self, inner: Codec, budgets: Sequence[int], round_index: int = 0):
+        self.inner, self.layers, self.budgets = inner, inner.layers, budgets
+        self.budget = budgets[min(round_index, len(budgets) - 1)]
+
+    def at(self, round_index: int) -> Codec:
+        """Return the codec with the budget of a round."""
+        return ByteBudget(self.inner.at(round_index), self.budgets, round_index)
 
     def encode(
         self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
@@ -53,7 +68,8 @@ class ByteBudget(Codec):
                 guess = (low + high) / 2 if tested[above] else (low, high)[above]
         if best is None:
             raise RunFault(
-                f"compression.byte_budget={self.budget} is too small: the smallest message takes {smallest} bytes"
+                f"the byte budget leaves {self.budget} bytes a message, the smallest takes {smallest}: raise"
+                " compression.byte_budget or run_budget"
             )
         return best
 

@@ -22,6 +22,10 @@ class ErrorFeedback(Codec):
     def __init__(self, inner: Codec):
         self.inner, self.layers = inner, inner.layers
 
+    def at(self, round_index: int) -> Codec:
+        """Return this around the inner codec of a round."""
+        return ErrorFeedback(self.inner.at(round_index))
+
     def encode(
         self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
     ) -> list[Record]:
@@ -53,6 +57,10 @@ class Ef21(Codec):
 
     def __init__(self, inner: Codec):
         self.inner, self.layers = inner, inner.layers
+
+    def at(self, round_index: int) -> Codec:
+        """Return this around the inner codec of a round."""
+        return Ef21(self.inner.at(round_index))
 
     def encode(
         self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
