@@ -246,6 +246,8 @@ class Config(Section):
             raise ValueError("method=centralized trains one model on all data: set num_clients=1")
         if self.method == "scaffold" and (self.server.weighting != "uniform" or self.server.buffers != "average"):
             raise ValueError("method=scaffold needs server.weighting=uniform and server.buffers=average")
+        if self.method == "scaffold" and (self.exchange != "delta" or self.server.optimizer != "sgd"):
+            raise ValueError("method=scaffold needs exchange=delta and server.optimizer=sgd")
         return self
 
     @property
