@@ -27,7 +27,7 @@ SlurmUser=root
 SlurmctldPort={controller}
 SlurmdPort={daemon}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge/socket
+AuthInfo=socket={folder}/munge/socket,cred_expire=10
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -116,16 +116,6 @@ class Slurm:
         """Return a job's fields once it is in one of the states."""
         self._until(lambda: self.show(job)["JobState"] in states, lambda: f"{self.show(job)}\n{self.output(job)}")
         return self.show(job)
-
-    def wait_requeued(self, job: int, *states: str) -> dict[str, str]:
-        """Return a job's fields once it is in one of the states; a requeued one starts without Slurm's two minutes."""
-        while True:
-            fields = self.wait(job, *states, "PENDING")
-            if fields["JobState"] != "PENDING":
-                return fields
-            self.call("scontrol", "update", f"JobId={job}", "StartTime=now")
-            self.wait(job, *states, "RUNNING")
-            self.wait(job, *states, "PENDING")
 
     def output(self, job: int | str) -> str:
         """Return what a job has printed."""

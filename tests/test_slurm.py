@@ -86,7 +86,7 @@ def test_a_job_that_runs_out_of_time_requeues_itself_and_goes_on(slurm: Slurm, t
         ["python", "-m", "fedkd_mpi.run", *LASTING, "--output", whole], env=environment("openmpi"), timeout=240
     )
     assert result.returncode == 0, result.stderr
-    fields = slurm.wait_requeued(timed, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+    fields = slurm.wait(timed, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
     assert fields["JobState"] == "COMPLETED", slurm.output(timed)
     assert int(fields["Restarts"]) >= 1
     log = slurm.work / f"runs/digits-{timed}.h5"
