@@ -19,7 +19,7 @@ from mpirun import clean_environment, run
 DAEMONS = ("munged", "slurmctld", "slurmd")
 PACKAGES = "slurm-wlm munge"
 CPUS = 64  # claimed, not there: jobs of these tests mostly wait
-PATIENCE = 240.0  # seconds
+PATIENCE = 480.0  # seconds
 CONFIGURATION = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
