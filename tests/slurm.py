@@ -19,7 +19,7 @@ from mpirun import clean_environment, run
 DAEMONS = ("munged", "slurmctld", "slurmd")
 PACKAGES = "slurm-wlm munge"
 CPUS = 64  # claimed, not there: jobs of these tests mostly wait
-PATIENCE = 240.0  # seconds
+PATIENCE = 480.0  # seconds
 CONFIGURATION = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -27,7 +27,7 @@ SlurmUser=root
 SlurmctldPort={controller}
 SlurmdPort={daemon}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge/socket,cred_expire=3
+AuthInfo=socket={folder}/munge/socket,cred_expire=10
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
 SlurmctldPidFile={folder}/slurmctld.pid

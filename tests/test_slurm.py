@@ -44,7 +44,7 @@ def environment(vendor: str, sleep: float = 0) -> dict[str, str]:
 def timed(slurm: Slurm) -> int:
     """A job whose run takes longer than its time limit; submitted first, for it takes two minutes of waiting."""
     arguments = (*ONE_NODE, "--time=1", "--signal=B:USR1@10", JOBS / "cpu.slurm", *LASTING)
-    return slurm.submit(*arguments, env=environment("mpich", sleep=3))
+    return slurm.submit(*arguments, env=environment("openmpi", sleep=2))
 
 
 @pytest.mark.parametrize("vendor", ["openmpi", "mpich"])
@@ -82,7 +82,9 @@ def test_a_cancelled_job_leaves_a_checkpoint_and_does_not_come_back(slurm: Slurm
 
 def test_a_job_that_runs_out_of_time_requeues_itself_and_goes_on(slurm: Slurm, timed: int, tmp_path: Path) -> None:
     whole = tmp_path / "whole.h5"
-    result = run(["python", "-m", "fedkd_mpi.run", *LASTING, "--output", whole], env=environment("mpich"), timeout=240)
+    result = run(
+        ["python", "-m", "fedkd_mpi.run", *LASTING, "--output", whole], env=environment("openmpi"), timeout=240
+    )
     assert result.returncode == 0, result.stderr
     fields = slurm.wait(timed, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
     assert fields["JobState"] == "COMPLETED", slurm.output(timed)
