@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.recorded import cpu_seconds, geometric_mean, matrices, smallest_rank
 from fedkd_mpi import codecs
-from fedkd_mpi.config import Compression
+from fedkd_mpi.sections import Compression
 from fedkd_mpi.streams import generator
 from fedkd_mpi.wire import RECORD_BYTES, Layer
 

@@ -29,9 +29,9 @@ from torch import Tensor, nn
 from benchmarks.record_updates import FOLDER
 from benchmarks.recorded import SMALLEST, cpu_seconds
 from fedkd_mpi import codecs, exchange
-from fedkd_mpi.config import Compression
-from fedkd_mpi.config import Server as Settings
 from fedkd_mpi.network import Network
+from fedkd_mpi.sections import Compression
+from fedkd_mpi.sections import Server as Settings
 from fedkd_mpi.server import Server
 from fedkd_mpi.stopwatch import Stopwatch
 from fedkd_mpi.streams import generator

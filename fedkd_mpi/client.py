@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd_mpi.config import Config, Local
+from fedkd_mpi.config import Config
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.methods import Method
 from fedkd_mpi.network import Network, make_optimizer
+from fedkd_mpi.sections import Local
 from fedkd_mpi.streams import generator, torch_scope
 from fedkd_mpi.tasks import Examples, Task
 

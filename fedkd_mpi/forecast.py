@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fedkd_mpi import cohort
-from fedkd_mpi.config import Config, Local
+from fedkd_mpi.config import Config
 from fedkd_mpi.prepare import Simulation, load_data, prepare
+from fedkd_mpi.sections import Local
 from fedkd_mpi.units import bytes_text
 from fedkd_mpi.world import World
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fedkd_mpi.config import Optimizer
 from fedkd_mpi.errors import RunFault
+from fedkd_mpi.sections import Optimizer
 from fedkd_mpi.wire import Layer
 
 ALIGNMENT = 16  # float32 entries: each tensor starts on a 64-byte boundary, wherever the flat vector is

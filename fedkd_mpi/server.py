@@ -10,9 +10,9 @@ from torch import Tensor
 
 from fedkd_mpi import wire
 from fedkd_mpi.codecs import Codec
-from fedkd_mpi.config import Server as Settings
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.network import Network
+from fedkd_mpi.sections import Server as Settings
 from fedkd_mpi.streams import generator
 
 FIRST, SECOND, FLOOR = 0.9, 0.99, 1e-8  # decay of Adam's moments, and what keeps its divisor from zero

@@ -28,8 +28,8 @@ from pydantic import Field, ValidationError
 
 from fedkd_mpi import config as configuration
 from fedkd_mpi import costlog
-from fedkd_mpi.config import Section
 from fedkd_mpi.errors import UserError
+from fedkd_mpi.sections import Section
 from fedkd_mpi.units import seconds_text
 
 EX_TEMPFAIL = 75  # a run stopped early with a checkpoint: so does the sweep

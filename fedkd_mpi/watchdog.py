@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from fedkd_mpi.config import Watchdog as Settings
+    from fedkd_mpi.sections import Watchdog as Settings
     from fedkd_mpi.world import World
 
 OBSERVERS = 2  # ranks 0 and 1 listen: rank 1 speaks where rank 0 itself has fallen silent

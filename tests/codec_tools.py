@@ -9,7 +9,7 @@ import torch
 
 from fedkd_mpi import codecs
 from fedkd_mpi.codecs import Codec
-from fedkd_mpi.config import Compression
+from fedkd_mpi.sections import Compression
 from fedkd_mpi.wire import Layer, Record, pack, pack_header, unpack, unpack_header
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fedkd_mpi.config import Watchdog as Settings
 from fedkd_mpi.mpi import install_excepthook, open_world
+from fedkd_mpi.sections import Watchdog as Settings
 from fedkd_mpi.watchdog import Watchdog
 
 warn, abort, folder, what = float(sys.argv[1]), float(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]

@@ -14,8 +14,8 @@ from torch.nn import functional
 from workbench import BATCH_NORM, Bench, make
 
 from fedkd_mpi.client import Client, batches
-from fedkd_mpi.config import Local
 from fedkd_mpi.errors import RunFault
+from fedkd_mpi.sections import Local
 from fedkd_mpi.streams import generator
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from fedkd_mpi.config import Optimizer
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.network import Network, make_optimizer
+from fedkd_mpi.sections import Optimizer
 
 
 def module(seed: int = 0) -> nn.Module:

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from fedkd_mpi import codecs
-from fedkd_mpi.config import Compression
-from fedkd_mpi.config import Server as Settings
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.exchange import make_message
 from fedkd_mpi.network import Network
+from fedkd_mpi.sections import Compression
+from fedkd_mpi.sections import Server as Settings
 from fedkd_mpi.server import Server, apply
 from fedkd_mpi.wire import SKIPPED, Header, Record
 

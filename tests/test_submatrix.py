@@ -9,7 +9,7 @@ import torch
 from fedkd_mpi import codecs
 from fedkd_mpi.codecs import RAW
 from fedkd_mpi.codecs.submatrix import SUBMATRIX
-from fedkd_mpi.config import Compression
+from fedkd_mpi.sections import Compression
 from fedkd_mpi.wire import Layer, Record, WireError
 
 

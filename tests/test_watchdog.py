@@ -12,7 +12,7 @@ import pytest
 from sessions import SMALL, Job, rounds_in
 
 from fedkd_mpi import costlog
-from fedkd_mpi.config import Watchdog as Settings
+from fedkd_mpi.sections import Watchdog as Settings
 from fedkd_mpi.watchdog import Place, Watchdog
 from fedkd_mpi.world import World
 

@@ -13,7 +13,7 @@ from fedkd_mpi.wire import Layer, Record, WireError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedkd_mpi.config import Compression
+    from fedkd_mpi.sections import Compression
 
 CODECS = {
     "svd": "fedkd_mpi.codecs.svd:Svd",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedkd_mpi.codecs import RAW, Codec, State
 from fedkd_mpi.codecs.topk import SPARSE, read_sparse, sparse
-from fedkd_mpi.config import Compression
+from fedkd_mpi.sections import Compression
 from fedkd_mpi.streams import generator
 from fedkd_mpi.wire import Layer, Record, WireError
 

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from fedkd_mpi.codecs import RAW, Codec, State, raw, read_floats
-from fedkd_mpi.config import Compression
+from fedkd_mpi.sections import Compression
 from fedkd_mpi.wire import Layer, Record, WireError
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fedkd_mpi.codecs import RAW, Codec, State, floats, raw, read_floats
-from fedkd_mpi.config import Compression
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.factorization import exponent_of, times_power_of_two
+from fedkd_mpi.sections import Compression
 from fedkd_mpi.wire import Layer, Record, WireError
 
 POWER = 40  # P [P, r] orthonormal, then Q [Q, r], float32

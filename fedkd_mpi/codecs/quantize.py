@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fedkd_mpi.codecs import RAW, Codec, State, raw, read_floats
 from fedkd_mpi.codecs.narrow import HALF, narrow, read_narrow
-from fedkd_mpi.config import Compression
 from fedkd_mpi.factorization import exponent_of, times_power_of_two
+from fedkd_mpi.sections import Compression
 from fedkd_mpi.wire import Layer, Record, WireError
 
 QUANTIZED = 24  # float32 scale, then integers: int16, int8, or two 4-bit ones a byte

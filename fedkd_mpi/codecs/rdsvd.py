@@ -21,7 +21,6 @@ from fedkd_mpi.codecs import RAW, Codec, State, raw, read_floats, symbols
 from fedkd_mpi.codecs.narrow import BYTE_FACTORS, HALF, HALF_FACTORS, NARROW, narrow, read_narrow
 from fedkd_mpi.codecs.rate_distortion import Integers, Plan, dense, factors, plan, product, share_out
 from fedkd_mpi.codecs.unfolding import fold, unfold, unfolded_shape, unfoldings
-from fedkd_mpi.config import Compression
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.factorization import (
     checked_exponent,
@@ -31,6 +30,7 @@ from fedkd_mpi.factorization import (
     times_power_of_two,
     zero_rows,
 )
+from fedkd_mpi.sections import Compression
 from fedkd_mpi.wire import Layer, Record, WireError
 
 FACTORS, DENSE = 16, 17

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedkd_mpi.codecs import RAW, Codec, State, floats, raw, read_floats
-from fedkd_mpi.config import Compression
+from fedkd_mpi.sections import Compression
 from fedkd_mpi.wire import Layer, Record, WireError
 
 SUBMATRIX = (

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fedkd_mpi.codecs import RAW, Codec, State, Sum, floats, raw, read_floats
-from fedkd_mpi.config import Compression
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.factorization import exact
+from fedkd_mpi.sections import Compression
 from fedkd_mpi.wire import Layer, Record, WireError
 
 TOGETHER = 256  # sum of ranks from which more factors side by side make no faster product

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedkd_mpi.codecs import RAW, Codec, State, raw, read_floats
-from fedkd_mpi.config import Compression
+from fedkd_mpi.sections import Compression
 from fedkd_mpi.wire import Layer, Record, WireError
 
 SPARSE = 32  # places, rising (u16 where the tensor is small enough, else u32), then float32 values

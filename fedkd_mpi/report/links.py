@@ -7,8 +7,8 @@ from pathlib import Path
 import yaml
 from pydantic import Field, ValidationError
 
-from fedkd_mpi.config import Section
 from fedkd_mpi.errors import UserError
+from fedkd_mpi.sections import Section
 
 
 class Profile(Section):

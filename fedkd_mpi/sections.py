@@ -1,0 +1,188 @@
+"""The sections of the configuration: typed, frozen, each checking what concerns it alone."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(Section):
+    name: str = Field(description="digits, mnist, fashion_mnist, cifar10, cifar100 or package.module:function")
+    root: Path | None = Field(None, description="folder of the data sets; default $FEDKD_DATA")
+
+
+class Partition(Section):
+    kind: Literal["iid", "dirichlet", "pathological", "natural"] = "iid"
+    alpha: float | None = Field(None, gt=0, description="Dirichlet concentration; small = each client sees few classes")
+    classes_per_client: int | None = Field(None, ge=1, description="of the pathological partition")
+    min_samples: int = Field(2, ge=2, description="fewest samples a client may hold")
+    test_fraction: float = Field(0.2, gt=0, lt=1, description="of each client's own samples, kept for its local score")
+
+    @model_validator(mode="after")
+    def _kind_has_its_key(self) -> Partition:
+        for kind, key in (("dirichlet", "alpha"), ("pathological", "classes_per_client")):
+            if self.kind == kind and getattr(self, key) is None:
+                raise ValueError(f"partition.kind={kind} needs partition.{key}")
+            if self.kind != kind and getattr(self, key) is not None:
+                raise ValueError(f"partition.{key} belongs to partition.kind={kind}, not {self.kind}")
+        return self
+
+
+class Network(BaseModel):
+    """A teacher or a student; keys beyond these are the model's own and are checked by its family."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str = Field(description="mlp, cnn, resnet or package.module:Class")
+    learning_rate: float = Field(gt=0)
+
+    def options(self) -> dict[str, Any]:
+        """Return the model's own keys."""
+        return dict(self.model_extra or {})
+
+
+class Optimizer(Section):
+    name: Literal["sgd", "adam"] = "sgd"
+    momentum: float = Field(0.0, ge=0, lt=1, description="of sgd")
+    weight_decay: float = Field(0.0, ge=0)
+    clip_norm: float | None = Field(
+        None, gt=0, description="largest 2-norm of one network's gradient; null = no clipping"
+    )
+
+    @model_validator(mode="after")
+    def _momentum_is_of_sgd(self) -> Optimizer:
+        if self.name == "adam" and self.momentum:
+            raise ValueError("optimizer.momentum belongs to optimizer.name=sgd; remove it or set it to 0")
+        return self
+
+
+class Local(Section):
+    epochs: int | None = Field(None, ge=1, description="passes over the client's samples a round")
+    steps: int | None = Field(None, ge=1, description="mini-batches a round, in place of epochs")
+    batch_size: int = Field(32, ge=1)
+
+    @model_validator(mode="after")
+    def _epochs_or_steps(self) -> Local:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give one of local.epochs and local.steps (set the other to null)")
+        return self
+
+
+class Server(Section):
+    learning_rate: float = Field(1.0, gt=0)
+    weighting: Literal["uniform", "samples"] = "uniform"
+    buffers: Literal["average", "local"] = Field(
+        "average", description="BatchNorm statistics: exchanged, or kept local"
+    )
+    optimizer: Literal["sgd", "adam"] = Field("sgd", description="step on the mean of what clients sent; sgd adds it")
+
+
+class Distillation(Section):
+    adaptive: bool = Field(True, description="divide by L_t + L_s (equations 3-5)")
+    logits: bool = Field(True, description="equations 3 and 4")
+    hidden: bool = Field(True, description="hidden states of equation 5, through W_h")
+    attention: bool = Field(True, description="attention maps of equation 5, where both models have them")
+    floor: float = Field(0.5, gt=0, description="least value of the denominator L_t + L_s")
+    shared_map: bool = Field(False, description="one W_h for all layer pairs (equal widths), not one each")
+
+
+class Compression(Section):
+    codec: str = Field(
+        "svd",
+        description="svd, rdsvd, none, float16, quantize, topk, powersgd, fetchsgd, submatrix or package.module:Codec",
+    )
+    t_start: float = Field(0.95, gt=0, le=1, description="energy threshold of the first round")
+    t_end: float = Field(0.98, gt=0, le=1, description="energy threshold of the last round")
+    error_feedback: Literal["none", "ef", "ef21"] = Field("none", description="what is lost is sent later; both legs")
+    energy_scope: Literal["tensor", "model"] = Field(
+        "tensor", description="of the threshold: each matrix, or the update"
+    )
+    byte_budget: int | None = Field(None, ge=1, description="largest payload of a message; sets the threshold")
+    run_budget: int | None = Field(None, ge=1, description="largest uplink + downlink of the run, headers included")
+    budget_growth: float | None = Field(None, gt=0, description="last round's share of run_budget / first's; default 1")
+    bits: Literal[4, 8, 16] | None = Field(None, description="of quantize; default 8")
+    density: float | None = Field(None, gt=0, le=1, description="share of entries of topk, fetchsgd; default 0.01")
+    rank: int | None = Field(None, ge=1, description="of powersgd; default 4")
+    sketch_rows: int | None = Field(None, ge=1, description="hash functions of fetchsgd; default 5")
+    sketch_share: float | None = Field(None, gt=0, le=1, description="fetchsgd's sketch / update size; default 0.1")
+
+    @model_validator(mode="after")
+    def _rising(self) -> Compression:
+        if self.t_start > self.t_end:
+            raise ValueError(f"compression.t_start ({self.t_start}) must not exceed compression.t_end ({self.t_end})")
+        return self
+
+    @model_validator(mode="after")
+    def _keys_belong_to_the_codec(self) -> Compression:
+        owners = {
+            "bits": ("quantize",),
+            "density": ("topk", "fetchsgd"),
+            "rank": ("powersgd",),
+            "sketch_rows": ("fetchsgd",),
+            "sketch_share": ("fetchsgd",),
+            "byte_budget": ("svd", "rdsvd"),
+            "run_budget": ("svd", "rdsvd"),
+        }
+        for key, codecs in owners.items():
+            if getattr(self, key) is not None and self.codec not in codecs and ":" not in self.codec:
+                named = " or ".join(codecs)
+                raise ValueError(f"compression.{key} belongs to compression.codec={named}, not {self.codec}")
+        if self.byte_budget is not None and self.run_budget is not None:
+            raise ValueError("give one of compression.byte_budget (a message) and compression.run_budget (all of them)")
+        if self.budget_growth is not None and self.run_budget is None:
+            raise ValueError("compression.budget_growth says how compression.run_budget is spread; give that too")
+        if self.energy_scope == "model" and (self.codec != "rdsvd" or self.error_feedback == "none"):
+            raise ValueError(
+                "compression.energy_scope=model needs compression.codec=rdsvd and compression.error_feedback=ef or"
+                " ef21: layers with little energy would never be sent"
+            )
+        if self.codec == "fetchsgd" and self.error_feedback != "none":
+            raise ValueError("compression.codec=fetchsgd keeps its own residual; set compression.error_feedback=none")
+        return self
+
+
+class Evaluate(Section):
+    every: int = Field(1, ge=1, description="rounds between evaluations; the last round is always evaluated")
+    global_teachers: bool = Field(False, description="score every teacher on the global test set after the last round")
+
+
+class Averaging(Section):
+    network: Literal["teacher", "student"] = Field(
+        "student", description="architecture that fedavg, fedprox, feddropout and scaffold train and exchange"
+    )
+    proximal: float = Field(0.01, ge=0, description="mu of fedprox: loss + mu/2 |w - w_global|^2")
+    keep: float = Field(0.75, gt=0, le=1, description="share of every hidden layer's units that feddropout trains")
+
+
+class Log(Section):
+    spectra: bool = Field(False, description="keep the singular values of every update, for report --energy")
+
+
+class Checkpoint(Section):
+    every: int | None = Field(10, ge=1, description="rounds between checkpoints; null = only if the run stops early")
+
+
+class Watchdog(Section):
+    seconds: float = Field(600.0, gt=0, description="without progress, after which missing processes are named")
+    abort_seconds: float | None = Field(None, gt=0, description="after which the run is ended; null = 3 times as long")
+
+    @model_validator(mode="after")
+    def _warns_first(self) -> Watchdog:
+        if self.abort_seconds is not None and self.abort_seconds < self.seconds:
+            raise ValueError("watchdog.abort_seconds must not be less than watchdog.seconds")
+        return self
+
+
+def seconds_of(value: Any) -> Any:
+    """Return the seconds of [D-]HH:MM:SS as Slurm writes them; of anything else, the thing itself."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", value) if isinstance(value, str) else None
+    if match is None:
+        return value
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
