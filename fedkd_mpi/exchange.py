@@ -87,8 +87,9 @@ def uplink(world: World, watch: Stopwatch, messages: Sequence[Message], per_rank
             own = _joined([message.payload for message in mine])
             payloads = world.gather(own, counts.tolist(), payload=True, sleeping=start > 0)
         if headers is not None and payloads is not None:
-            parts = _split(payloads, sizes[start:stop].tolist())
-            yield from (Message(*pair) for pair in zip(headers[start:stop], parts, strict=True))
+            for index, payload in enumerate(_split(payloads, sizes[start:stop].tolist()), start):
+                yield Message(headers[index], payload)
+        payloads = payload = None  # this window's memory is for the next one
 
 
 def windows(sizes: np.ndarray) -> Iterator[tuple[int, int]]:

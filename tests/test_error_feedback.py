@@ -96,6 +96,9 @@ def test_byte_budget_that_nothing_fits_is_said():
         ({"codec": "rdsvd", "energy_scope": "model"}, "error_feedback"),
         ({"codec": "fetchsgd", "error_feedback": "ef"}, "its own residual"),
         ({"codec": "topk", "byte_budget": 100}, r"compression\.byte_budget"),
+        ({"codec": "topk", "run_budget": 100}, r"compression\.run_budget"),
+        ({"byte_budget": 100, "run_budget": 100}, r"one of compression\.byte_budget"),
+        ({"budget_growth": 2}, r"compression\.budget_growth"),
     ],
 )
 def test_keys_that_do_not_go_together_are_refused(keys: dict, message: str):
@@ -109,9 +112,9 @@ def test_keys_that_do_not_go_together_are_refused(keys: dict, message: str):
 def test_a_budget_of_the_run_is_spent_over_its_rounds_and_not_exceeded(growth: float):
     budget = 40_000
     settings = ["compression.codec=rdsvd", "compression.error_feedback=ef", f"compression.run_budget={budget}"]
-    _, recorder = play("num_clients=4", "rounds=4", *settings, f"compression.budget_growth={growth}")
-    spent = [row["uplink_bytes"] + row["downlink_bytes"] for row in recorder.rounds]
+    _, log = play("num_clients=4", "rounds=4", *settings, f"compression.budget_growth={growth}")
+    spent = log["rounds"]["uplink_bytes"] + log["rounds"]["downlink_bytes"]
     assert 0.9 * budget < sum(spent) <= budget
     assert spent[-1] / spent[0] == pytest.approx(growth, rel=0.1)
-    for uplink, *_ in recorder.tables:
-        assert ((uplink["layer_energy"] > 0) & (uplink["layer_energy"] <= 1)).any(axis=1).all()
+    energies = log["uplink"]["layer_energy"]
+    assert ((energies > 0) & (energies <= 1)).any(axis=1).all()

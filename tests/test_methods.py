@@ -214,6 +214,8 @@ def test_feddropout_draws_the_same_part_for_all_clients_of_a_round_and_another_i
         (["method=centralized"], "num_clients=1"),
         (["method=scaffold", "server.weighting=samples"], "weighting=uniform"),
         (["method=scaffold", "server.buffers=local"], "buffers=average"),
+        (["method=scaffold", "exchange=gradient_sum"], "exchange=delta"),
+        (["method=scaffold", "server.optimizer=adam"], "optimizer=sgd"),
         (["method=fedavgg"], "method"),
     ],
 )

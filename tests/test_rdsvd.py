@@ -14,6 +14,7 @@ from fedkd_mpi.codecs import RAW, symbols
 from fedkd_mpi.codecs.rate_distortion import LEFT_UNUSED
 from fedkd_mpi.codecs.rdsvd import DENSE, FACTORS, HEAD
 from fedkd_mpi.codecs.unfolding import fold, unfold, unfolded_shape, unfoldings
+from fedkd_mpi.codecs.vectors import POOLED
 from fedkd_mpi.wire import RECORD_BYTES, Record, WireError, pack
 
 int16_matrices = st.builds(
@@ -220,3 +221,50 @@ def test_the_intact_record_is_read():
 def test_matrix_encoding_of_a_bias_is_refused():
     with pytest.raises(WireError, match="layer0"):
         make("rdsvd", torch.zeros(4)).decode([Record(FACTORS, 1, np.frombuffer(head() + BODY, np.uint8))], "cpu")
+
+
+def vectors(*scales: float) -> list[torch.Tensor]:
+    return [
+        random(1, size, scale, seed).reshape(size)
+        for seed, (size, scale) in enumerate(zip((50, 7, 300), scales, strict=True))
+    ]
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 1e20])
+@pytest.mark.parametrize("threshold", [0.6, 0.9, 0.98])
+def test_with_error_feedback_vectors_go_together_and_hold_the_threshold(threshold: float, scale: float):
+    first, *rest = vectors(scale, scale / 3, scale)
+    update = [first, random(30, 40, scale), *rest]
+    alone, _ = through(make("rdsvd", *update), *update, threshold=threshold)
+    records, decoded = through(make("rdsvd", *update, error_feedback="ef"), *update, threshold=threshold)
+    assert [record.encoding for record in records].count(POOLED) == 3
+    assert sum(r.data.size for r in records) < sum(r.data.size for r in alone)
+    joined, back = torch.cat([first, *rest]), torch.cat([decoded[i] for i in (0, 2, 3)])
+    assert energy(joined, back) > threshold
+    assert records[0].energy == pytest.approx(energy(joined, back), abs=1e-5)
+    assert energy(update[1], decoded[1]) > threshold
+
+
+def test_vectors_of_zeros_and_a_lossless_threshold_are_not_pooled():
+    update = vectors(0.0, 0.0, 0.0)
+    _, decoded = through(make("rdsvd", *update, error_feedback="ef"), *update)
+    assert not any(tensor.any() for tensor in decoded)
+    update = vectors(1.0, 2.0, 3.0)
+    _, decoded = through(make("rdsvd", *update, error_feedback="ef"), *update, threshold=1.0)
+    assert all(torch.equal(tensor, back) for tensor, back in zip(update, decoded, strict=True))
+
+
+@pytest.mark.parametrize("fault", ["cut", "another", "mixed", "step", "alone"])
+def test_pooled_vectors_that_do_not_fit_name_their_layer(fault: str):
+    update = vectors(1.0, 2.0, 3.0)
+    codec = make("rdsvd", *update, error_feedback="ef")
+    first, second, third = encode(codec, *update)
+    records = {
+        "cut": [first._replace(data=first.data[:5]), second, third],
+        "another": [first, second._replace(data=first.data), third],
+        "mixed": [first, second, Record(RAW, -1, np.zeros(1200, np.uint8))],
+        "step": [first._replace(data=np.concatenate([first.data[:2], np.zeros(4, np.uint8), first.data[6:]])), second],
+        "alone": [Record(RAW, -1, np.zeros(200, np.uint8)), second, third],
+    }[fault]
+    with pytest.raises(WireError, match="layer"):
+        codec.decode([*records, *[third] * (3 - len(records))], "cpu")

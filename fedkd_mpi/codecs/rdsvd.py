@@ -2,8 +2,8 @@
 
 Each tensor goes by the smallest of these that keeps more than the threshold's share of its energy: raw; 16 bits a
 number (all that is tried for tensors of one dimension); quantised factors of the matrix, or of another unfolding of a
-convolution; the quantised matrix itself; and for tiny ones the paper's factors in 16 or 8 bits. The tag of the record
-says which.
+convolution; the quantised matrix itself; and for tiny ones the paper's factors in 16 or 8 bits. With error feedback all
+tensors of one dimension may go together, as integers on one step. The tag of the record says which.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from fedkd_mpi.codecs import RAW, Codec, State, raw, read_floats, symbols
 from fedkd_mpi.codecs.narrow import BYTE_FACTORS, HALF, HALF_FACTORS, NARROW, narrow, read_narrow
 from fedkd_mpi.codecs.rate_distortion import Integers, Plan, dense, factors, plan, product, share_out
 from fedkd_mpi.codecs.unfolding import fold, unfold, unfolded_shape, unfoldings
+from fedkd_mpi.codecs.vectors import POOLED, pool, unpool
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.factorization import (
     checked_exponent,
@@ -70,6 +71,8 @@ class RateDistortionSvd(Codec):
 
     def __init__(self, compression: Compression, layers: Sequence[Layer]):
         self.layers, self.scope = layers, compression.energy_scope
+        vectors = [index for index, layer in enumerate(layers) if not layer.compressible]
+        self.vectors = vectors if compression.error_feedback != "none" else []  # those that may be pooled
 
     def encode(
         self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
@@ -86,16 +89,27 @@ class RateDistortionSvd(Codec):
         choices = [part.best.unfolding if part.best else int(old) for part, old in zip(prepared, known, strict=True)]
         state["unfolding"] = torch.tensor(choices, dtype=torch.int8)
         if self.scope == "tensor" or threshold >= 1:
-            return [_encode(part, threshold) for part in prepared]
-        own = _common(prepared, threshold)
-        return [
-            _encode(_replanned(part, own[i]), own[i]) if i in own else _encode(part, threshold)
-            for i, part in enumerate(prepared)
-        ]
+            records = [_encode(part, threshold) for part in prepared]
+        else:
+            own = _common(prepared, threshold)
+            records = [
+                _encode(_replanned(part, own[i]), own[i]) if i in own else _encode(part, threshold)
+                for i, part in enumerate(prepared)
+            ]
+        pooled = pool([update[i] for i in self.vectors], threshold) if self.vectors and 0 < threshold < 1 else None
+        if pooled and pooled[0].data.size < sum(records[i].data.size for i in self.vectors):
+            for index, record in zip(self.vectors, pooled, strict=True):
+                records[index] = record
+        return records
 
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
         """Return the tensors; raises WireError, naming the layer, on anything that does not fit it."""
-        return [self._decode(record, layer, device) for record, layer in zip(records, self.layers, strict=True)]
+        pairs = list(zip(records, self.layers, strict=True))
+        if self.vectors and records[self.vectors[0]].encoding == POOLED:
+            pooled = unpool([records[i] for i in self.vectors], [self.layers[i] for i in self.vectors])
+            vectors = dict(zip(self.vectors, (tensor.to(device) for tensor in pooled), strict=True))
+            return [vectors[i] if i in vectors else self._decode(*pair, device) for i, pair in enumerate(pairs)]
+        return [self._decode(*pair, device) for pair in pairs]
 
     def _decode(self, record: Record, layer: Layer, device: str) -> Tensor:
         if record.encoding == RAW:
@@ -129,6 +143,7 @@ def _common(prepared: Sequence[Prepared], threshold: float) -> dict[int, float]:
     top = exponent_of(max(part.largest for part in prepared))
     norms = [float(times_power_of_two(part.tensor, -top).double().square().sum()) for part in prepared]
     matrices = [index for index, part in enumerate(prepared) if part.best]
+    norms = [norms[index] for index in matrices]  # vectors are held to the threshold on their own
     spectra = []
     for index in matrices:
         part = prepared[index]

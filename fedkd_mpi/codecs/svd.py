@@ -14,7 +14,7 @@ from fedkd_mpi.factorization import exact
 from fedkd_mpi.sections import Compression
 from fedkd_mpi.wire import Layer, Record, WireError
 
-TOGETHER = 256  # sum of ranks from which more factors side by side make no faster product
+TOGETHER = 192  # sum of ranks from which more factors side by side make no faster product
 LOW_RANK = 1  # U diag(s) [P, K] then V [K, Q], float32
 
 
@@ -89,7 +89,7 @@ class FactoredSum(Sum):
                 self.totals[index].add_(self.codec._decode(record, layer, self.device), alpha=weight)
             else:
                 left, right = self.codec.factors(record, layer, self.device)
-                self._waiting[index].append((left * weight, right))
+                self._waiting[index].append((left if weight == 1 else left * weight, right))
                 if sum(right.shape[0] for _, right in self._waiting[index]) >= TOGETHER:
                     self._multiply(index)
 
