@@ -14,7 +14,7 @@ from fedkd_mpi.factorization import exact
 from fedkd_mpi.sections import Compression
 from fedkd_mpi.wire import Layer, Record, WireError
 
-TOGETHER = 192  # sum of ranks from which more factors side by side make no faster product
+TOGETHER = 96  # sum of ranks from which more factors side by side make no faster product
 LOW_RANK = 1  # U diag(s) [P, K] then V [K, Q], float32
 
 
