@@ -71,8 +71,10 @@ def test_paper_and_dense_figures_are_those_of_the_formulas(simulated: Callable[.
     def paper(row: dict[str, np.ndarray], index: int) -> int:
         if row["bytes"][index] == HEADER_BYTES:  # skipped: it holds no numbers
             return 0
-        layers = zip(row["layer_rank"][index], matrices(log), log["layers"]["numel"], strict=True)
-        return sum(4 * (p * rank + rank**2 + rank * q if rank >= 0 else numel) for rank, (p, q), numel in layers)
+        total = 0
+        for rank, shape, numel in zip(row["layer_rank"][index], matrices(log), log["layers"]["numel"], strict=True):
+            total += 4 * (shape[0] * rank + rank**2 + rank * shape[1] if rank >= 0 else numel)
+        return total
 
     up = np.array([paper(log["uplink"], index) for index in range(len(log["uplink"]["client"]))], np.int64)
     down = np.array([paper(log["downlink"], index) for index in range(len(rounds["round"]))])
