@@ -129,6 +129,7 @@ def run(config: Config, output: Path, *, overwrite: bool = False, resumed: bool 
     except UserError as error:
         leave(2, f"fedkd_mpi: {error}")
     install_excepthook(world, partial(describe, world))
+    output = Path(world.agree(str(output)))  # rank 0's: the default is named by the second, which differs between ranks
     with StopRequests(world, output, config.time_limit, end) as stop:
         return play(config, world, stop, output, overwrite=overwrite, resumed=resumed)
 

@@ -24,6 +24,17 @@ def test_the_default_output_is_named_after_run_and_date(command: Command):
     assert costlog.read(path)["attrs"]["status"] == "completed"
 
 
+def test_all_processes_agree_on_the_default_output(mpi_vendor: str, tmp_path: Path):
+    # The processes of a large job reach this point at different seconds.
+    late = "import os, sys, time; from fedkd_mpi import mpi, run; time.sleep(1.1 * mpi.launched()[0]); "
+    finished = mpirun(
+        3, "-c", late + "sys.exit(run.main(sys.argv[1:]))", *TINY, mpi=mpi_vendor, cwd=tmp_path, timeout=120
+    )
+    assert finished.returncode == 0, finished.stderr
+    (log,) = (tmp_path / "runs").glob("*.h5")
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {log.name, f"{log.name}.checkpoints"}
+
+
 def test_overwrite_replaces_a_log(command: Command):
     path = Path("deep/er/own.h5")
     assert command("--output", path, "seed=1")[0] == 0
