@@ -6,6 +6,7 @@ import io
 import math
 import os
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from fedkd_mpi.errors import UserError
 
 Tables = Mapping[str, Mapping[str, np.ndarray]]
 
+QUIET = 0.5  # seconds without a write, after which a log is taken to be at rest
 PAGE = 4096
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _CHUNK_BYTES, _CHUNK_ROWS = 65536, 512
@@ -79,6 +81,16 @@ def open_read(path: Path) -> h5py.File:
             raise UserError(f"{path} is damaged: {reason(error)}") from error
     except OSError as error:
         raise UserError(f"cannot read the log {path}: {reason(error)}") from error
+
+
+def just_written(path: Path) -> bool:
+    """Tell whether a file is a log that its writer has not closed and wrote to within the last moments."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(PAGE)
+        return superblock.is_open(head) and time.time() - path.stat().st_mtime < QUIET
+    except OSError:
+        return False
 
 
 def temporary(path: Path) -> Path:

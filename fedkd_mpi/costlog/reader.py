@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,8 @@ class Log(Mapping[str, Table]):
         self._file = files.open_read(path)
         try:
             self._load(rounds)
+            if self._file.swmr_mode:  # being written right now: what is read later could be newer than what was opened
+                self._tables = {name: dict(table) for name, table in self._tables.items()}
         except BaseException:
             self.close()
             raise
@@ -123,7 +126,15 @@ def open(path: str | Path, rounds: int | None = None) -> Log:
     To follow a run that goes on, open its log again. Raises UserError, one line, where the file is missing, foreign,
     damaged, of another schema_version, or holds fewer than `rounds` rounds.
     """
-    return Log(Path(path), rounds)
+    path = Path(path)
+    while True:
+        try:
+            return Log(path, rounds)
+        except UserError:
+            # HDF5 does not find rows that were appended while it opened the file; a moment later it does.
+            if not files.just_written(path):
+                raise
+            time.sleep(0.02)
 
 
 def read(path: str | Path) -> dict[str, dict[str, Any]]:
