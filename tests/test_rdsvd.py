@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matrices import MATRICES, energy, random, smallest_ranks, with_spectrum
 
-from fedkd_mpi.codecs import RAW, symbols
+from fedkd_mpi.codecs import RAW, rice, symbols
 from fedkd_mpi.codecs.rate_distortion import LEFT_UNUSED
 from fedkd_mpi.codecs.rdsvd import DENSE, FACTORS, HEAD
 from fedkd_mpi.codecs.unfolding import fold, unfold, unfolded_shape, unfoldings
@@ -34,8 +34,10 @@ int16_matrices = st.builds(
 @settings(max_examples=150, deadline=None)
 @given(matrices=st.lists(int16_matrices, max_size=3))
 def test_symbols_round_trip(matrices: list[np.ndarray]):
-    back = symbols.decode(symbols.encode(matrices), [matrix.shape for matrix in matrices])
-    assert all(np.array_equal(matrix, other) for matrix, other in zip(matrices, back, strict=True))
+    shapes = [matrix.shape for matrix in matrices]
+    for coded in (symbols.encode(matrices), np.frombuffer(bytes([symbols.RICE]) + rice.encode(matrices), np.uint8)):
+        back = symbols.decode(coded, shapes)
+        assert all(np.array_equal(matrix, other) for matrix, other in zip(matrices, back, strict=True))
 
 
 @pytest.mark.parametrize("count", [300, 30000])  # one code, and the division by columns
@@ -49,11 +51,20 @@ def test_symbols_come_near_their_entropy(count: int):
 @settings(max_examples=100, deadline=None)
 @given(junk=st.binary(max_size=60), rows=st.integers(0, 9), columns=st.integers(1, 9))
 def test_junk_in_place_of_symbols_is_refused_or_is_in_range(junk: bytes, rows: int, columns: int):
-    try:
-        (matrix,) = symbols.decode(np.frombuffer(junk, np.uint8), [(rows, columns)])
-    except WireError:
-        return
-    assert matrix.shape == (rows, columns)
+    for decode in (symbols.decode, rice.decode):
+        try:
+            (matrix,) = decode(np.frombuffer(junk, np.uint8), [(rows, columns)])
+        except WireError:
+            continue
+        assert matrix.shape == (rows, columns)
+
+
+def test_short_symbols_pay_for_no_table():
+    values = np.random.default_rng(0).normal(0, 4, (1, 192)).round().astype(np.int16)
+    bits = np.log2(4 * np.sqrt(2 * np.pi * np.e)) * values.size  # of a Gaussian, Cover and Thomas 8.4
+    data = symbols.encode([values])
+    assert data[0] == symbols.RICE
+    assert 8 * data.size < 1.05 * bits + 24
 
 
 @pytest.mark.parametrize("matrices", [[np.full((4, 50), 3, np.int16)], [np.arange(-900, 900, dtype=np.int16)[None]]])

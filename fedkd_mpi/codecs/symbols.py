@@ -1,11 +1,12 @@
-"""Integer matrices as few bytes: segments of like magnitude packed together and Huffman-coded by deflate.
+"""Integer matrices as few bytes: segments of like magnitude packed together and Huffman-coded, short ones Rice-coded.
 
 Rows come in falling order of energy. From the first quarter of a matrix's rows the receiver learns which columns are
 large, so the columns of the other rows are sorted by that and cut into quarters; each row, or quarter of a row, is a
 segment. Segments whose mean magnitude lies in the same octave form a class; a class has a largest magnitude, which says
 how many symbols fit into a byte, and a deflate block, hence a Huffman code, of its own.
 
-    deflate( quarters u8, classes u8, largest magnitude u16 per class, class u8 per segment | symbols of class 0 | ... )
+    quarters u8, deflate( classes u8, largest magnitude u16 per class, class u8 per segment | symbols of class 0 | ... )
+    0 u8, Rice codes (rice.py), where these are shorter
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fedkd_mpi.codecs import rice
 from fedkd_mpi.wire import WireError
 
 LARGEST = 32767  # magnitude of a symbol
-QUARTERS = 4
+RICE, QUARTERS = 0, 4
 PLAIN_BELOW = 8192  # symbols: a code for pairs of large symbols has to be paid for by more than this
 
 
@@ -27,22 +29,27 @@ def encode(matrices: Sequence[np.ndarray]) -> np.ndarray:
     count = sum(matrix.size for matrix in matrices)
     # One code for all, a code per octave, or columns sorted too: the more symbols, the finer a division pays.
     trials = [(1, 0.0), (1, 1.0)] if count < 2 * PLAIN_BELOW else [(QUARTERS, 1.0)]
-    coded = [_encode(matrices, parts, octaves) for parts, octaves in trials]
+    coded = [bytes([parts]) + _encode(matrices, parts, octaves) for parts, octaves in trials]
+    if count < PLAIN_BELOW:
+        coded.append(bytes([RICE]) + rice.encode(matrices))
     return np.frombuffer(min(coded, key=len), np.uint8)
 
 
 def decode(data: np.ndarray, shapes: Sequence[tuple[int, int]]) -> list[np.ndarray]:
     """Return the int16 matrices of these shapes; raises WireError if the bytes are not theirs."""
-    stream = _inflate(data, 2 + 2 * 255 + sum(2 * rows * columns + rows * QUARTERS for rows, columns in shapes))
-    if stream.size < 2 or stream[0] not in (1, QUARTERS):
+    parts = int(data[0]) if data.size else -1
+    if parts not in (RICE, 1, QUARTERS):
         raise WireError("symbols start with no known division")
-    parts, classes = int(stream[0]), int(stream[1])
+    if parts == RICE:
+        return rice.decode(data[1:], shapes)
+    stream = _inflate(data[1:], 1 + 2 * 255 + sum(2 * rows * columns + rows * QUARTERS for rows, columns in shapes))
+    classes = int(stream[0]) if stream.size else 0
     sizes = [_segment_sizes(shape, parts) for shape in shapes]
     lengths = np.concatenate(sizes) if sizes else np.empty(0, np.int64)
-    start = 2 + 2 * classes
+    start = 1 + 2 * classes
     if stream.size < start + lengths.size:
         raise WireError("symbols end inside their table of classes")
-    largest = stream[2:start].view("<u2").astype(np.int64)
+    largest = stream[1:start].view("<u2").astype(np.int64)
     member = stream[start : start + lengths.size]
     if member.size and int(member.max()) >= classes:
         raise WireError("a segment of symbols has no class")
@@ -66,7 +73,7 @@ def _encode(matrices: Sequence[np.ndarray], parts: int, octaves: float) -> bytes
     flat, lengths = _arrange(matrices, parts)
     starts = np.cumsum(lengths) - lengths
     if not flat.size:
-        return _deflate([np.array([parts, 0], np.uint8)])
+        return _deflate([np.array([0], np.uint8)])
     magnitude = np.abs(flat)
     means = np.add.reduceat(magnitude, starts, dtype=np.float64) / lengths
     octave = np.where(means > 0, np.rint(octaves * np.log2(means + 0.05)), -99).astype(np.int64)
@@ -77,7 +84,7 @@ def _encode(matrices: Sequence[np.ndarray], parts: int, octaves: float) -> bytes
         values = np.concatenate([flat[starts[s] : starts[s] + lengths[s]] for s in own])
         largest[index] = np.abs(values).max()
         blocks.append(_pack(values, int(largest[index])))
-    table = np.concatenate([np.array([parts, len(kinds)], np.uint8), largest.view(np.uint8), member.astype(np.uint8)])
+    table = np.concatenate([np.array([len(kinds)], np.uint8), largest.view(np.uint8), member.astype(np.uint8)])
     return _deflate([table, *blocks])
 
 

@@ -1,0 +1,72 @@
+"""Rice codes for short integer matrices, which a Huffman code's table would cost more than it saves.
+
+A row has one parameter b: a symbol, its sign folded in (0, -1, 1, -2, ... = 0, 1, 2, 3, ...), is a quotient in unary
+and b plain bits (Rice 1979, Some practical universal noiseless coding techniques).
+
+    b u4 per row | all quotients, each as zeros and a one | all plain bits, row by row, the lowest first
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedkd_mpi.wire import WireError
+
+WIDEST = 15  # plain bits of a symbol
+
+
+def encode(matrices: Sequence[np.ndarray]) -> bytes:
+    """Return the bytes of int16 matrices [k, m]; the shapes do not travel."""
+    widths, quotients, plain = [], [np.empty(0, np.int64)], []
+    for matrix in matrices:
+        signed = matrix.astype(np.int64)
+        folded = np.where(signed < 0, -2 * signed - 1, 2 * signed)
+        costs = [(folded >> width).sum(1) + width * folded.shape[1] for width in range(WIDEST + 1)]
+        own = np.argmin(costs, axis=0)
+        widths.append(own)
+        quotients.append((folded >> own[:, None]).reshape(-1))
+        plain += [_bits(row, width) for row, width in zip(folded, own, strict=True)]
+    ends = np.cumsum(np.concatenate(quotients) + 1)
+    unary = np.zeros(ends[-1] if ends.size else 0, np.uint8)
+    unary[ends - 1] = 1
+    table = np.concatenate([np.empty(0, np.int64), *widths])
+    bits = np.concatenate([_bits(table, 4), unary, *plain])
+    return np.packbits(bits).tobytes()
+
+
+def decode(data: np.ndarray, shapes: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+    """Return the int16 matrices of these shapes; raises WireError if the bytes are not theirs."""
+    rows, count = sum(shape[0] for shape in shapes), sum(rows * columns for rows, columns in shapes)
+    if 8 * data.size < 4 * rows + count:
+        raise WireError("symbols end early")
+    bits = np.unpackbits(data)
+    widths = _numbers(bits[: 4 * rows], rows, 4)
+    ends = np.flatnonzero(bits[4 * rows :])[:count]
+    at = 4 * rows + (int(ends[-1]) + 1 if count else 0)
+    lengths = np.repeat([columns for _, columns in shapes], [own for own, _ in shapes])
+    if ends.size < count or -(-(at + int((widths * lengths).sum())) // 8) != data.size:
+        raise WireError("symbols do not end where their bytes do")
+    quotients = np.diff(ends, prepend=-1) - 1
+    matrices, row, taken = [], 0, 0
+    for own, columns in shapes:
+        folded = quotients[taken : taken + own * columns].reshape(own, columns).astype(np.int64)
+        taken += own * columns
+        for index in range(own):
+            width = int(widths[row + index])
+            folded[index] = (folded[index] << width) + _numbers(bits[at : at + width * columns], columns, width)
+            at += width * columns
+        row += own
+        if folded.size and int(folded.max()) > 2 * np.iinfo(np.int16).max:
+            raise WireError("a symbol is out of its range")
+        matrices.append(np.where(folded & 1, -(folded + 1) // 2, folded // 2).astype(np.int16))
+    return matrices
+
+
+def _bits(values: np.ndarray, width: int) -> np.ndarray:
+    return (values[:, None] >> np.arange(width) & 1).astype(np.uint8).reshape(-1)
+
+
+def _numbers(bits: np.ndarray, count: int, width: int) -> np.ndarray:
+    return bits.reshape(count, width) @ (1 << np.arange(width))
