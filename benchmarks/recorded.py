@@ -15,6 +15,7 @@ from fedkd_mpi.errors import UserError
 
 TUNING, FIGURES = 0, 1  # clients: codec constants were chosen on the first, what is printed is of the second
 SMALLEST = 64  # short side of the matrices that figures are of
+SHORTEST = 0.01  # CPU seconds of a measurement
 
 
 class Recorded(NamedTuple):
@@ -54,13 +55,18 @@ def smallest_rank(matrix: Tensor, threshold: float) -> int:
 
 
 def cpu_seconds(*calls: Callable[[], Any], repetitions: int = 3) -> list[float]:
-    """Return the median CPU seconds of each call, taken in turns so that a busy machine slows all of them alike."""
+    """Return the median CPU seconds of each call, taken in turns so that a busy machine slows all of them alike.
+
+    A call is repeated until it has taken SHORTEST: a client encodes layer after layer, with warm caches.
+    """
     taken = np.zeros((repetitions, len(calls)))
     for row in taken:
         for index, call in enumerate(calls):
-            began = time.process_time()
-            call()
-            row[index] = time.process_time() - began
+            began, count = time.process_time(), 0
+            while (spent := time.process_time() - began) < SHORTEST:
+                call()
+                count += 1
+            row[index] = spent / count
     return np.median(taken, axis=0).tolist()
 
 

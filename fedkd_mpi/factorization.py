@@ -11,20 +11,23 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd_mpi.wire import WireError
+from fedkd_mpi.scaling import exponent_of, ordinary_exponent, times_power_of_two
 
 BOUNDARY = 1e-5  # a cumulative energy this close to T is decided in float64
-LARGE = 256  # short side from which an eigendecomposition costs more than trying without
-WARM = 96  # the same where a start is known
-BLOCK = 192  # rows of a Gram matrix computed at a time
-NARROW = 0.12  # share of the short side that a block of directions may have to be worth iterating on the matrix itself
+LARGE = 128  # short side from which an eigendecomposition costs more than trying without
+WARM = 48  # the same where a start is known
+BLOCK = 64  # rows of a Gram matrix computed at a time
+SPARSE = 192  # rows from which it is worth looking for zero ones
+NARROW = 0.15  # share of the short side up to which a block of directions is multiplied by the matrix itself
+WIDE = 0.4  # share of the short side above which a start is of no use
 WIDTHS = (0.04, 0.12)  # the same for blocks tried on the Gram matrix, one after another
+HOPELESS = 2.5  # times the error budget outside of one block: the next one will not do either
 SWEEPS = 4  # of subspace iteration at most
 LANES = 16  # blocks of another width than a multiple of this are multiplied up to three times slower (AVX-512)
-ORDINARY = 20  # exponent up to which squares and their sums are in float32's range by far
 
 
 class Factors(NamedTuple):
@@ -60,44 +63,37 @@ def exact(matrix: Tensor, threshold: float) -> Factors:
     wide = prepared.matrix if prepared.matrix.shape[0] <= prepared.matrix.shape[1] else prepared.matrix.T
     symmetric = gram(wide)
     found = _few(symmetric, wide, threshold) if wide.shape[0] >= LARGE and threshold < 1 else None
-    if found is None:
-        basis, energies = _directions(symmetric)
-        cumulative = energies.cumsum(0) / energies.sum()
-        rank = _smallest_rank(cumulative, threshold)
-        if _undecided(cumulative, threshold):
-            found = _refined(wide, basis[:, : rank + 2], threshold)
-        else:
-            found = basis[:, :rank], float(cumulative[rank - 1])
-    basis, energy = found
-    projected = basis.T @ wide
-    if wide is prepared.matrix:
-        return _assemble(matrix, prepared, basis, projected, energy)
-    sigma = projected.norm(dim=1).clamp_min(torch.finfo(projected.dtype).tiny)
-    return _assemble(matrix, prepared, (projected / sigma[:, None]).T, basis.T * sigma[:, None], energy)
+    basis, energy = found or _all(symmetric, wide, threshold)
+    return _assemble(matrix, prepared, basis, basis.T @ wide, energy)
 
 
 def fast(matrix: Tensor, threshold: float, start: Tensor | None) -> Factors:
     """Return factors that keep more than the threshold's share of the energy at, or just above, the smallest rank.
 
     start is the `left` of the same layer's last factors, whose directions are taken two steps of power iteration
-    further (Vogels et al. 2019); where there is none, where it is wide, or where the energy is not reached, the result
-    is that of exact(). Raises ValueError as exact() does.
+    further (Vogels et al. 2019), on the Gram matrix where they are many; where there is no start, where it is wide, or
+    where the energy is not reached, the result is that of exact(). Raises ValueError as exact() does.
     """
-    width = 0 if start is None else _rounded(1.1 * start.shape[1] + 4)
-    if not LANES <= width < max(NARROW * min(matrix.shape), LANES + 1) or min(matrix.shape) < WARM:
+    short = min(matrix.shape)
+    width = 0 if start is None or not start.numel() else _rounded(1.2 * start.shape[1] + 4)
+    if not 0 < width <= max(WIDE * short, LANES) or short < WARM:
         return exact(matrix, threshold)
     prepared = _prepare(matrix)
     if prepared is None:
         return _nothing(matrix)
-    tall, start = prepared.matrix, start if prepared.rows is None else start[prepared.rows]
+    tall = prepared.matrix.shape[0] > prepared.matrix.shape[1]
+    wide, start = prepared.matrix, start if prepared.rows is None else start[prepared.rows]
     start = times_power_of_two(start, -exponent_of(float(start.abs().max())))
-    block = torch.cat([start, tall[:, _spread(tall, width - start.shape[1])]], 1)
+    if tall:
+        wide, start = wide.T, wide.T @ start
+    symmetric = gram(wide) if width > NARROW * short else None
+    block = torch.cat([start, wide[:, _spread(wide, width - start.shape[1])]], 1)
     for _ in range(2):
-        block = torch.linalg.qr(tall @ (tall.T @ block)).Q
-    projected = block.T @ tall
+        block = torch.linalg.qr(wide @ (wide.T @ block) if symmetric is None else symmetric @ block).Q
+    projected = block.T @ wide
     turn, energies = _directions(projected @ projected.T)
-    cumulative = energies.cumsum(0) / energy_of(tall)
-    if not float(cumulative[-1]) > threshold + BOUNDARY:
+    cumulative = energies.cumsum() / energy_of(prepared.matrix)
+    if not cumulative[-1] > threshold + BOUNDARY:
         return exact(matrix, threshold)
     rank = _smallest_rank(cumulative, threshold + BOUNDARY / 10)
     turn = turn[:, :rank]
@@ -120,17 +116,20 @@ def directions(wide: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
         block = torch.linalg.qr(block).Q
         turn, values = _directions(block.T @ (symmetric @ block))
         total = float(symmetric.diagonal().sum(dtype=torch.float64))
-        if float(values[: width // 2].sum()) > threshold * total:
-            rest = torch.zeros(size - width, dtype=torch.float64)
+        if values[: width // 2].sum() > threshold * total:
+            rest = np.zeros(size - width)
             rest[-1] = max(total - float(values.sum()), 0.0)
-            return block @ turn, torch.cat([values, rest])
-    return _directions(symmetric)
+            return block @ turn, torch.from_numpy(np.concatenate([values, rest]))
+        if total - values.sum() > HOPELESS * (1 - threshold) * total:
+            break
+    basis, values = _directions(symmetric)
+    return basis, torch.from_numpy(values)
 
 
 def gram(wide: Tensor) -> Tensor:
     """Return wide @ wide.T [n, n], of which large ones are computed block by block, without the upper triangle."""
     size = wide.shape[0]
-    if size < 2 * BLOCK:
+    if size < 4 * BLOCK:
         return wide @ wide.T
     lower = wide.new_empty(size, size)
     for start in range(0, size, BLOCK):
@@ -140,36 +139,12 @@ def gram(wide: Tensor) -> Tensor:
     return lower
 
 
-def exponent_of(largest: float) -> int:
-    """Return e with 2^(e-1) <= largest < 2^e."""
-    return math.frexp(largest)[1]
-
-
-def ordinary_exponent(largest: float) -> int:
-    """Return exponent_of(largest), or 0 where squares and their sums are in float32's range by far without scaling."""
-    exponent = exponent_of(largest)
-    return exponent if abs(exponent) > ORDINARY else 0
-
-
-def checked_exponent(exponent: int) -> int:
-    """Return an exponent that came over the wire; raises WireError if no float32 has it."""
-    if abs(exponent) > 160:
-        raise WireError(f"impossible exponent {exponent}")
-    return exponent
-
-
-def times_power_of_two(tensor: Tensor, exponent: int) -> Tensor:
-    """Return tensor * 2^exponent, exactly; 2^149, which a denormal tensor needs, is no float32, but each half is."""
-    half = exponent // 2
-    return tensor * 2.0**half * 2.0 ** (exponent - half)
-
-
 def zero_rows(matrix: Tensor) -> Tensor | None:
     """Return the mask of rows that are not all zero, or None if (nearly) all are not.
 
     An embedding's update has few of them; 32 rows from all over it tell.
     """
-    if matrix.shape[0] < BLOCK or bool(matrix[_spread(matrix.T, 32)].any(1).all()):
+    if matrix.shape[0] < SPARSE or bool(matrix[_spread(matrix.T, 32)].any(1).all()):
         return None
     return matrix.any(1)
 
@@ -192,13 +167,24 @@ def energy_of(matrix: Tensor) -> float:
     return float(torch.linalg.vector_norm(matrix, dim=1).double().square().sum())
 
 
-def _directions(symmetric: Tensor) -> tuple[Tensor, Tensor]:
+def _directions(symmetric: Tensor) -> tuple[Tensor, np.ndarray]:
+    """Eigenvectors and eigenvalues (float64, on the CPU, where small sums are cheapest), both falling."""
     try:
         values, vectors = torch.linalg.eigh(symmetric)
     except torch.linalg.LinAlgError:  # CUDA's may give up on repeated eigenvalues; LAPACK's does not
         values, vectors = torch.linalg.eigh(symmetric.double().cpu())
         vectors = vectors.to(symmetric)
-    return vectors.flip(1), values.double().clamp_min(0).flip(0).cpu()
+    return vectors.flip(1), np.maximum(values.cpu().numpy()[::-1].astype(np.float64), 0)
+
+
+def _all(symmetric: Tensor, wide: Tensor, threshold: float) -> tuple[Tensor, float]:
+    """The K directions and their energy."""
+    basis, energies = _directions(symmetric)
+    cumulative = energies.cumsum() / energies.sum()
+    rank = _smallest_rank(cumulative, threshold)
+    if _undecided(cumulative, threshold):
+        return _refined(wide, basis[:, : rank + 2], threshold)
+    return basis[:, :rank], float(cumulative[rank - 1])
 
 
 def _few(symmetric: Tensor, wide: Tensor, threshold: float) -> tuple[Tensor, float] | None:
@@ -211,8 +197,10 @@ def _few(symmetric: Tensor, wide: Tensor, threshold: float) -> tuple[Tensor, flo
             image = symmetric @ block
             if sweep:
                 turn, values = _directions(block.T @ image)
-                cumulative = values.cumsum(0) / total
-                if float(cumulative[int(0.8 * width)]) <= threshold:
+                cumulative = values.cumsum() / total
+                if 1 - cumulative[-1] > HOPELESS * (1 - threshold):
+                    return None
+                if cumulative[int(0.8 * width)] <= threshold:
                     break
                 rank = _smallest_rank(cumulative, threshold)
                 kept = turn[:, :rank]
@@ -234,12 +222,12 @@ def _refined(wide: Tensor, block: Tensor, threshold: float) -> tuple[Tensor, flo
     block = torch.linalg.qr(block.double()).Q
     projected = block.T @ wide.double()
     turn, energies = _directions(projected @ projected.T)
-    cumulative = energies.cumsum(0) / float(wide.double().square().sum())
+    cumulative = energies.cumsum() / float(wide.double().square().sum())
     rank = _smallest_rank(cumulative, threshold)
     return (block @ turn[:, :rank]).to(wide.dtype), float(cumulative[rank - 1])
 
 
-def _proven(symmetric: Tensor, basis: Tensor, image: Tensor, values: Tensor, wanted: float) -> bool:
+def _proven(symmetric: Tensor, basis: Tensor, image: Tensor, values: np.ndarray, wanted: float) -> bool:
     """Whether no K - 1 directions hold the wanted energy, given K Ritz pairs and image = symmetric @ basis.
 
     With mu above every eigenvalue of the rest, eigenvalue j is at most 2 e^2 / (g + sqrt(g^2 + 4 e^2)) above Ritz
@@ -247,12 +235,12 @@ def _proven(symmetric: Tensor, basis: Tensor, image: Tensor, values: Tensor, wan
     Hermitian matrices).
     """
     rank = basis.shape[1]
-    ritz = values[:rank].to(basis)
+    ritz = torch.from_numpy(values[:rank]).to(basis)
     error = float(torch.linalg.matrix_norm(image - basis * ritz))
     mu = float(values[rank - 1])
     gaps = values[: rank - 1] - mu
-    above = float((2 * error**2 / (gaps + (gaps.square() + 4 * error**2).sqrt()).clamp_min(1e-300)).sum())
-    if float(values[: rank - 1].sum()) + above >= wanted * (1 + BOUNDARY):
+    above = (2 * error**2 / np.maximum(gaps + np.sqrt(gaps**2 + 4 * error**2), 1e-300)).sum()
+    if values[: rank - 1].sum() + above >= wanted * (1 + BOUNDARY):
         return False
     # mu - (1 - B B^T) S (1 - B B^T), with image = S B and B^T image = ritz
     half = image - basis * (ritz / 2)
@@ -266,13 +254,13 @@ def _spread(matrix: Tensor, count: int) -> Tensor:
     return torch.arange(count, device=matrix.device) * matrix.shape[1] // count
 
 
-def _smallest_rank(cumulative: Tensor, threshold: float) -> int:
-    above = int(torch.searchsorted(cumulative, threshold, right=True))
-    return min(above + 1, cumulative.numel()) if threshold < 1 else cumulative.numel()
+def _smallest_rank(cumulative: np.ndarray, threshold: float) -> int:
+    above = int(cumulative.searchsorted(threshold, side="right"))
+    return min(above + 1, cumulative.size) if threshold < 1 else cumulative.size
 
 
-def _undecided(cumulative: Tensor, threshold: float) -> bool:
-    return bool(((cumulative[:-1] - threshold).abs() < BOUNDARY).any())
+def _undecided(cumulative: np.ndarray, threshold: float) -> bool:
+    return bool((np.abs(cumulative[:-1] - threshold) < BOUNDARY).any())
 
 
 def _nothing(matrix: Tensor) -> Factors:
@@ -280,11 +268,15 @@ def _nothing(matrix: Tensor) -> Factors:
 
 
 def _assemble(matrix: Tensor, prepared: _Prepared, basis: Tensor, projected: Tensor, energy: float) -> Factors:
-    """Factors of the whole matrix from orthonormal columns and diag(s) V: the singular values move to the left."""
-    sigma = projected.norm(dim=1)
-    unit = projected / sigma.clamp_min(torch.finfo(sigma.dtype).tiny)[:, None]
-    left = basis * times_power_of_two(sigma, prepared.exponent)
+    """Factors of the whole matrix from K directions of its short side and what it is in them: s moves to the left."""
+    if prepared.matrix.shape[0] > prepared.matrix.shape[1]:
+        left, right = projected.T, basis.T
+    else:
+        sigma = torch.linalg.vector_norm(projected, dim=1)
+        left, right = basis * sigma, projected / sigma.clamp_min(torch.finfo(sigma.dtype).tiny)[:, None]
+    if prepared.exponent:
+        left = times_power_of_two(left, prepared.exponent)
     if prepared.rows is not None:
         left, kept = left.new_zeros(matrix.shape[0], left.shape[1]), left
         left[prepared.rows] = kept
-    return Factors(left.contiguous(), unit.contiguous(), energy)
+    return Factors(left.contiguous(), right.contiguous(), energy)

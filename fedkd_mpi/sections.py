@@ -106,6 +106,9 @@ class Compression(Section):
     byte_budget: int | None = Field(None, ge=1, description="largest payload of a message; sets the threshold")
     run_budget: int | None = Field(None, ge=1, description="largest uplink + downlink of the run, headers included")
     budget_growth: float | None = Field(None, gt=0, description="last round's share of run_budget / first's; default 1")
+    warm_start: bool | None = Field(
+        None, description="svd: factorise from last round's directions, faster, K up to some % above the smallest"
+    )
     bits: Literal[4, 8, 16] | None = Field(None, description="of quantize; default 8")
     density: float | None = Field(None, gt=0, le=1, description="share of entries of topk, fetchsgd; default 0.01")
     rank: int | None = Field(None, ge=1, description="of powersgd; default 4")
@@ -121,6 +124,7 @@ class Compression(Section):
     @model_validator(mode="after")
     def _keys_belong_to_the_codec(self) -> Compression:
         owners = {
+            "warm_start": ("svd",),
             "bits": ("quantize",),
             "density": ("topk", "fetchsgd"),
             "rank": ("powersgd",),

@@ -62,6 +62,19 @@ def test_any_list_of_tensors_survives(shapes: list[tuple[int, ...]], name: str, 
         assert energy(tensor, back) > threshold - 1e-6
 
 
+def test_a_warm_start_travels_in_the_senders_state_alone():
+    first = with_spectrum(0.8 ** np.arange(60), 60, 90)
+    codec, cold, state = make("svd", first, warm_start=True), make("svd", first), {}
+    through(codec, first, state=state)
+    assert set(state) == {"left.layer0"}
+    second = first + random(60, 90, 1e-4)
+    (record,), (decoded,) = through(codec, second, state=state)
+    assert record.rank == through(cold, second)[0][0].rank
+    assert energy(second, decoded) > 0.95
+    through(codec, torch.zeros(60, 90), state=state)
+    assert energy(second, through(codec, second, state=state)[1][0]) > 0.95  # nothing to start from
+
+
 def test_zero_update_costs_record_heads_alone():
     update = torch.zeros(30, 40)
     (record,), (decoded,) = through(make("svd", update), update)

@@ -67,6 +67,7 @@ SETTINGS = [
     "compression.byte_budget=70000",
     "compression.run_budget=7000000 compression.budget_growth=2.5",
     "exchange=gradient_sum server.optimizer=adam",
+    "compression.warm_start=true",
     "compression.codec=quantize compression.bits=4",
     "compression.codec=topk compression.density=0.125",
     "compression.codec=powersgd compression.rank=2",

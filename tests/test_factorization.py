@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matrices import MATRICES, energy, random, smallest_ranks, with_spectrum
 
-from fedkd_mpi.factorization import exact
+from fedkd_mpi.factorization import exact, fast
 
 THRESHOLDS = (0.3, 0.9, 0.95, 0.98, 0.999)
 
@@ -91,3 +91,26 @@ def test_same_bits_twice():
     first, second = exact(matrix, 0.95), exact(matrix.clone(), 0.95)
     assert torch.equal(first.left, second.left)
     assert torch.equal(first.right, second.right)
+
+
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+@pytest.mark.parametrize("name", MATRICES)
+def test_a_warm_start_of_anything_keeps_the_energy(name: str, threshold: float):
+    matrix = MATRICES[name]
+    for start in (None, exact(matrix, threshold).left, random(matrix.shape[0], 3, 1e20), torch.zeros(len(matrix), 2)):
+        factors = fast(matrix, threshold, start)
+        kept = energy(matrix, factors.left.double() @ factors.right.double())
+        assert name == "denormal" or kept > threshold - 1e-9
+        assert factors.rank >= min(smallest_ranks(matrix, threshold))
+
+
+@pytest.mark.parametrize("shape", [(64, 300), (300, 64), (128, 128), (400, 200)])
+@pytest.mark.parametrize("directions", [6, 40])  # on the matrix itself, on its Gram matrix
+def test_a_warm_start_finds_nearly_the_smallest_rank(shape: tuple[int, int], directions: int):
+    before = with_spectrum(0.9 ** np.arange(directions), *shape, seed=1)
+    matrix = before + with_spectrum(0.05 * 0.95 ** np.arange(50), *shape, seed=2)
+    start = exact(before, 0.95).left
+    factors, best = fast(matrix, 0.95, start), exact(matrix, 0.95)
+    assert best.rank <= factors.rank <= 1.04 * best.rank + 1
+    assert energy(matrix, factors.left.double() @ factors.right.double()) > 0.95
+    assert factors.energy == pytest.approx(energy(matrix, factors.left.double() @ factors.right.double()), abs=1e-5)

@@ -28,6 +28,7 @@ CODECS = {
         *["compression.budget_growth=2", "exchange=gradient_sum", "server.optimizer=adam", "server.learning_rate=0.01"],
     ],
     "common": ["num_clients=4", "compression.codec=rdsvd", FEEDBACK, "compression.energy_scope=model"],
+    "warm": [*SEVEN, "compression.warm_start=true"],
     "half": ["num_clients=4", "compression.codec=float16"],
     "levels": [*SEVEN, "compression.codec=quantize", "compression.bits=4", "compression.error_feedback=ef21"],
     "largest": ["num_clients=4", "compression.codec=topk", FEEDBACK],

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd_mpi.factorization import checked_exponent, exact, times_power_of_two
+from fedkd_mpi.factorization import exact
+from fedkd_mpi.scaling import checked_exponent, times_power_of_two
 from fedkd_mpi.wire import Layer, Record, WireError
 
 HALF, HALF_FACTORS, BYTE_FACTORS = 8, 9, 10

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedkd_mpi.codecs import RAW, Codec, State, floats, raw, read_floats
 from fedkd_mpi.errors import RunFault
-from fedkd_mpi.factorization import exponent_of, times_power_of_two
+from fedkd_mpi.scaling import exponent_of, times_power_of_two
 from fedkd_mpi.sections import Compression
 from fedkd_mpi.wire import Layer, Record, WireError
 

@@ -23,14 +23,8 @@ from fedkd_mpi.codecs.rate_distortion import Integers, Plan, dense, factors, pla
 from fedkd_mpi.codecs.unfolding import fold, unfold, unfolded_shape, unfoldings
 from fedkd_mpi.codecs.vectors import POOLED, pool, unpool
 from fedkd_mpi.errors import RunFault
-from fedkd_mpi.factorization import (
-    checked_exponent,
-    directions,
-    exponent_of,
-    ordinary_exponent,
-    times_power_of_two,
-    zero_rows,
-)
+from fedkd_mpi.factorization import directions, zero_rows
+from fedkd_mpi.scaling import checked_exponent, exponent_of, ordinary_exponent, times_power_of_two
 from fedkd_mpi.sections import Compression
 from fedkd_mpi.wire import Layer, Record, WireError
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedkd_mpi.codecs import RAW, Codec, State, Sum, floats, raw, read_floats
 from fedkd_mpi.errors import RunFault
-from fedkd_mpi.factorization import exact
+from fedkd_mpi.factorization import exact, fast
 from fedkd_mpi.sections import Compression
 from fedkd_mpi.wire import Layer, Record, WireError
 
@@ -22,26 +22,32 @@ class Svd(Codec):
     """U diag(s) and V of each matrix, 4 K (P + Q) bytes; raw where that is not smaller, and for 1-D tensors."""
 
     def __init__(self, compression: Compression, layers: Sequence[Layer]):
-        self.layers = layers
+        self.layers, self.warm = layers, bool(compression.warm_start)
 
     def encode(
         self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
     ) -> list[Record]:
-        """Return the records at energy threshold T; nothing is remembered between rounds."""
-        return [self._encode(tensor, layer, threshold) for tensor, layer in zip(update, self.layers, strict=True)]
+        """Return the records at energy threshold T.
+
+        With compression.warm_start the sender's state keeps U diag(s) ("left.<layer>"); else nothing is remembered.
+        """
+        return [self._encode(part, layer, threshold, state) for part, layer in zip(update, self.layers, strict=True)]
 
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
         """Return the tensors; raises WireError on an unknown encoding, an impossible rank or a wrong length."""
         return [self._decode(record, layer, device) for record, layer in zip(records, self.layers, strict=True)]
 
-    def _encode(self, tensor: Tensor, layer: Layer, threshold: float) -> Record:
+    def _encode(self, tensor: Tensor, layer: Layer, threshold: float, state: State) -> Record:
         if not layer.compressible:
             return raw(tensor)
         rows, columns = layer.matrix_shape
+        matrix, key = tensor.reshape(rows, columns), f"left.{layer.name}"
         try:
-            factors = exact(tensor.reshape(rows, columns), threshold)
+            factors = fast(matrix, threshold, state.get(key)) if self.warm else exact(matrix, threshold)
         except ValueError as error:
             raise RunFault(str(error), layer=layer.name) from None
+        if self.warm:
+            state[key] = factors.left
         if factors.rank * (rows + columns) >= rows * columns:
             return raw(tensor)
         return Record(LOW_RANK, factors.rank, floats(factors.left, factors.right), factors.energy)

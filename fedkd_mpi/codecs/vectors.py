@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedkd_mpi.codecs import symbols
 from fedkd_mpi.codecs.rate_distortion import dense
-from fedkd_mpi.factorization import checked_exponent, exponent_of, times_power_of_two
+from fedkd_mpi.scaling import checked_exponent, exponent_of, times_power_of_two
 from fedkd_mpi.wire import Layer, Record, WireError
 
 POOLED = 18  # exponent i16, step f32, symbols of all of them; in the first one's record, those of the others are empty
