@@ -113,7 +113,7 @@ class Compression(Section):
     density: float | None = Field(None, gt=0, le=1, description="share of entries of topk, fetchsgd; default 0.01")
     rank: int | None = Field(None, ge=1, description="of powersgd; default 4")
     sketch_rows: int | None = Field(None, ge=1, description="hash functions of fetchsgd; default 5")
-    sketch_share: float | None = Field(None, gt=0, le=1, description="fetchsgd's sketch / update size; default 0.1")
+    sketch_share: float | None = Field(None, gt=0, le=1, description="fetchsgd's sketch / update size; default 0.5")
 
     @model_validator(mode="after")
     def _rising(self) -> Compression:

@@ -29,7 +29,7 @@ class FetchSgd(Codec):
         self.layers = layers
         self.numel = sum(layer.numel for layer in layers)
         self.rows = compression.sketch_rows or 5
-        self.columns = max(math.ceil((compression.sketch_share or 0.1) * self.numel / self.rows), 1)
+        self.columns = max(math.ceil((compression.sketch_share or 0.5) * self.numel / self.rows), 1)
         self.count = max(math.ceil((compression.density or 0.01) * self.numel), 1)
         streams = [generator(0, "count sketch", row) for row in range(self.rows)]  # the same everywhere, for ever
         self.buckets = [torch.from_numpy(stream.integers(self.columns, size=self.numel)) for stream in streams]
