@@ -50,9 +50,14 @@ $choice
 export OMP_NUM_THREADS=$$SLURM_CPUS_PER_TASK   # as many threads as cores a rank
 export SRUN_CPUS_PER_TASK=$$SLURM_CPUS_PER_TASK   # srun does not take it over from sbatch since Slurm 22.05
 case $$MPI in
-    mpirun) launch=(mpirun) ;;
+    mpirun)
+        launch=(mpirun)
+        # Slurm's SIGTERM is for the ranks, which stop after a round: mpirun would kill them a second after it.
+        env --block-signal=TERM true 2> /dev/null && launch=(env --block-signal=TERM mpirun) ;;   # coreutils 8.31
     *) launch=(srun --mpi="$$MPI" --cpu-bind=cores --wait=60) ;;   # 60 s after one rank has died all are ended
 esac
+# MPICH names its shared memory by job and step; a killed step leaves its own behind: after each restart another step.
+[ "$$MPI" != pmi2 ] || for ((i = 0; i < $${SLURM_RESTART_COUNT:-0}; i++)); do srun --nodes=1 --ntasks=1 true; done
 
 # Slurm signals this shell alone (B:); the run hears it from here. A trapped signal ends `wait`, not the step.
 step=0

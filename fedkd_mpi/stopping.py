@@ -42,6 +42,7 @@ class StopRequests:
 
     def __enter__(self) -> StopRequests:
         self._before = [(number, signal.signal(number, self._note)) for number in SIGNALS]
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a launcher that blocks one for itself may pass that on
         return self
 
     def __exit__(self, *_: object) -> None:
