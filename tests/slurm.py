@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from mpirun import clean_environment, run
 from sessions import kill
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "setpriv")
-PACKAGES = "slurm-wlm munge"
+PACKAGES = "slurm-wlm munge, and libpmix-dev for srun --mpi=pmix"
 CPUS = 64  # claimed, not there: jobs of these tests mostly wait
 PATIENCE = 480.0  # seconds
 CONFIGURATION = """
@@ -42,7 +42,8 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 ReturnToService=2
 MpiDefault=none
-KillWait=30
+KillWait=60
+OverTimeLimit=10
 SlurmdParameters=config_overrides
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=1000000 State=UNKNOWN
@@ -82,7 +83,7 @@ class Slurm:
             self._start("munged", "--foreground", "--force", f"--key-file={self.folder / 'key'}", *files)
             self._start("slurmctld", "-D", "-f", self.file)
             self._start("slurmd", "-D", "-f", self.file)
-            self._until(lambda: "idle" in self._call("sinfo", "--noheader", "--format=%T").stdout, self._last_words)
+            self.until(lambda: "idle" in self._call("sinfo", "--noheader", "--format=%T").stdout, self._last_words)
         except BaseException:
             self.__exit__()
             raise
@@ -131,6 +132,11 @@ class Slurm:
         assert result.returncode == 0, result.stderr
         return result.stdout
 
+    def lacks(self, launcher: str) -> str | None:
+        """Return why srun cannot start ranks by this plugin, or None."""
+        tried = self._call("srun", f"--mpi={launcher}", "true")
+        return f"srun --mpi={launcher}: {tried.stderr}; {PACKAGES}" if tried.returncode else None
+
     def submit(self, *arguments: str | Path, env: Mapping[str, str] = {}) -> int:
         """Return the number of a job that was submitted with sbatch."""
         return int(self.call("sbatch", "--parsable", *arguments, env=env))
@@ -142,8 +148,21 @@ class Slurm:
 
     def wait(self, job: int | str, *states: str) -> dict[str, str]:
         """Return a job's fields once it is in one of the states."""
-        self._until(lambda: self.show(job)["JobState"] in states, lambda: f"{self.show(job)}\n{self.output(job)}")
+        self.until(lambda: self.show(job)["JobState"] in states, lambda: f"{self.show(job)}\n{self.output(job)}")
         return self.show(job)
+
+    def until(self, condition: Callable[[], object], explain: Callable[[], str] = str) -> None:
+        """Wait for a condition, which is sure to come; `explain` says what happened instead."""
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < end, f"never came about: {explain()}"
+            time.sleep(0.2)
+
+    def pids_of(self, job: int) -> list[int]:
+        """Return the ranks of a job."""
+        listed = self.call("scontrol", "listpids", str(job)).splitlines()[1:]
+        pids = [int(line.split()[0]) for line in listed if line.split()[2] not in ("batch", "extern")]
+        return [pid for pid in pids if b"fedkd_mpi.run" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
     def output(self, job: int | str) -> str:
         """Return what a job has printed."""
@@ -152,12 +171,6 @@ class Slurm:
 
     def _call(self, *command: str | Path, env: Mapping[str, str] = {}) -> subprocess.CompletedProcess[str]:
         return run(command, env={"SLURM_CONF": str(self.file), **env}, cwd=self.work, timeout=60)
-
-    def _until(self, condition: object, explain: object = lambda: "") -> None:
-        end = time.monotonic() + PATIENCE
-        while not condition():
-            assert time.monotonic() < end, f"never came about: {explain()}"
-            time.sleep(0.2)
 
 
 def mpi_environment(launcher: Path, library: Path) -> dict[str, str]:

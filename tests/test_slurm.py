@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from mpirun import REPOSITORY, find, how_to_install, run
-from sessions import SMALL, assert_same_run, rounds_in
+from sessions import SMALL, assert_same_run, kill, rounds_in
 from slurm import Slurm, missing, mpi_environment
 
 from fedkd_mpi import costlog
@@ -19,6 +20,7 @@ from fedkd_mpi.job import Resources, plan, script
 JOBS = REPOSITORY / "jobs"
 ONE_NODE = ("--ntasks=2", "--ntasks-per-node=2", "--mem=0")
 ROUNDS = 8
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
 LASTING = (*SMALL, f"rounds={ROUNDS}", "compression.codec=remembering:Rounding", "checkpoint.every=100")
 
 
@@ -30,63 +32,87 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
         yield cluster
 
 
-def environment(vendor: str, sleep: float = 0) -> dict[str, str]:
+def environment(launcher: str, sleep: float = 0) -> dict[str, str]:
+    """Return what a job needs; `launcher` is mpirun, pmi2 or pmix."""
+    vendor = "mpich" if launcher == "pmi2" else "openmpi"
     installation = find(vendor)
     if installation is None:
         pytest.skip(how_to_install(vendor))
-    how = {"openmpi": "mpirun", "mpich": "pmi2"}[vendor]
     tests = str(REPOSITORY / "tests")
     found = mpi_environment(installation.launcher, installation.library)
-    return {**found, "FEDKD_MPI": how, "FEDKD_TEST_SLEEP": str(sleep), "PYTHONPATH": f"{REPOSITORY}:{tests}"}
+    return {**found, "FEDKD_MPI": launcher, "FEDKD_TEST_SLEEP": str(sleep), "PYTHONPATH": f"{REPOSITORY}:{tests}"}
 
 
 @pytest.fixture(scope="module")
 def timed(slurm: Slurm) -> int:
-    """A job whose run takes longer than its time limit; submitted first, for it takes two minutes of waiting."""
-    arguments = (*ONE_NODE, "--time=1", "--signal=B:USR1@10", JOBS / "cpu.slurm", *LASTING)
-    return slurm.submit(*arguments, env=environment("openmpi", sleep=2))
+    """A job whose run takes longer than its time limit; submitted first, for it takes a minute and a half of waiting."""
+    arguments = (*ONE_NODE, "--time=1", "--signal=B:USR1@1", JOBS / "cpu.slurm", *LASTING)
+    return slurm.submit(*arguments, env=environment("mpirun", sleep=2))
 
 
-@pytest.mark.parametrize("vendor", ["openmpi", "mpich"])
-def test_a_job_completes(slurm: Slurm, timed: int, vendor: str) -> None:
-    job = slurm.submit(*ONE_NODE, JOBS / "cpu.slurm", *SMALL, "rounds=2", env=environment(vendor))
-    assert slurm.wait(job, "COMPLETED", "FAILED", "CANCELLED")["JobState"] == "COMPLETED", slurm.output(job)
+@pytest.fixture(params=["mpirun", "pmi2", "pmix"])
+def launcher(request: pytest.FixtureRequest, slurm: Slurm) -> str:
+    """Every way to start ranks, as FEDKD_MPI names them."""
+    if request.param != "mpirun" and (reason := slurm.lacks(request.param)):
+        pytest.skip(reason)
+    return request.param
+
+
+def test_a_job_completes(slurm: Slurm, timed: int, launcher: str) -> None:
+    job = slurm.submit(*ONE_NODE, JOBS / "cpu.slurm", *SMALL, "rounds=2", env=environment(launcher))
+    assert slurm.wait(job, *ENDED)["JobState"] == "COMPLETED", slurm.output(job)
     log = costlog.read(slurm.work / f"runs/digits-{job}.h5")
     assert log["attrs"]["status"] == "completed"
     assert log["attrs"]["world_size"] == 2
+    assert log["attrs"]["mpi_library"].startswith("MPICH" if launcher == "pmi2" else "Open MPI")
     assert len(log["rounds"]["round"]) == 2
 
 
 def test_an_array_runs_a_task_for_each_value(slurm: Slurm, timed: int) -> None:
     arguments = ("--array=0-1", *ONE_NODE, JOBS / "sweep.slurm", *SMALL, "rounds=1")
-    job = slurm.submit(*arguments, env=environment("openmpi"))
+    job = slurm.submit(*arguments, env=environment("mpirun"))
     for task in (0, 1):
-        state = slurm.wait(f"{job}_{task}", "COMPLETED", "FAILED", "CANCELLED")["JobState"]
+        state = slurm.wait(f"{job}_{task}", *ENDED)["JobState"]
         assert state == "COMPLETED", slurm.output(f"{job}_{task}")
         log = costlog.read(slurm.work / f"runs/seeds-{job}-{task}.h5")
         assert (log["attrs"]["status"], log["attrs"]["seed"]) == ("completed", task)
 
 
-def test_a_cancelled_job_leaves_a_checkpoint_and_does_not_come_back(slurm: Slurm, timed: int) -> None:
-    job = slurm.submit(*ONE_NODE, JOBS / "cpu.slurm", *SMALL, "rounds=100000", env=environment("mpich"))
+def test_a_cancelled_job_leaves_a_checkpoint_and_does_not_come_back(slurm: Slurm, timed: int, launcher: str) -> None:
+    job = slurm.submit(*ONE_NODE, JOBS / "cpu.slurm", *SMALL, "rounds=100000", env=environment(launcher))
     log = slurm.work / f"runs/digits-{job}.h5"
-    slurm._until(lambda: rounds_in(log) > 0, lambda: slurm.output(job))
+    slurm.until(lambda: rounds_in(log) > 0, lambda: slurm.output(job))
     slurm.call("scancel", str(job))
     slurm.wait(job, "CANCELLED")
-    slurm._until(lambda: costlog.read(log)["attrs"]["status"] == "interrupted", lambda: slurm.output(job))
-    assert "stopped after" in costlog.read(log)["events"]["message"][-1]
-    slurm._until(lambda: "EndTime" in slurm.show(job) and not slurm.call("squeue", "--noheader", f"--jobs={job}"))
-    assert slurm.show(job)["JobState"] == "CANCELLED"
-    assert slurm.show(job)["Restarts"] == "0"
+    slurm.until(lambda: not slurm.call("squeue", "--noheader", f"--jobs={job}"))  # its processes are gone
+    fields, found = slurm.show(job), costlog.read(log)
+    assert (fields["JobState"], fields["Restarts"]) == ("CANCELLED", "0")
+    assert found["attrs"]["status"] == "interrupted", slurm.output(job)
+    assert "stopped after" in found["events"]["message"][-1]
+
+
+def test_a_killed_job_starts_again_on_the_same_node(slurm: Slurm, timed: int) -> None:
+    if reason := slurm.lacks("pmi2"):
+        pytest.skip(reason)
+    job = slurm.submit(*ONE_NODE, JOBS / "cpu.slurm", *SMALL, "rounds=30", env=environment("pmi2"))
+    log = slurm.work / f"runs/digits-{job}.h5"
+    slurm.until(lambda: rounds_in(log) > 2, lambda: slurm.output(job))
+    for pid in slurm.pids_of(job):
+        kill(pid, signal.SIGKILL)
+    assert slurm.wait(job, *ENDED)["JobState"] == "FAILED", slurm.output(job)
+    slurm.call("scontrol", "requeue", str(job))
+    assert slurm.wait(job, *ENDED)["JobState"] == "COMPLETED", slurm.output(job)
+    assert "goes on with round" in slurm.output(job)
+    assert len(costlog.read(log)["rounds"]["round"]) == 30
 
 
 def test_a_job_that_runs_out_of_time_requeues_itself_and_goes_on(slurm: Slurm, timed: int, tmp_path: Path) -> None:
     whole = tmp_path / "whole.h5"
     result = run(
-        ["python", "-m", "fedkd_mpi.run", *LASTING, "--output", whole], env=environment("openmpi"), timeout=240
+        ["python", "-m", "fedkd_mpi.run", *LASTING, "--output", whole], env=environment("mpirun"), timeout=240
     )
     assert result.returncode == 0, result.stderr
-    fields = slurm.wait(timed, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+    fields = slurm.wait(timed, *ENDED)
     assert fields["JobState"] == "COMPLETED", slurm.output(timed)
     assert int(fields["Restarts"]) >= 1
     log = slurm.work / f"runs/digits-{timed}.h5"
