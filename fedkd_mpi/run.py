@@ -26,6 +26,7 @@ from fedkd_mpi.mpi import leave
 
 if TYPE_CHECKING:
     from fedkd_mpi.costlog import Writer
+    from fedkd_mpi.lock import Lock
     from fedkd_mpi.stopping import StopRequests
     from fedkd_mpi.world import World
 
@@ -120,6 +121,7 @@ def dry_run(config: Config) -> int:
 
 def run(config: Config, output: Path, *, overwrite: bool = False, resumed: bool = False) -> int:
     """Simulate and log, anew or going on with a log; returns the exit code. Collective."""
+    from fedkd_mpi.lock import Lock
     from fedkd_mpi.mpi import install_excepthook, launched, open_world
     from fedkd_mpi.stopping import StopRequests, slurm_end
 
@@ -130,11 +132,13 @@ def run(config: Config, output: Path, *, overwrite: bool = False, resumed: bool 
         leave(2, f"fedkd_mpi: {error}")
     install_excepthook(world, partial(describe, world))
     output = Path(world.agree(str(output)))  # rank 0's: the default is named by the second, which differs between ranks
-    with StopRequests(world, output, config.time_limit, end) as stop:
-        return play(config, world, stop, output, overwrite=overwrite, resumed=resumed)
+    with StopRequests(world, output, config.time_limit, end) as stop, Lock(output) as lock:
+        return play(config, world, stop, lock, output, overwrite=overwrite, resumed=resumed)
 
 
-def play(config: Config, world: World, stop: StopRequests, output: Path, *, overwrite: bool, resumed: bool) -> int:
+def play(
+    config: Config, world: World, stop: StopRequests, lock: Lock, output: Path, *, overwrite: bool, resumed: bool
+) -> int:
     """Begin or resume a run and play its rounds; returns the exit code. Collective."""
     from fedkd_mpi.stopping import Boundary
     from fedkd_mpi.watchdog import Watchdog
@@ -144,6 +148,7 @@ def play(config: Config, world: World, stop: StopRequests, output: Path, *, over
     from fedkd_mpi import session as sessions
 
     try:
+        world.together(lambda: lock.take() if world.is_root else None)
         if resumed:
             session = sessions.resume(config, world, output)
         else:

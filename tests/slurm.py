@@ -72,7 +72,14 @@ class Slurm:
         ports = _free_ports(2)
         host = socket.gethostname().partition(".")[0]
         self.file = folder / "slurm.conf"
-        settings = {"host": host, "controller": ports[0], "daemon": ports[1], "folder": folder, "cpus": CPUS, "first": secrets.randbelow(10**7) + 1}
+        settings = {
+            "host": host,
+            "controller": ports[0],
+            "daemon": ports[1],
+            "folder": folder,
+            "cpus": CPUS,
+            "first": secrets.randbelow(10**7) + 1,
+        }
         self.file.write_text(CONFIGURATION.format(**settings))
 
     def __enter__(self) -> Slurm:

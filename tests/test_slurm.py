@@ -45,7 +45,7 @@ def environment(launcher: str, sleep: float = 0) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def timed(slurm: Slurm) -> int:
-    """A job whose run takes longer than its time limit; submitted first, for it takes a minute and a half of waiting."""
+    """A job whose run takes longer than its time limit; submitted first, for it takes a minute and a half."""
     arguments = (*ONE_NODE, "--time=1", "--signal=B:USR1@1", JOBS / "cpu.slurm", *LASTING)
     return slurm.submit(*arguments, env=environment("mpirun", sleep=2))
 
@@ -108,9 +108,7 @@ def test_a_killed_job_starts_again_on_the_same_node(slurm: Slurm, timed: int) ->
 
 def test_a_job_that_runs_out_of_time_requeues_itself_and_goes_on(slurm: Slurm, timed: int, tmp_path: Path) -> None:
     whole = tmp_path / "whole.h5"
-    result = run(
-        ["python", "-m", "fedkd_mpi.run", *LASTING, "--output", whole], env=environment("mpirun"), timeout=240
-    )
+    result = run(["python", "-m", "fedkd_mpi.run", *LASTING, "--output", whole], env=environment("mpirun"), timeout=240)
     assert result.returncode == 0, result.stderr
     fields = slurm.wait(timed, *ENDED)
     assert fields["JobState"] == "COMPLETED", slurm.output(timed)

@@ -1,0 +1,79 @@
+"""One run at a time writes a log: two that resume it would mix their rounds and drop each other's checkpoints."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import sys
+from contextlib import suppress
+from errno import EACCES, EAGAIN
+from pathlib import Path
+
+from fedkd_mpi.errors import UserError
+
+
+class Lock:
+    """A lock on `<log>.lock`, held by rank 0 from `take` to the end of the block; the kernel frees it with the process.
+
+    It is a POSIX lock: network file systems pass these on between nodes, and no child process inherits it.
+    """
+
+    def __init__(self, log: Path):
+        self.log, self.file = log, log.with_name(f"{log.name}.lock")
+        self._descriptor: int | None = None
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._descriptor is not None:
+            self._remove()
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def take(self) -> None:
+        """Take the lock, or say that the file system has none; raises UserError naming the process that holds it."""
+        while self._descriptor is None:
+            try:
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o644)
+            except OSError:
+                return  # no log can be written there either, which is said where it is opened
+            try:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                holder = os.pread(descriptor, 200, 0).decode(errors="replace")
+                os.close(descriptor)
+                if error.errno in (EACCES, EAGAIN):
+                    raise UserError(self._refusal(holder or "another run")) from None
+                self._remove()
+                self._warn(error)
+                return
+            if self._is_current(descriptor):
+                self._descriptor = descriptor
+            else:  # its holder has just removed it
+                os.close(descriptor)
+        with suppress(OSError):  # on a full disk; the name is for the message alone
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+
+    def _is_current(self, descriptor: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(descriptor), self.file.stat())
+        except FileNotFoundError:
+            return False
+
+    def _remove(self) -> None:
+        with suppress(OSError):  # one that is left behind is not locked, and in nobody's way
+            self.file.unlink()
+
+    def _refusal(self, holder: str) -> str:
+        return (
+            f"{holder} is writing the log {self.log}: wait until it ends, or log elsewhere with --output "
+            f"(if that process is gone with its node, remove {self.file})"
+        )
+
+    def _warn(self, error: OSError) -> None:
+        text = f"no locks in {self.file.parent} ({error.strerror}): see to it that no other run writes {self.log.name}"
+        print(f"fedkd_mpi: warning: {text}", file=sys.stderr, flush=True)
