@@ -79,7 +79,9 @@ def test_an_array_runs_a_task_for_each_value(slurm: Slurm, timed: int) -> None:
 
 
 def test_a_cancelled_job_leaves_a_checkpoint_and_does_not_come_back(slurm: Slurm, timed: int, launcher: str) -> None:
-    job = slurm.submit(*ONE_NODE, JOBS / "cpu.slurm", *SMALL, "rounds=100000", env=environment(launcher))
+    job = slurm.submit(
+        *ONE_NODE, JOBS / "cpu.slurm", *SMALL, "rounds=100000", "time_limit=900", env=environment(launcher)
+    )
     log = slurm.work / f"runs/digits-{job}.h5"
     slurm.until(lambda: rounds_in(log) > 0, lambda: slurm.output(job))
     slurm.call("scancel", str(job))
