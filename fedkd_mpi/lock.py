@@ -20,7 +20,7 @@ class Lock:
     """
 
     def __init__(self, log: Path):
-        self.log, self.file = log, log.with_name(f"{log.name}.lock")
+        self.log, self.file = log, Path(f"{log}.lock")
         self._descriptor: int | None = None
 
     def __enter__(self) -> Lock:
