@@ -4,31 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
-Count = Annotated[int, Field(strict=True, ge=1)]
-
-
-class Options(BaseModel):
-    """A model family's options: frozen, unknown ones refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from fedkd_mpi.options import Count, Options
 
 
 class MLPOptions(Options):
     """Fully connected layers of the widths `hidden`; no widths at all is a softmax regression."""
 
-    hidden: list[Count] = [128, 64]
+    hidden: list[Count] = Field([128, 64])
     activation: Literal["relu", "gelu", "tanh"] = "relu"
 
 
 class CNNOptions(Options):
     """One convolution, 2x2 max pooling and activation per entry of `channels`, then fully connected layers `hidden`."""
 
-    channels: Annotated[list[Count], Field(min_length=1)] = [32, 64]
+    channels: list[Count] = Field([32, 64], min_length=1)
     kernel_size: Count = 5
     padding: Annotated[int, Field(strict=True, ge=0)] = 0
-    hidden: list[Count] = [512]
+    hidden: list[Count] = Field([512])
     norm: Literal["none", "group", "batch"] = "none"
 
 
