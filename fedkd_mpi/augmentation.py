@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -26,3 +28,11 @@ def random_crop_and_flip(x: Tensor, rng: np.random.Generator) -> Tensor:
     padded = functional.pad(x, (side, side, up, up)).permute(0, 2, 3, 1)
     images = torch.arange(count, device=x.device)[:, None, None]
     return padded[images, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def random_flips(images: Sequence[Tensor], rng: np.random.Generator) -> list[Tensor]:
+    """Return tensors [N, C, H, W] mirrored left to right and top to bottom, each with chance 1/2, all in the same way."""
+    for axis in (3, 2):
+        mirrored = torch.from_numpy(rng.random(len(images[0])) < 0.5).to(images[0].device)[:, None, None, None]
+        images = [torch.where(mirrored, image.flip(axis), image) for image in images]
+    return list(images)

@@ -141,18 +141,18 @@ def presets() -> Path:
 def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Return the configuration of a YAML file (default configs/digits.yaml) with KEY=VALUE overrides.
 
-    A bare name that is no file here is that of a shipped configuration, with or without .yaml.
+    A relative path that is no file here is that of a shipped configuration, with or without .yaml.
 
     Raises UserError with one line that names the key, and the nearest known key where it is unknown.
     """
     path = path or Path("digits.yaml")
-    if path.name == str(path) and not path.exists():
+    if not path.is_absolute() and not path.exists():
         shipped = presets() / path.with_suffix(".yaml")
         path = shipped if shipped.exists() else path
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        known = ", ".join(sorted(file.name for file in presets().glob("*.yaml")))
+        known = ", ".join(sorted(str(file.relative_to(presets())) for file in presets().rglob("*.yaml")))
         raise UserError(f"cannot read --config {path}: {error.strerror}; shipped configurations: {known}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None

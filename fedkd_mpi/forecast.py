@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedkd_mpi import cohort, datasets
-from fedkd_mpi.client import EVALUATION_BATCH, Client
+from fedkd_mpi.client import Client
 from fedkd_mpi.config import Config
 from fedkd_mpi.prepare import Simulation, load_data, prepare
 from fedkd_mpi.sections import Local
@@ -39,7 +39,7 @@ def _train_each_kind(config: Config) -> Simulation:
     run = prepare(one_batch, world, load_data(config, world, datasets.load_or_stand_in))
     for kind in range(_kinds(config)):
         client = run.clients[kind]
-        run.clients[kind] = Client(kind, client.train_indices, client.test_indices[:EVALUATION_BATCH])
+        run.clients[kind] = Client(kind, client.train_indices, client.test_indices[: config.local.batch_size])
         run.workbench.train(run.clients[kind], 0, run.replica, evaluate=True)
     return run
 

@@ -21,11 +21,17 @@ LOADERS = {
     "fashion_mnist": "fedkd_mpi.datasets.idx:load_fashion_mnist",
     "cifar10": "fedkd_mpi.datasets.cifar:load_cifar10",
     "cifar100": "fedkd_mpi.datasets.cifar:load_cifar100",
+    "tiny_imagenet": "fedkd_mpi.datasets.tiny_imagenet:load_tiny_imagenet",
+    "flowers102": "fedkd_mpi.datasets.flowers:load_flowers102",
+    "mayo_ct": "fedkd_mpi.datasets.mayo_ct:load_mayo_ct",
 }
 # Data sets of the official sizes without their content, by which --dry-run plans where the files are not there.
 STAND_INS = {
     "cifar10": "fedkd_mpi.datasets.cifar:stand_in_cifar10",
     "cifar100": "fedkd_mpi.datasets.cifar:stand_in_cifar100",
+    "tiny_imagenet": "fedkd_mpi.datasets.tiny_imagenet:stand_in_tiny_imagenet",
+    "flowers102": "fedkd_mpi.datasets.flowers:stand_in_flowers102",
+    "mayo_ct": "fedkd_mpi.datasets.mayo_ct:stand_in_mayo_ct",
 }
 
 
@@ -154,6 +160,17 @@ def read_file(path: Path) -> bytes:
         raise UserError(f"{path}: corrupt gzip file ({error}); fetch it again") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a UTF-8 text file; raise UserError naming the line that is something else."""
+    lines = []
+    for number, line in enumerate(read_file(path).splitlines(), 1):
+        try:
+            lines.append(line.decode())
+        except UnicodeDecodeError:
+            raise UserError(f"{path}: line {number} is not UTF-8 text; fetch it again") from None
+    return lines
 
 
 def check_labels(path: Path, labels: np.ndarray, classes: int) -> None:

@@ -41,6 +41,14 @@ class ResNetOptions(Options):
         return depth
 
 
+class REDCNNOptions(Options):
+    """`depth` convolutions of `width` channels and their mirror images; the defaults are those of Chen et al. (2017)."""
+
+    width: Count = 96
+    depth: Count = 5
+    kernel_size: Count = 5
+
+
 class Family(NamedTuple):
     """What the registry knows of a model family: its options and the module:class that is imported only to build it."""
 
@@ -51,5 +59,6 @@ class Family(NamedTuple):
 FAMILIES: dict[str, Family] = {
     "mlp": Family(MLPOptions, "fedkd_mpi.models.mlp:MLP"),
     "cnn": Family(CNNOptions, "fedkd_mpi.models.cnn:CNN"),
+    "redcnn": Family(REDCNNOptions, "fedkd_mpi.models.redcnn:REDCNN"),
     "resnet": Family(ResNetOptions, "fedkd_mpi.models.resnet:ResNet"),
 }

@@ -12,7 +12,10 @@ from fedkd_mpi.models.output import Output
 from fedkd_mpi.registry import resolve
 
 Examples = dict[str, Tensor]  # tensors with one common first dimension, resident on the device
-TASKS = {"image_classification": "fedkd_mpi.tasks.image_classification:ImageClassification"}
+TASKS = {
+    "denoising": "fedkd_mpi.tasks.denoising:Denoising",
+    "image_classification": "fedkd_mpi.tasks.image_classification:ImageClassification",
+}
 
 
 class Task(Protocol):
