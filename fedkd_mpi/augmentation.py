@@ -31,7 +31,7 @@ def random_crop_and_flip(x: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def random_flips(images: Sequence[Tensor], rng: np.random.Generator) -> list[Tensor]:
-    """Return tensors [N, C, H, W] mirrored left to right and top to bottom, each with chance 1/2, all in the same way."""
+    """Return tensors [N, C, H, W] mirrored left to right and top to bottom, by chance 1/2 each and all alike."""
     for axis in (3, 2):
         mirrored = torch.from_numpy(rng.random(len(images[0])) < 0.5).to(images[0].device)[:, None, None, None]
         images = [torch.where(mirrored, image.flip(axis), image) for image in images]

@@ -1,7 +1,7 @@
 """Low-dose CT as in the Mayo 2016 challenge: DICOM slices of the same patients at full and at a quarter of the dose.
 
-full_3mm/<patient>/ and quarter_3mm/<patient>/ (or 1mm) hold a series each, at any depth, a file a slice. Where there are
-full-dose slices alone, data.photons simulates the low dose. Source: McCollough et al. 2017, Medical Physics 44(10).
+full_3mm/<patient>/ and quarter_3mm/<patient>/ (or 1mm) hold a series each, at any depth, a file a slice. Where there
+are full-dose slices alone, data.photons simulates the low dose. Source: McCollough et al. 2017, Medical Physics 44(10).
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class ResNetOptions(Options):
 
 
 class REDCNNOptions(Options):
-    """`depth` convolutions of `width` channels and their mirror images; the defaults are those of Chen et al. (2017)."""
+    """`depth` convolutions of `width` channels and their mirror images; the defaults are RED-CNN's own."""
 
     width: Count = 96
     depth: Count = 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -29,12 +30,8 @@ class REDCNN(nn.Module):
             )
         widths = [input_shape[0], *[width] * depth]
         self.hidden_sizes = (width,) * depth
-        self.encoder = nn.ModuleList(
-            nn.Conv2d(into, out, kernel_size) for into, out in zip(widths, widths[1:], strict=False)
-        )
-        self.decoder = nn.ModuleList(
-            nn.ConvTranspose2d(out, into, kernel_size) for into, out in zip(widths, widths[1:], strict=False)
-        )
+        self.encoder = nn.ModuleList(nn.Conv2d(into, out, kernel_size) for into, out in pairwise(widths))
+        self.decoder = nn.ModuleList(nn.ConvTranspose2d(out, into, kernel_size) for into, out in pairwise(widths))
         nn.init.zeros_(self.decoder[0].weight)
         nn.init.zeros_(self.decoder[0].bias)
 
