@@ -141,12 +141,16 @@ def prepare(config: Config, world: World, data: Data) -> Simulation:
     method = methods.build(config, task)
     placement = cohort.placement(config.num_clients, world.world_size)
     clients = {client: Client(client, *data.clients[client]) for client in placement[world.mpi_rank]}
-    student = codec = server = None
+    student = codec = server = workbench = None
     if method.exchanges:
         student = initial_student(config, method, device)
         codec = codecs.build(config.compression, student.exchanged_layers, config.rounds, config.cohort)
         if world.is_root:
             server = Server(config.server, student, codec, device, config.seed, config.num_clients)
+    if clients:
+        workbench = Workbench(config, task, method, student, data.train, device)
+        for client in clients:  # so that a teacher that cannot be built is refused here
+            workbench.bring(client)
     return Simulation(
         config=config,
         world=world,
@@ -155,7 +159,7 @@ def prepare(config: Config, world: World, data: Data) -> Simulation:
         device=device,
         placement=placement,
         clients=clients,
-        workbench=Workbench(config, task, method, student, data.train, device) if clients else None,
+        workbench=workbench,
         student=student,
         replica=student.state.clone() if student else None,
         codec=codec,

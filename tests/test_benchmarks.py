@@ -12,7 +12,12 @@ from command import Command, assert_refused
 
 from fedkd_mpi import datasets
 from fedkd_mpi.config import load, presets
+from fedkd_mpi.datasets.low_dose import low_dose
+from fedkd_mpi.datasets.mayo_ct import read_series
+from fedkd_mpi.datasets.pictures import read_pictures
+from fedkd_mpi.errors import UserError
 from fedkd_mpi.prepare import divide
+from fedkd_mpi.tasks.denoising import Denoising
 
 PRESETS = {path.stem: path for path in sorted((presets() / "benchmarks").glob("*.yaml"))}
 CLASSES = {"cifar10": 2, "cifar100": 10, "flowers102": 10, "tiny_imagenet": 20}
@@ -88,3 +93,20 @@ def test_the_data_sets_are_importable_with_numpy_alone():
         "import fedkd_mpi.datasets.mayo_ct, fedkd_mpi.datasets.low_dose"
     )
     assert not modules & {"torch", "PIL", "scipy", "pydicom", "skimage", "sklearn", "mpi4py"}
+
+
+@pytest.mark.parametrize(
+    ("library", "call", "extra"),
+    [
+        ("PIL", lambda: read_pictures([Path("x.jpg")], 8, resize=True), "images"),
+        ("pydicom", lambda: read_series(Path()), "ct"),
+        ("skimage.metrics", lambda: Denoising({"window": [0, 1]}, {"x": np.zeros((1, 1, 8, 8), np.int16)}), "ct"),
+        ("skimage.transform", lambda: low_dose(np.zeros((8, 8)), 1.0, 10.0, 4, np.random.default_rng(0)), "ct"),
+    ],
+)
+def test_a_missing_extra_is_named(library, call, extra, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("slice.dcm").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, library, None)  # the import then fails
+    with pytest.raises(UserError, match=rf"pip install 'fedkd-mpi\[{extra}\]'"):
+        call()
