@@ -114,6 +114,10 @@ class Config(Section):
         """Return which of the architectures a client's teacher has: they are handed out in turn."""
         return client % len(self.architectures)
 
+    def by_client(self, values: Sequence[int]) -> list[int]:
+        """Return values given for each architecture as one for each client."""
+        return [values[self.architecture(client)] for client in range(self.num_clients)]
+
     def network(self, role: str) -> Network:
         """Return the section of a network that is the same for all clients: the student, or the one teacher."""
         return self.student if role == "student" else self.architectures[0]

@@ -225,11 +225,9 @@ def checkpoint_bytes(run: Simulation) -> int:
     with torch_scope(run.config.seed, "sizes"), torch.device("meta"):
         method, kinds = methods.build(run.config, run.task), range(len(run.config.architectures))
         sizes = [sum(t.nbytes for t in (*own.parameters(), *own.buffers())) for own in map(method.private, kinds)]
-    teachers = sum(sizes[run.config.architecture(client)] for client in range(run.config.num_clients))
     copies = 3 if settings.name == "adam" else 1 + (settings.momentum > 0)  # the weights and the optimiser's moments
-    return (KEPT + 1) * (
-        copies * teachers + (run.config.num_clients * (copies + 1) + 3) * student
-    )  # + a codec's memory
+    students = (run.config.num_clients * (copies + 1) + 3) * student  # and what a codec remembers
+    return (KEPT + 1) * (copies * sum(run.config.by_client(sizes)) + students)
 
 
 def room(folder: Path, needed: int) -> Finding:

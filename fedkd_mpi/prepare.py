@@ -179,7 +179,7 @@ def count_numbers(config: Config, task: Task) -> list[int]:
         tensors = [tensor for tensor in teacher.parameters() if tensor.requires_grad]
         tensors += [tensor for tensor in teacher.buffers() if tensor.is_floating_point()]
         counts.append(sum(tensor.numel() for tensor in tensors))
-    return [counts[config.architecture(client)] for client in range(config.num_clients)]
+    return config.by_client(counts)
 
 
 def choose_device(device: str, local_rank: int) -> str:

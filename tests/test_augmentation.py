@@ -8,7 +8,7 @@ import torch
 from command import Command, assert_refused
 from workbench import make
 
-from fedkd_mpi.augmentation import random_crop_and_flip
+from fedkd_mpi.augmentation import random_crop_and_flip, random_flips
 from fedkd_mpi.streams import generator
 
 
@@ -61,6 +61,18 @@ def test_batches_are_varied_in_training_alone_and_differently_in_every_round(mon
     varied = [np.ascontiguousarray(image).tobytes() not in whole for x in first for image in x.numpy()]
     assert np.mean(varied) > 0.8  # 17 of 18 crops differ from the image
     assert not any(torch.equal(a, b) for (_, a), b in zip(seen, first, strict=False) if a.shape == b.shape)
+
+
+def test_pairs_are_mirrored_alike_in_all_four_ways():
+    draw = np.random.default_rng(0)
+    x, y = (torch.from_numpy(draw.standard_normal((400, 1, 4, 5))) for _ in range(2))
+    ways = np.zeros(4)
+    for before_x, before_y, after_x, after_y in zip(x, y, *random_flips([x, y], generator(0, "test")), strict=True):
+        flips = [(), (2,), (1,), (1, 2)]
+        (way,) = [way for way, axes in enumerate(flips) if torch.equal(after_x, before_x.flip(axes))]
+        assert torch.equal(after_y, before_y.flip(flips[way]))
+        ways[way] += 1
+    assert np.abs(ways - 100).max() < 6 * np.sqrt(75)  # six standard deviations
 
 
 def test_a_task_without_augmentation_says_so(command: Command):
