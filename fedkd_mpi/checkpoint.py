@@ -221,7 +221,7 @@ def _restore(run: Simulation, manifest: Manifest) -> None:
             client, _, name = key.partition("/")
             run.clients[int(client)].tensors[name] = tensor.to(run.device)
             if name == "private":
-                _require_size(tensor, run.workbench.private.state, path)
+                _require_size(tensor, run.workbench.bring(int(client)).state, path)
 
 
 def _tensors(path: Path, clients: Container[int] | None = None) -> Iterator[tuple[str, Tensor]]:

@@ -61,16 +61,25 @@ class Workbench:
         self, config: Config, task: Task, method: Method, student: Network | None, arrays: Arrays, device: str
     ):
         self.config, self.task, self.method, self.arrays, self.device = config, task, method, arrays, device
-        with torch_scope(config.seed, "workbench"):
-            self.private = Network(method.private(), device)
-        self.private_optimizer = make_optimizer(self.private, config.optimizer, config.teacher.learning_rate)
+        self._privates: dict[int, tuple[Network, torch.optim.Optimizer]] = {}  # by architecture of the teacher
         self.student = student
         if student:
-            learning_rate = getattr(config, method.role).learning_rate
+            learning_rate = config.network(method.role).learning_rate
             self.student_optimizer = make_optimizer(student, config.optimizer, learning_rate)
             self._gradients = torch.zeros_like(student.trainable) if config.exchange == "gradient_sum" else None
         bfloat16 = config.precision == "bfloat16"
         self._precision = lambda: torch.autocast(device.split(":")[0], torch.bfloat16) if bfloat16 else nullcontext()
+
+    def bring(self, client: int) -> Network:
+        """Put the private networks that fit a client on the bench, built when first needed, and return them."""
+        kind = self.config.architecture(client)
+        if kind not in self._privates:
+            with torch_scope(self.config.seed, "workbench"):
+                network = Network(self.method.private(kind), self.device)
+            learning_rate = self.config.architectures[kind].learning_rate
+            self._privates[kind] = network, make_optimizer(network, self.config.optimizer, learning_rate)
+        self.private, self.private_optimizer = self._privates[kind]
+        return self.private
 
     def train(self, client: Client, round_index: int, student: Tensor | None, *, evaluate: bool) -> Outcome:
         """Train a client from the student replica (flat, left as it is) and return its update.
@@ -109,15 +118,18 @@ class Workbench:
 
     def score_teacher(self, client: Client, arrays: Arrays, indices: np.ndarray) -> np.ndarray:
         """Return the task's sums of a client's teacher on samples of `arrays`, zeros where there is no teacher."""
+        self._load_private(client)
         if "teacher" not in self.private.module:
             return np.zeros(self.task.sums)
-        self._load_private(client)
         return score(self.task, self.private.module["teacher"], arrays, indices, self.device)
 
     def _load_private(self, client: Client) -> None:
+        self.bring(client.id)
         if "private" not in client.tensors:
             with torch_scope(self.config.seed, "teacher", client.id):
-                client.tensors["private"] = Network(self.method.private(), self.device).state
+                client.tensors["private"] = Network(
+                    self.method.private(self.config.architecture(client.id)), self.device
+                ).state
         self.private.state.copy_(client.tensors["private"])
 
     def _load(self, client: Client, student: Tensor | None) -> None:
@@ -144,6 +156,7 @@ class Workbench:
     def _train(self, examples: Examples, round_index: int, client: Client, start: Tensor | None) -> tuple[float, float]:
         count = len(next(iter(examples.values())))
         order = generator(self.config.seed, "batches", round_index, client.id)
+        chance = generator(self.config.seed, "augmentation", round_index, client.id)
         state = client.part("method.")
         networks = [(self.private, self.private_optimizer)]
         if self.student:
@@ -154,6 +167,8 @@ class Workbench:
         for index in batches(count, self.config.local, order):
             index = index.to(self.device)
             batch = {name: tensor.index_select(0, index) for name, tensor in examples.items()}
+            if self.config.data.augment:
+                batch = self.task.augment(batch, chance)
             for network, _ in networks:
                 network.zero_grad()
             with self._precision():

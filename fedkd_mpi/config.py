@@ -55,7 +55,10 @@ class Config(Section):
     task: str = "image_classification"
     data: Data
     partition: Partition = Partition()
-    teacher: Network
+    teacher: Network | None = Field(None, description="the same architecture for every client")
+    teachers: list[Network] | None = Field(
+        None, min_length=1, description="in place of teacher: a list of architectures, handed to the clients in turn"
+    )
     student: Network
     optimizer: Optimizer = Optimizer()
     local: Local
@@ -73,6 +76,16 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _cross_checks(self) -> Config:
+        if (self.teacher is None) == (self.teachers is None):
+            raise ValueError(
+                "give one of teacher (all clients have the same) and teachers (a list, in turn); set the other to null"
+            )
+        averages = self.method not in ("fedkd", "local", "centralized")
+        if averages and self.averaging.network == "teacher" and len(self.architectures) > 1:
+            raise ValueError(
+                f"method={self.method} with averaging.network=teacher averages teachers, which takes one architecture:"
+                " give teacher in place of teachers, or set averaging.network=student"
+            )
         if self.cohort_size is not None and self.cohort_size > self.num_clients:
             raise ValueError(f"cohort_size ({self.cohort_size}) must not exceed num_clients ({self.num_clients})")
         if self.compression.error_feedback == "ef21" and self.server.weighting != "uniform":
@@ -91,6 +104,23 @@ class Config(Section):
     def cohort(self) -> int:
         """Clients that take part in a round."""
         return self.cohort_size or self.num_clients
+
+    @property
+    def architectures(self) -> list[Network]:
+        """The teachers' architectures, one or more."""
+        return self.teachers or [self.teacher]
+
+    def architecture(self, client: int) -> int:
+        """Return which of the architectures a client's teacher has: they are handed out in turn."""
+        return client % len(self.architectures)
+
+    def by_client(self, values: Sequence[int]) -> list[int]:
+        """Return values given for each architecture as one for each client."""
+        return [values[self.architecture(client)] for client in range(self.num_clients)]
+
+    def network(self, role: str) -> Network:
+        """Return the section of a network that is the same for all clients: the student, or the one teacher."""
+        return self.student if role == "student" else self.architectures[0]
 
     def threshold(self, round_index: int) -> float:
         """Return the energy threshold T of a round (0-based): t_start at first, t_end in the last, linear between."""
@@ -115,18 +145,18 @@ def presets() -> Path:
 def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Return the configuration of a YAML file (default configs/digits.yaml) with KEY=VALUE overrides.
 
-    A bare name that is no file here is that of a shipped configuration, with or without .yaml.
+    A relative path that is no file here is that of a shipped configuration, with or without .yaml.
 
     Raises UserError with one line that names the key, and the nearest known key where it is unknown.
     """
     path = path or Path("digits.yaml")
-    if path.name == str(path) and not path.exists():
+    if not path.is_absolute() and not path.exists():
         shipped = presets() / path.with_suffix(".yaml")
         path = shipped if shipped.exists() else path
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        known = ", ".join(sorted(file.name for file in presets().glob("*.yaml")))
+        known = ", ".join(sorted(str(file.relative_to(presets())) for file in presets().rglob("*.yaml")))
         raise UserError(f"cannot read --config {path}: {error.strerror}; shipped configurations: {known}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
@@ -143,13 +173,17 @@ def parse(tree: dict[str, Any]) -> Config:
         config = Config.model_validate(tree)
     except ValidationError as error:
         raise UserError("; ".join(_explain(item) for item in error.errors())) from None
-    from fedkd_mpi import models
+    from fedkd_mpi import datasets, models
 
-    filled = {}
-    for key in ("teacher", "student"):
-        network = getattr(config, key)
+    def fill(network: Network, key: str) -> Network:
         options = models.check(network.name, network.options(), key)
-        filled[key] = Network(name=network.name, learning_rate=network.learning_rate, **options)
+        return Network(name=network.name, learning_rate=network.learning_rate, **options)
+
+    filled = {key: fill(getattr(config, key), key) for key in ("teacher", "student") if getattr(config, key)}
+    if config.teachers:
+        filled["teachers"] = [fill(network, f"teachers.{index}") for index, network in enumerate(config.teachers)]
+    data, own = config.data, datasets.check(config.data.name, config.data.options())
+    filled["data"] = Data(name=data.name, root=data.root, augment=data.augment, **own)
     return config.model_copy(update=filled)
 
 

@@ -223,11 +223,11 @@ def checkpoint_bytes(run: Simulation) -> int:
 
     settings, student = run.config.optimizer, run.student.state.nbytes if run.student else 0
     with torch_scope(run.config.seed, "sizes"), torch.device("meta"):
-        private = methods.build(run.config, run.task).private()
-    teacher = sum(tensor.nbytes for tensor in (*private.parameters(), *private.buffers()))
+        method, kinds = methods.build(run.config, run.task), range(len(run.config.architectures))
+        sizes = [sum(t.nbytes for t in (*own.parameters(), *own.buffers())) for own in map(method.private, kinds)]
     copies = 3 if settings.name == "adam" else 1 + (settings.momentum > 0)  # the weights and the optimiser's moments
-    client = copies * (teacher + student) + student  # and what a codec remembers
-    return (KEPT + 1) * (run.config.num_clients * client + 3 * student)
+    students = (run.config.num_clients * (copies + 1) + 3) * student  # and what a codec remembers
+    return (KEPT + 1) * (copies * sum(run.config.by_client(sizes)) + students)
 
 
 def room(folder: Path, needed: int) -> Finding:

@@ -1,13 +1,18 @@
-"""--dry-run: what a run would be, found by building it and training one client for one batch; nothing is logged."""
+"""--dry-run: what a run would be, found by building it and training a client of each teacher's kind for one batch.
+
+Nothing is logged. Where the files of a data set are not there, black images of its official numbers and sizes will do.
+"""
 
 from __future__ import annotations
 
 import resource
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.table import Table
 
-from fedkd_mpi import cohort
+from fedkd_mpi import cohort, datasets
+from fedkd_mpi.client import Client
 from fedkd_mpi.config import Config
 from fedkd_mpi.prepare import Simulation, load_data, prepare
 from fedkd_mpi.sections import Local
@@ -18,36 +23,48 @@ from fedkd_mpi.world import World
 def forecast(config: Config, world_size: int) -> str:
     """Return the text of a dry run on `world_size` processes; raises UserError as the run itself would.
 
-    Memory is measured: the peak of this process after one batch, plus the states of the clients it would host.
+    Memory is measured: the peak of this process after those batches, plus the states of the clients it would host.
     """
-    return _table(config, _train_one(config), world_size)
+    return _table(config, _train_each_kind(config), world_size)
 
 
 def process_bytes(config: Config, world_size: int) -> int:
     """Return the memory that the fullest of `world_size` processes needs; raises UserError as the run itself would."""
-    return _fullest(config, _train_one(config), world_size)
+    return _fullest(config, _train_each_kind(config), world_size)
 
 
-def _train_one(config: Config) -> Simulation:
+def _train_each_kind(config: Config) -> Simulation:
     world = World()
     one_batch = config.model_copy(update={"local": Local(steps=1, batch_size=config.local.batch_size)})
-    run = prepare(one_batch, world, load_data(config, world))
-    client = run.clients[0]
-    run.workbench.train(client, 0, run.replica, evaluate=True)
+    run = prepare(one_batch, world, load_data(config, world, datasets.load_or_stand_in))
+    for kind in range(_kinds(config)):
+        client = run.clients[kind]
+        run.clients[kind] = Client(kind, client.train_indices, client.test_indices[: config.local.batch_size])
+        run.workbench.train(run.clients[kind], 0, run.replica, evaluate=True)
     return run
 
 
+def _kinds(config: Config) -> int:
+    return min(len(config.architectures), config.num_clients)
+
+
 def _fullest(config: Config, run: Simulation, world_size: int) -> int:
-    most = max(len(block) for block in cohort.placement(config.num_clients, world_size))
-    return _peak() + (most - 1) * _state(run)
+    blocks = cohort.placement(config.num_clients, world_size)
+    trained = sum(_state(run, kind) for kind in range(_kinds(config)))
+    return _peak() - trained + max(sum(_state(run, client) for client in block) for block in blocks)
 
 
 def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _state(run: Simulation) -> int:
-    return sum(tensor.nbytes for tensor in run.clients[0].tensors.values())
+def _state(run: Simulation, client: int) -> int:
+    return sum(tensor.nbytes for tensor in run.clients[run.config.architecture(client)].tensors.values())
+
+
+def _span(values: list[int], text: Callable[[int], str]) -> str:
+    low, high = text(min(values)), text(max(values))
+    return low if low == high else f"{low} to {high}"
 
 
 def _table(config: Config, run: Simulation, world_size: int) -> str:
@@ -64,22 +81,27 @@ def _table(config: Config, run: Simulation, world_size: int) -> str:
         "processes", f"{world_size}: {most} of {config.num_clients} clients on the fullest, {config.cohort} a round"
     )
     table.add_row("device of this process", run.device)
+    if run.data.meta.get("stand_in"):
+        table.add_row("data", f"{config.data.name} is not here: blank samples of the official numbers and sizes")
     table.add_row("training samples a client", f"{min(samples)} to {max(samples)}, {sum(samples):,} in all")
     table.add_row("samples in the global test set", f"{run.test_size:,}")
-    table.add_row("teacher", f"{config.teacher.name}, {run.teacher_numbers:,} numbers")
+    for kind in range(_kinds(config)):
+        who = f"teacher of client {kind}, {kind + len(config.architectures)}, ..." if config.teachers else "teacher"
+        table.add_row(who, f"{config.architectures[kind].name}, {run.teacher_numbers[kind]:,} numbers")
+    teachers = sum(run.teacher_numbers) * config.cohort // config.num_clients
     if run.student:
         table.add_row(
             "exchanged network",
-            f"{getattr(config, run.workbench.method.role).name}, {numbers:,} numbers"
+            f"{config.network(run.workbench.method.role).name}, {numbers:,} numbers"
             f" in {len(run.student.exchanged_layers)} layers",
         )
-        for what, count in (("it", numbers), ("the teacher", run.teacher_numbers)):
+        for what, count in (("it", numbers * config.cohort), ("the teacher", teachers)):
             table.add_row(
-                f"a dense exchange of {what}, each round",
-                f"{bytes_text(2 * 4 * count * config.cohort)} up and down, all clients",
+                f"a dense exchange of {what}, each round", f"{bytes_text(2 * 4 * count)} up and down, all clients"
             )
     table.add_row("data, once a node", bytes_text(data))
-    table.add_row("state of a client", bytes_text(_state(run)))
+    states = [_state(run, kind) for kind in range(_kinds(config))]
+    table.add_row("state of a client", _span(states, bytes_text))
     table.add_row(
         "memory of the fullest process",
         f"about {bytes_text(_fullest(config, run, world_size))} (measured here, {bytes_text(_peak())}, plus states)",

@@ -214,7 +214,7 @@ class Ledger:
             "downlink_header_bytes": cohort * int(downlink["header_bytes"].sum()),
             "downlink_paper_bytes": cohort * self._paper_bytes(downlink),
             "student_dense_bytes": 2 * cohort * self._dense,
-            "teacher_dense_bytes": 2 * cohort * 4 * self.run.teacher_numbers,
+            "teacher_dense_bytes": 2 * 4 * sum(self.run.teacher_numbers[client] for client in this.cohort),
             "catchup_bytes": self._catchup(this),
         }
         self._broadcasts.append(self._broadcasts[-1] + broadcast)

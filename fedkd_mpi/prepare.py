@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,7 @@ class Simulation:
     replica: Tensor | None
     codec: codecs.Codec | None
     server: Server | None
-    teacher_numbers: int  # what a dense exchange of the teacher would send, for comparison
+    teacher_numbers: list[int]  # what a dense exchange of each client's teacher would send, for comparison
     downlink_state: dict[str, Tensor] = field(default_factory=dict)  # what the codec's receiver keeps, like the replica
 
     @property
@@ -79,15 +80,15 @@ class Simulation:
         return range(share.start * EVALUATION_BATCH, share.stop * EVALUATION_BATCH, EVALUATION_BATCH)
 
 
-def load_data(config: Config, world: World) -> Data:
+def load_data(config: Config, world: World, read: Callable[..., datasets.Dataset] = datasets.load) -> Data:
     """Read the data on one process a node, share it in memory, and divide it among the clients.
 
-    Collective. Raises the same UserError on every process.
+    `read` is called as datasets.load is. Collective. Raises the same UserError on every process.
     """
     arrays = meta = error = None
     if world.is_node_leader:
         try:
-            dataset = datasets.load(config.data.name, data_root(config), config.seed)
+            dataset = read(config.data.name, data_root(config), config.seed, config.data.options())
             parts = (("train", dataset.train), ("test", dataset.test))
             arrays = {f"{part}/{name}": array for part, group in parts for name, array in group.items()}
             meta = dataset.meta
@@ -135,15 +136,21 @@ def prepare(config: Config, world: World, data: Data) -> Simulation:
     device = choose_device(config.device, world.local_rank)
     set_threads(config, world.node_size)
     task = tasks.find(config.task)(data.meta, data.train)
+    if config.data.augment and getattr(task, "augment", None) is None:
+        raise UserError(f"data.augment: task={config.task} knows no augmentation; set data.augment=false")
     method = methods.build(config, task)
     placement = cohort.placement(config.num_clients, world.world_size)
     clients = {client: Client(client, *data.clients[client]) for client in placement[world.mpi_rank]}
-    student = codec = server = None
+    student = codec = server = workbench = None
     if method.exchanges:
         student = initial_student(config, method, device)
         codec = codecs.build(config.compression, student.exchanged_layers, config.rounds, config.cohort)
         if world.is_root:
             server = Server(config.server, student, codec, device, config.seed, config.num_clients)
+    if clients:
+        workbench = Workbench(config, task, method, student, data.train, device)
+        for client in clients:  # so that a teacher that cannot be built is refused here
+            workbench.bring(client)
     return Simulation(
         config=config,
         world=world,
@@ -152,7 +159,7 @@ def prepare(config: Config, world: World, data: Data) -> Simulation:
         device=device,
         placement=placement,
         clients=clients,
-        workbench=Workbench(config, task, method, student, data.train, device) if clients else None,
+        workbench=workbench,
         student=student,
         replica=student.state.clone() if student else None,
         codec=codec,
@@ -161,14 +168,18 @@ def prepare(config: Config, world: World, data: Data) -> Simulation:
     )
 
 
-def count_numbers(config: Config, task: Task) -> int:
-    """Return how many numbers an exchange of the teacher would send: trainable parameters and float buffers."""
+def count_numbers(config: Config, task: Task) -> list[int]:
+    """Return how many numbers an exchange of each client's teacher would send: trainable ones and float buffers."""
     import torch
 
-    with torch_scope(config.seed, "teacher shapes"), torch.device("meta"):
-        teacher = methods.make_model(config, task, "teacher")
-    tensors = [tensor for tensor in teacher.parameters() if tensor.requires_grad]
-    return sum(tensor.numel() for tensor in [*tensors, *(b for b in teacher.buffers() if b.is_floating_point())])
+    counts = []
+    for architecture in range(len(config.architectures)):
+        with torch_scope(config.seed, "teacher shapes"), torch.device("meta"):
+            teacher = methods.make_teacher(config, task, architecture)
+        tensors = [tensor for tensor in teacher.parameters() if tensor.requires_grad]
+        tensors += [tensor for tensor in teacher.buffers() if tensor.is_floating_point()]
+        counts.append(sum(tensor.numel() for tensor in tensors))
+    return config.by_client(counts)
 
 
 def choose_device(device: str, local_rank: int) -> str:

@@ -13,9 +13,17 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Data(Section):
-    name: str = Field(description="digits, mnist, fashion_mnist, cifar10, cifar100 or package.module:function")
+class Data(BaseModel):
+    """A data set; keys beyond these are its own and are checked by it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str = Field(description="of a data set (docs/images.md), or package.module:function")
     root: Path | None = Field(None, description="folder of the data sets; default $FEDKD_DATA")
+    augment: bool = Field(False, description="vary the training samples at random, as the task knows how to")
+
+    def options(self) -> dict[str, Any]:
+        """Return the data set's own keys."""
+        return dict(self.model_extra or {})
 
 
 class Partition(Section):

@@ -10,6 +10,7 @@ import pytest
 from mpirun import find, how_to_install, mpirun
 from safetensors.numpy import load_file, save_file
 from sessions import SMALL, assert_same_run, checkpoints, models, rounds_in
+from worker_simulation import TEACHERS
 
 from fedkd_mpi import costlog
 from fedkd_mpi.run import main
@@ -55,6 +56,7 @@ VARIANTS = {
     "a sketch at the receiver": ["compression.codec=fetchsgd"],
     "a byte budget": ["compression.codec=rdsvd", "compression.byte_budget=3000"],
     "everyone": ["cohort_size=null"],
+    "teachers of several kinds, augmentation": ["teacher=null", TEACHERS, "data.augment=true"],
 }
 
 

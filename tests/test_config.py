@@ -73,6 +73,7 @@ SETTINGS = [
     "compression.codec=powersgd compression.rank=2",
     "compression.codec=fetchsgd compression.sketch_rows=3",
     "compression.codec=fetchsgd compression.sketch_share=0.25",
+    "data.augment=true",
     "evaluate.every=3",
     "evaluate.global_teachers=true",
     "averaging.network=teacher",
@@ -117,7 +118,7 @@ def test_every_key_is_settable_and_moves_nothing_else(settings: str):
 
 def test_the_settings_above_name_every_key():
     keys = {text.partition("=")[0] for settings in SETTINGS for text in settings.split()}
-    assert set(leaves(load())) - keys == {"teacher.name", "teacher.activation", "student.name"}
+    assert set(leaves(load())) - keys == {"teachers", "teacher.name", "teacher.activation", "student.name"}
 
 
 def test_a_section_can_be_replaced_as_a_whole():

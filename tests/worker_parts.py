@@ -1,4 +1,4 @@
-"""Parts that tests name by their dotted path: tasks that misbehave for the client that holds one sample."""
+"""Parts that tests name by their dotted path: tasks that lack something, or misbehave for the client of one sample."""
 
 from __future__ import annotations
 
@@ -32,3 +32,9 @@ class Breaking(ImageClassification):
             if self.trained == 2:
                 raise ZeroDivisionError("no such thing")
         return super().prepare(arrays, indices, device)
+
+
+class Bare(ImageClassification):
+    """Knows no augmentation."""
+
+    augment = None

@@ -19,6 +19,10 @@ SMALL = ["rounds=2", "local.epochs=1", "teacher.hidden=[32,16]", "student.hidden
 ADAM = ["optimizer.name=adam", "optimizer.momentum=0", "teacher.learning_rate=0.01", "student.learning_rate=0.01"]
 SEVEN = ["num_clients=7", "cohort_size=3", "rounds=6", "partition.alpha=0.3"]  # blocks of unequal length
 BATCH_NORM = ["student={name: resnet, depth: 8, width: 4, norm: batch, learning_rate: 0.05}", "num_clients=4"]
+TEACHERS = (
+    "teachers=[{name: mlp, hidden: [9, 8], learning_rate: 0.1}, {name: mlp, hidden: [5], learning_rate: 0.2},"
+    " {name: cnn, channels: [4], kernel_size: 3, hidden: [6], learning_rate: 0.05}]"
+)
 FEEDBACK = "compression.error_feedback=ef"
 CODECS = {
     "rdsvd": [*SEVEN, "compression.codec=rdsvd", FEEDBACK],
@@ -43,6 +47,7 @@ CASES = {
     "averaged": [*BATCH_NORM, "server.buffers=average"],
     "personal": [*BATCH_NORM, "server.buffers=local"],
     "alone": ["num_clients=4", "method=local"],
+    "mixed": [*SEVEN, "teacher=null", TEACHERS, "data.augment=true"],
     "wide": ["num_clients=32"],
     **CODECS,
 }

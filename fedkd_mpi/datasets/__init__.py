@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import inspect
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,22 @@ LOADERS = {
     "fashion_mnist": "fedkd_mpi.datasets.idx:load_fashion_mnist",
     "cifar10": "fedkd_mpi.datasets.cifar:load_cifar10",
     "cifar100": "fedkd_mpi.datasets.cifar:load_cifar100",
+    "tiny_imagenet": "fedkd_mpi.datasets.tiny_imagenet:load_tiny_imagenet",
+    "flowers102": "fedkd_mpi.datasets.flowers:load_flowers102",
+    "mayo_ct": "fedkd_mpi.datasets.mayo_ct:load_mayo_ct",
 }
+# Data sets of the official sizes without their content, by which --dry-run plans where the files are not there.
+STAND_INS = {
+    "cifar10": "fedkd_mpi.datasets.cifar:stand_in_cifar10",
+    "cifar100": "fedkd_mpi.datasets.cifar:stand_in_cifar100",
+    "tiny_imagenet": "fedkd_mpi.datasets.tiny_imagenet:stand_in_tiny_imagenet",
+    "flowers102": "fedkd_mpi.datasets.flowers:stand_in_flowers102",
+    "mayo_ct": "fedkd_mpi.datasets.mayo_ct:stand_in_mayo_ct",
+}
+
+
+class MissingData(UserError):
+    """The folder of a data set is not there."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +54,48 @@ class Dataset:
     meta: dict[str, Any]
 
 
-def load(name: str, root: Path | None, seed: int) -> Dataset:
-    """Return the data set of that name, or of a user's own loader "package.module:function" called as (root, seed).
+def check(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a data set's own keys with its defaults filled in; those of a dotted path come back as they are.
 
-    `root` is the folder that holds the data sets' folders. Raises UserError where the name is unknown, a file is
-    missing or malformed, or a user's loader gives something else than a well-formed Dataset.
+    Raises UserError for an unknown key or a wrong value.
     """
-    dataset = resolve(name, LOADERS, "data.name")(root, seed)
+    from fedkd_mpi.datasets.options import OPTIONS
+    from fedkd_mpi.options import Options
+    from fedkd_mpi.options import check as check_options
+
+    if name not in LOADERS:  # a wrong name is refused with the nearest known one when it is loaded
+        return dict(options)
+    return check_options(OPTIONS.get(name, Options), options, name, "data", ("name", "root", "augment"))
+
+
+def load(name: str, root: Path | None, seed: int, options: Mapping[str, Any] | None = None) -> Dataset:
+    """Return the data set of that name, or of a user's own loader "package.module:function".
+
+    A loader is called as (root, seed, **options); `root` is the folder that holds the data sets' folders. Raises
+    UserError where the name is unknown, a file is missing or malformed, or a user's loader gives something else than a
+    well-formed Dataset; MissingData where the data set's folder is not there.
+    """
+    return _call(name, LOADERS, root, seed, options or {})
+
+
+def load_or_stand_in(name: str, root: Path | None, seed: int, options: Mapping[str, Any]) -> Dataset:
+    """Return what load() does, or where the folder is not there a stand-in, which says so as meta["stand_in"]."""
+    try:
+        return load(name, root, seed, options)
+    except MissingData:
+        if name not in STAND_INS:
+            raise
+        dataset = _call(name, STAND_INS, root, seed, options)
+        return Dataset(dataset.train, dataset.test, {**dataset.meta, "stand_in": True})
+
+
+def _call(name: str, known: Mapping[str, str], root: Path | None, seed: int, options: Mapping[str, Any]) -> Dataset:
+    loader = resolve(name, known, "data.name")
+    try:
+        inspect.signature(loader).bind(root, seed, **options)
+    except TypeError as error:
+        raise UserError(f"data: {name} does not take these keys: {error}") from None
+    dataset = loader(root, seed, **options)
     if not isinstance(dataset, Dataset):
         raise UserError(f"data.name={name} gave {type(dataset).__name__} in place of fedkd_mpi.datasets.Dataset")
     for part in ("train", "test"):
@@ -72,15 +123,27 @@ def image_dataset(
     return Dataset(train, test, {"classes": list(classes), "scale": scale, "mean": mean, "std": std})
 
 
+def stand_in(train: int, test: int, shape: Sequence[int], classes: Sequence[str]) -> Dataset:
+    """Return black images of these numbers and of `shape` [C, H, W], the classes in turn; they take no memory."""
+    parts = (
+        {"x": np.zeros((count, *shape), np.uint8), "y": np.arange(count, dtype=np.int64) % len(classes)}
+        for count in (train, test)
+    )
+    meta = {"classes": list(classes), "scale": 1 / 255, "mean": [0.5] * shape[0], "std": [0.25] * shape[0]}
+    return Dataset(*parts, meta)
+
+
 def data_folder(root: Path | None, name: str, folder: str) -> Path:
-    """Return root/folder; raise UserError where no root is set or the folder cannot be listed."""
+    """Return root/folder; raise MissingData where no root is set or the folder cannot be listed."""
     if root is None:
-        raise UserError(f"data.name={name} reads files: set FEDKD_DATA or data.root to the folder that holds {folder}/")
+        raise MissingData(
+            f"data.name={name} reads files: set FEDKD_DATA or data.root to the folder that holds {folder}/"
+        )
     path = Path(root) / folder
     try:
         next(path.iterdir(), None)
     except OSError as error:
-        raise UserError(
+        raise MissingData(
             f"{path}: {error.strerror}; data.name={name} reads it, so FEDKD_DATA or data.root must name its parent"
         ) from None
     return path
@@ -97,6 +160,17 @@ def read_file(path: Path) -> bytes:
         raise UserError(f"{path}: corrupt gzip file ({error}); fetch it again") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a UTF-8 text file; raise UserError naming the line that is something else."""
+    lines = []
+    for number, line in enumerate(read_file(path).splitlines(), 1):
+        try:
+            lines.append(line.decode())
+        except UnicodeDecodeError:
+            raise UserError(f"{path}: line {number} is not UTF-8 text; fetch it again") from None
+    return lines
 
 
 def check_labels(path: Path, labels: np.ndarray, classes: int) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedkd_mpi.datasets import Dataset, check_labels, data_folder, image_dataset, read_file
+from fedkd_mpi.datasets import Dataset, check_labels, data_folder, image_dataset, read_file, stand_in
 from fedkd_mpi.errors import UserError
 
 SHAPE = (3, 32, 32)
@@ -77,6 +77,16 @@ def load_cifar10(root: Path | None, seed: int) -> Dataset:
 def load_cifar100(root: Path | None, seed: int) -> Dataset:
     """Return CIFAR-100, with its 100 fine labels, from root/cifar-100-binary; raises UserError."""
     return _load(root, CIFAR100)
+
+
+def stand_in_cifar10(root: Path | None, seed: int) -> Dataset:
+    """Return 50,000 + 10,000 images of the official shape."""
+    return stand_in(50_000, 10_000, SHAPE, CLASSES_10.split())
+
+
+def stand_in_cifar100(root: Path | None, seed: int) -> Dataset:
+    """Return 50,000 + 10,000 images of the official shape."""
+    return stand_in(50_000, 10_000, SHAPE, CLASSES_100.split())
 
 
 def _load(root: Path | None, layout: Layout) -> Dataset:

@@ -38,8 +38,11 @@ class Method:
     def __init__(self, config: Config, task: Task):
         self.config, self.task = config, task
 
-    def private(self) -> nn.ModuleDict:
-        """Return new private networks of a client: its teacher under "teacher", and what else it keeps."""
+    def private(self, architecture: int = 0) -> nn.ModuleDict:
+        """Return new private networks of a client: its teacher under "teacher", and what else it keeps.
+
+        `architecture` says which of config.architectures its teacher has.
+        """
         return nn.ModuleDict()
 
     def student(self) -> nn.Module:
@@ -64,9 +67,16 @@ class Method:
 
 
 def make_model(config: Config, task: Task, role: str) -> nn.Module:
-    """Return a new model of the configuration's `teacher` or `student` section for the task."""
-    network = getattr(config, role)
+    """Return a new student, or a new teacher where all clients have the same, for the task."""
+    network = config.network(role)
     return models.build(network.name, task.input_shape, task.num_classes, network.options(), role)
+
+
+def make_teacher(config: Config, task: Task, architecture: int) -> nn.Module:
+    """Return a new teacher of one of config.architectures for the task."""
+    network = config.architectures[architecture]
+    key = f"teachers.{architecture}" if config.teachers else "teacher"
+    return models.build(network.name, task.input_shape, task.num_classes, network.options(), key)
 
 
 def build(config: Config, task: Task) -> Method:

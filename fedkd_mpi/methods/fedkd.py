@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fedkd_mpi.config import Config
 from fedkd_mpi.distillation import HiddenMap, fedkd_loss
-from fedkd_mpi.methods import Method, make_model
+from fedkd_mpi.methods import Method, make_teacher
 from fedkd_mpi.streams import torch_scope
 from fedkd_mpi.tasks import Examples, Task
 
@@ -24,8 +24,8 @@ class FedKD(Method):
         with torch_scope(config.seed, "student shapes"):
             self._student_sizes = self.student().hidden_sizes
 
-    def private(self) -> nn.ModuleDict:
-        networks = nn.ModuleDict({"teacher": make_model(self.config, self.task, "teacher")})
+    def private(self, architecture: int = 0) -> nn.ModuleDict:
+        networks = nn.ModuleDict({"teacher": make_teacher(self.config, self.task, architecture)})
         if self.settings.hidden:
             sizes = networks["teacher"].hidden_sizes, self._student_sizes
             networks["hidden_map"] = HiddenMap(*sizes, shared=self.settings.shared_map)

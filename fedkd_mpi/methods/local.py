@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fedkd_mpi.methods import Method, make_model
+from fedkd_mpi.methods import Method, make_teacher
 from fedkd_mpi.tasks import Examples
 
 
@@ -16,8 +16,8 @@ class Local(Method):
 
     exchanges = False
 
-    def private(self) -> nn.ModuleDict:
-        return nn.ModuleDict({"teacher": make_model(self.config, self.task, "teacher")})
+    def private(self, architecture: int = 0) -> nn.ModuleDict:
+        return nn.ModuleDict({"teacher": make_teacher(self.config, self.task, architecture)})
 
     def loss(self, private: nn.ModuleDict, student: nn.Module | None, batch: Examples) -> tuple[Tensor, Tensor, Tensor]:
         loss = self.task.loss(self.task.predict(private["teacher"], batch), batch)

@@ -11,12 +11,11 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.models.options import FAMILIES
 from fedkd_mpi.models.output import Output
-from fedkd_mpi.registry import nearest, resolve
+from fedkd_mpi.options import check as check_options
+from fedkd_mpi.registry import resolve
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,10 +35,7 @@ def check(name: str, options: Mapping[str, Any], key: str) -> dict[str, Any]:
         return dict(options)
     if name not in FAMILIES:
         resolve(name, _PATHS, f"{key}.name")  # raises: one message for unknown names of all kinds
-    try:
-        return FAMILIES[name].options.model_validate(dict(options)).model_dump(mode="json")
-    except ValidationError as error:
-        raise UserError("; ".join(_explain(fault, name, key) for fault in error.errors())) from None
+    return check_options(FAMILIES[name].options, options, name, key)
 
 
 def build(
@@ -62,13 +58,3 @@ def build(
     if not hasattr(model, "hidden_sizes"):
         raise UserError(f"{key}.name={name} has no attribute hidden_sizes, the widths of its Output.hidden")
     return model
-
-
-def _explain(fault: Mapping[str, Any], name: str, key: str) -> str:
-    place = ".".join((key, *map(str, fault["loc"])))
-    if fault["type"] == "extra_forbidden":
-        known = list(FAMILIES[name].options.model_fields)
-        near = nearest(str(fault["loc"][-1]), known)
-        hint = f"did you mean {key}.{near}?" if near else f"keys of {name}: {', '.join(known)}"
-        return f"unknown key {place}; {hint}"
-    return f"{place}={fault['input']}: {fault['msg'].removeprefix('Value error, ')}"

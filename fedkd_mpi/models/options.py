@@ -4,31 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
-Count = Annotated[int, Field(strict=True, ge=1)]
-
-
-class Options(BaseModel):
-    """A model family's options: frozen, unknown ones refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from fedkd_mpi.options import Count, Options
 
 
 class MLPOptions(Options):
     """Fully connected layers of the widths `hidden`; no widths at all is a softmax regression."""
 
-    hidden: list[Count] = [128, 64]
+    hidden: list[Count] = Field([128, 64])
     activation: Literal["relu", "gelu", "tanh"] = "relu"
 
 
 class CNNOptions(Options):
     """One convolution, 2x2 max pooling and activation per entry of `channels`, then fully connected layers `hidden`."""
 
-    channels: Annotated[list[Count], Field(min_length=1)] = [32, 64]
+    channels: list[Count] = Field([32, 64], min_length=1)
     kernel_size: Count = 5
     padding: Annotated[int, Field(strict=True, ge=0)] = 0
-    hidden: list[Count] = [512]
+    hidden: list[Count] = Field([512])
     norm: Literal["none", "group", "batch"] = "none"
 
 
@@ -47,6 +41,14 @@ class ResNetOptions(Options):
         return depth
 
 
+class REDCNNOptions(Options):
+    """`depth` convolutions of `width` channels and their mirror images; the defaults are RED-CNN's own."""
+
+    width: Count = 96
+    depth: Count = 5
+    kernel_size: Count = 5
+
+
 class Family(NamedTuple):
     """What the registry knows of a model family: its options and the module:class that is imported only to build it."""
 
@@ -57,5 +59,6 @@ class Family(NamedTuple):
 FAMILIES: dict[str, Family] = {
     "mlp": Family(MLPOptions, "fedkd_mpi.models.mlp:MLP"),
     "cnn": Family(CNNOptions, "fedkd_mpi.models.cnn:CNN"),
+    "redcnn": Family(REDCNNOptions, "fedkd_mpi.models.redcnn:REDCNN"),
     "resnet": Family(ResNetOptions, "fedkd_mpi.models.resnet:ResNet"),
 }

@@ -12,14 +12,18 @@ from fedkd_mpi.models.output import Output
 from fedkd_mpi.registry import resolve
 
 Examples = dict[str, Tensor]  # tensors with one common first dimension, resident on the device
-TASKS = {"image_classification": "fedkd_mpi.tasks.image_classification:ImageClassification"}
+TASKS = {
+    "denoising": "fedkd_mpi.tasks.denoising:Denoising",
+    "image_classification": "fedkd_mpi.tasks.image_classification:ImageClassification",
+}
 
 
 class Task(Protocol):
     """Built on every rank as Task(meta, arrays) from the data set's meta mapping and its training arrays.
 
     `metrics` names what finish() gives, `sums` is the number of sums that score() returns; models are built from
-    `input_shape` and `num_classes`.
+    `input_shape` and `num_classes`. A task may also have augment(batch, rng), which data.augment=true asks for: it
+    returns a training batch varied at random, with a NumPy generator of the client and round to draw from.
     """
 
     metrics: tuple[str, ...]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedkd_mpi.augmentation import random_crop_and_flip
 from fedkd_mpi.distillation import kl_divergence
 from fedkd_mpi.models.output import Output
 
@@ -34,6 +35,10 @@ class ImageClassification:
         x = pixels.mul_(self._factor.to(device)).add_(self._offset.to(device))
         x = x.contiguous(memory_format=torch.channels_last)
         return {"x": x, "y": torch.from_numpy(arrays["y"][indices]).to(device)}
+
+    def augment(self, batch: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
+        """Return the batch with crops at random after padding by an eighth of the side, half of them mirrored."""
+        return {**batch, "x": random_crop_and_flip(batch["x"], rng)}
 
     def predict(self, model: nn.Module, batch: dict[str, Tensor]) -> Output:
         return model(batch["x"])

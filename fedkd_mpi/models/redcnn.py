@@ -1,0 +1,49 @@
+"""Residual encoder-decoder CNNs for images with noise: RED-CNN of Chen et al. (2017), IEEE TMI 36(12)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedkd_mpi.errors import UserError
+from fedkd_mpi.models.output import Output
+
+
+class REDCNN(nn.Module):
+    """Unpadded convolutions, as many transposed ones, and shortcuts from every second layer to its mirror image.
+
+    The output (`Output.logits`) is an image like the input, of which the network adds to the input what is to be
+    changed: here it starts with no change at all. A hidden feature is a convolution's output averaged over the image.
+    Takes images of any size from depth * (kernel_size - 1) + 1 pixels on. Raises UserError for other inputs.
+    """
+
+    def __init__(self, input_shape: Sequence[int], num_classes: int, *, width: int, depth: int, kernel_size: int):
+        super().__init__()
+        least = depth * (kernel_size - 1) + 1
+        if len(input_shape) != 3 or min(input_shape[1:]) < least:
+            raise UserError(
+                f"a redcnn of depth {depth} and kernel_size {kernel_size} needs images [channels, height, width] of"
+                f" {least} pixels a side or more, the data have shape {list(input_shape)}"
+            )
+        widths = [input_shape[0], *[width] * depth]
+        self.hidden_sizes = (width,) * depth
+        self.encoder = nn.ModuleList(nn.Conv2d(into, out, kernel_size) for into, out in pairwise(widths))
+        self.decoder = nn.ModuleList(nn.ConvTranspose2d(out, into, kernel_size) for into, out in pairwise(widths))
+        nn.init.zeros_(self.decoder[0].weight)
+        nn.init.zeros_(self.decoder[0].bias)
+
+    def forward(self, x: Tensor) -> Output:
+        layers, features = [x], []
+        for layer in self.encoder:
+            layers.append(functional.relu(layer(layers[-1])))
+            features.append(layers[-1].mean((2, 3)))
+        x = layers[-1]
+        for index in reversed(range(len(self.decoder))):
+            x = self.decoder[index](x)
+            if index % 2 == 0:
+                x = x + layers[index]
+            x = functional.relu_(x)
+        return Output(x, tuple(features))

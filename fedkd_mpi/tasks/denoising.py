@@ -1,0 +1,91 @@
+"""Denoising of CT slices, a regression: squared error in place of cross-entropy and of KL; PSNR, SSIM and RMSE."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedkd_mpi.augmentation import random_flips
+from fedkd_mpi.distillation import squared_error
+from fedkd_mpi.errors import UserError
+from fedkd_mpi.models.output import Output
+
+MOST_DECIBELS = 100.0  # of an image without any error: the mean over images stays a number
+PIXELS_AT_ONCE = 2**19  # in evaluation, where a batch may be of whole slices
+
+
+class Denoising:
+    """Samples are "x" (noisy) and "y" (clean), HU [n, 1, H, W]; meta gives the window of HU that becomes 0..1.
+
+    A metric is a mean over images of what scikit-image says of the output, clipped to the window: psnr and ssim within
+    the window, rmse in HU; psnr_gain is how much psnr exceeds that of the noisy input, in dB.
+    """
+
+    metrics = ("psnr", "ssim", "rmse", "psnr_gain")
+    sums = 5  # the metrics added up, images
+    num_classes = 0
+
+    def __init__(self, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]):
+        try:
+            import skimage.metrics  # noqa: F401  a run must not fail after its first round
+        except ImportError:
+            raise UserError("task=denoising is scored with scikit-image: pip install 'fedkd-mpi[ct]'") from None
+        self.input_shape = tuple(arrays["x"].shape[1:])
+        self._low, high = meta["window"]
+        self._width = high - self._low
+
+    def labels(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return the owner of every sample: there are no classes."""
+        return arrays["group"] if "group" in arrays else np.zeros(len(arrays["x"]), np.int64)
+
+    def prepare(self, arrays: Mapping[str, np.ndarray], indices: np.ndarray, device: str) -> dict[str, Tensor]:
+        hounsfield = {key: torch.from_numpy(arrays[key][indices]).to(device).float() for key in "xy"}
+        return {key: values.sub_(self._low).div_(self._width).clamp_(0, 1) for key, values in hounsfield.items()}
+
+    def augment(self, batch: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
+        """Return the pairs mirrored at random, left to right and top to bottom."""
+        x, y = random_flips([batch["x"], batch["y"]], rng)
+        return {"x": x, "y": y}
+
+    def predict(self, model: nn.Module, batch: dict[str, Tensor]) -> Output:
+        x = batch["x"]
+        if model.training:
+            return model(x)
+        parts = x.split(max(1, PIXELS_AT_ONCE // x[0].numel()))
+        return Output(torch.cat([model(part).logits for part in parts]))
+
+    def loss(self, output: Output, batch: dict[str, Tensor]) -> Tensor:
+        return functional.mse_loss(output.logits, batch["y"])
+
+    def distance(self, reference: Output, output: Output, batch: dict[str, Tensor]) -> Tensor:
+        return squared_error(reference.logits, output.logits)
+
+    def score(self, output: Output, batch: dict[str, Tensor]) -> np.ndarray:
+        from skimage.metrics import mean_squared_error, structural_similarity
+
+        images = (output.logits.float().clamp(0, 1), batch["y"], batch["x"])
+        sums = np.zeros(self.sums)
+        for denoised, clean, noisy in zip(
+            *(image[:, 0].cpu().numpy().astype(np.float64) for image in images), strict=True
+        ):
+            psnr = _psnr(clean, denoised)
+            ssim = structural_similarity(clean, denoised, data_range=1.0)
+            rmse = self._width * mean_squared_error(clean, denoised) ** 0.5
+            sums += psnr, ssim, rmse, psnr - _psnr(clean, noisy), 1
+        return sums
+
+    def finish(self, sums: np.ndarray) -> dict[str, float]:
+        *totals, seen = sums
+        return {name: total / seen if seen else float("nan") for name, total in zip(self.metrics, totals, strict=True)}
+
+
+def _psnr(clean: np.ndarray, other: np.ndarray) -> float:
+    from skimage.metrics import peak_signal_noise_ratio
+
+    with np.errstate(divide="ignore"):
+        return min(float(peak_signal_noise_ratio(clean, other, data_range=1.0)), MOST_DECIBELS)
