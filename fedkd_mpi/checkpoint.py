@@ -167,11 +167,12 @@ def _shards(run: Simulation) -> Iterator[tuple[str, dict[str, Tensor], list[int]
     clients: list[int] = []
     size = 0
     for client in run.clients.values():
-        if not client.tensors:
+        state = client.copy()
+        if not state:
             continue
-        tensors |= {f"{client.id}/{name}": tensor for name, tensor in client.tensors.items()}
+        tensors |= {f"{client.id}/{name}": tensor for name, tensor in state.items()}
         clients.append(client.id)
-        size += sum(tensor.nbytes for tensor in client.tensors.values())
+        size += sum(tensor.nbytes for tensor in state.values())
         if size >= SHARD_BYTES:
             yield _name(clients), tensors, clients
             tensors, clients, size = {}, [], 0
@@ -222,6 +223,9 @@ def _restore(run: Simulation, manifest: Manifest) -> None:
             run.clients[int(client)].tensors[name] = tensor.to(run.device)
             if name == "private":
                 _require_size(tensor, run.workbench.bring(int(client)).state, path)
+        for client in file["clients"]:
+            if client in run.clients:
+                run.rest.used(run.clients[client])
 
 
 def _tensors(path: Path, clients: Container[int] | None = None) -> Iterator[tuple[str, Tensor]]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,18 +24,49 @@ Arrays = dict[str, np.ndarray]
 EVALUATION_BATCH = 512  # fixed: another batch size could give other bits
 
 
-@dataclass
 class Client:
     """All that belongs to one client and lives across rounds.
 
     `tensors` is its whole private state, by name: "private" (teacher and W_h, flat), "buffers" (student statistics kept
     local), "optimizer.private.*" and "optimizer.student.*", "method.*", "codec.*". Empty until the client takes part.
+    It may be at rest in a file (rest.py), and is read when asked for.
     """
 
-    id: int
-    train_indices: np.ndarray
-    test_indices: np.ndarray
-    tensors: dict[str, Tensor] = field(default_factory=dict)
+    def __init__(
+        self, id: int, train_indices: np.ndarray, test_indices: np.ndarray, tensors: dict[str, Tensor] | None = None
+    ):
+        self.id, self.train_indices, self.test_indices = id, train_indices, test_indices
+        self._tensors = {} if tensors is None else tensors
+        self._read: Callable[[], dict[str, Tensor]] | None = None
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The state; wakes the client up."""
+        if self._read:
+            self._tensors, self._read = self._read(), None
+        return self._tensors
+
+    @tensors.setter
+    def tensors(self, tensors: dict[str, Tensor]) -> None:
+        self._tensors, self._read = tensors, None
+
+    @property
+    def resting(self) -> bool:
+        """Whether the state is not in memory."""
+        return self._read is not None
+
+    def lay(self, read: Callable[[], dict[str, Tensor]]) -> None:
+        """Let go of the state, which `read` will bring back."""
+        self._tensors, self._read = {}, read
+
+    def expect(self, reader: ThreadPoolExecutor) -> None:
+        """Begin to read a state at rest."""
+        if self._read:
+            self._read = reader.submit(self._read).result
+
+    def copy(self) -> dict[str, Tensor]:
+        """Return the state without waking the client up."""
+        return self._read() if self._read else self._tensors
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """Return the tensors under a prefix, without it."""

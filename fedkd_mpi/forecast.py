@@ -6,7 +6,7 @@ Nothing is logged. Where the files of a data set are not there, black images of 
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from rich.console import Console
 from rich.table import Table
@@ -51,7 +51,12 @@ def _kinds(config: Config) -> int:
 def _fullest(config: Config, run: Simulation, world_size: int) -> int:
     blocks = cohort.placement(config.num_clients, world_size)
     trained = sum(_state(run, kind) for kind in range(_kinds(config)))
-    return _peak() - trained + max(sum(_state(run, client) for client in block) for block in blocks)
+    return _peak() - trained + max(_states(run, block) for block in blocks)
+
+
+def _states(run: Simulation, block: Iterable[int]) -> int:
+    """What the largest of these states take that may be in memory at once."""
+    return sum(sorted((_state(run, client) for client in block), reverse=True)[: run.config.clients_in_memory])
 
 
 def _peak() -> int:

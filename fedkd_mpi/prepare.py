@@ -16,6 +16,7 @@ from fedkd_mpi.client import EVALUATION_BATCH, Arrays, Client, Workbench, initia
 from fedkd_mpi.config import Config
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.network import Network
+from fedkd_mpi.rest import Rest
 from fedkd_mpi.server import Server
 from fedkd_mpi.streams import generator, torch_scope
 from fedkd_mpi.tasks import Task
@@ -51,6 +52,7 @@ class Simulation:
     device: str
     placement: list[range]
     clients: dict[int, Client]
+    rest: Rest
     workbench: Workbench | None
     student: Network | None
     replica: Tensor | None
@@ -160,6 +162,7 @@ def prepare(config: Config, world: World, data: Data) -> Simulation:
         placement=placement,
         clients=clients,
         workbench=workbench,
+        rest=Rest(config.clients_in_memory, device),
         student=student,
         replica=student.state.clone() if student else None,
         codec=codec,

@@ -41,7 +41,7 @@ def play_round(run: Simulation, ledger: Ledger, index: int, watch: Stopwatch) ->
         evaluated=index == run.config.rounds - 1 or (index + 1) % run.config.evaluate.every == 0,
     )
     own = []
-    for client in (run.clients[client] for client in this.cohort if client in run.clients):
+    for client in run.rest.each(run.clients[client] for client in this.cohort if client in run.clients):
         with located(round=index, client=client.id):
             own.append(take_part(run, watch, this, client))
     if run.student:
@@ -130,7 +130,7 @@ def evaluate(run: Simulation, this: Round) -> tuple[np.ndarray, np.ndarray]:
         score_rows = [score(run.task, run.student.module, run.data.test, chunk, run.device) for chunk in chunks]
         scores = np.array(score_rows).reshape(-1, run.task.sums)
     if run.scores_teachers(this.index):
-        everything = np.arange(run.test_size)
-        rows = [run.workbench.score_teacher(client, run.data.test, everything) for client in run.clients.values()]
+        everything, awake = np.arange(run.test_size), run.rest.each(run.clients.values())
+        rows = [run.workbench.score_teacher(client, run.data.test, everything) for client in awake]
         teachers = np.array(rows).reshape(-1, run.task.sums)
     return scores, teachers

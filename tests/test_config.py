@@ -22,6 +22,7 @@ SETTINGS = [
     "seed=7",
     "rounds=3",
     "num_clients=5",
+    "clients_in_memory=2",
     "cohort_size=4",
     "method=local",
     "device=cpu",
