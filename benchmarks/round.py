@@ -1,10 +1,11 @@
-"""round: the time of a whole round over that of the local training it contains, in one run.
+"""round: the time of a whole round over that of the local training it contains, and of a naive round over it.
 
-    python -m benchmarks round [--ranks 3] [--config fashion_mnist.yaml] [--rounds 4] [KEY=VALUE ...]
+    python -m benchmarks round [--ranks 3] [--config fashion_mnist.yaml] [--rounds 4] [--naive] [KEY=VALUE ...]
 
 In every round each process runs its clients twice, in turns first and second: once as the run command does (codec, MPI,
 log, evaluation), once as the bare training loop on the same clients, with nothing around it. `round_over_training` is
-the median over rounds of (seconds of the round) / (seconds of the bare training on the slowest process).
+the median over rounds of (seconds of the round) / (seconds of the bare training on the slowest process). With
+--naive, `naive_over_round` compares with benchmarks/naive.py on as many threads as processes train (ranks - 1).
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
     parser.add_argument("--ranks", type=int, default=3)
     parser.add_argument("--config", type=Path, default=Path("fashion_mnist.yaml"))
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--naive", action="store_true", help="also time the straightforward way")
     parser.add_argument("overrides", nargs="*")
-    chosen = parser.parse_args(arguments)
+    chosen = parser.parse_intermixed_args(arguments)
     overrides = [*chosen.overrides, f"rounds={chosen.rounds}"]
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "round.json"
@@ -39,8 +41,18 @@ def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
         launch = ["mpirun", "-n", str(chosen.ranks), *task] if chosen.ranks > 1 else task
         subprocess.run(launch, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
         rows = json.loads(result.read_text(encoding="utf-8"))
+        if chosen.naive:
+            threads = max(chosen.ranks - 1, 1)
+            task = [sys.executable, "-m", "benchmarks.naive", str(result), str(chosen.config), str(threads), *overrides]
+            subprocess.run(task, check=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
+            naive = json.loads(result.read_text(encoding="utf-8"))
+            rows = [row | {"naive": seconds} for row, seconds in zip(rows, naive, strict=True)]
     steady = rows[1:]  # the first round warms caches and allocators up
-    return {"round_over_training": statistics.median(row["round_over_training"] for row in steady)}, rows
+    claims = {"round_over_training": statistics.median(row["round_over_training"] for row in steady)}
+    if chosen.naive:
+        whole, naive = (statistics.median(row[key] for row in steady) for key in ("whole", "naive"))
+        claims["naive_over_round"] = naive / whole
+    return claims, rows
 
 
 def measure(config: Config, result: Path) -> None:
