@@ -24,6 +24,7 @@ LOADERS = {
     "tiny_imagenet": "fedkd_mpi.datasets.tiny_imagenet:load_tiny_imagenet",
     "flowers102": "fedkd_mpi.datasets.flowers:load_flowers102",
     "mayo_ct": "fedkd_mpi.datasets.mayo_ct:load_mayo_ct",
+    "ade": "fedkd_mpi.datasets.ade:load",
 }
 # Data sets of the official sizes without their content, by which --dry-run plans where the files are not there.
 STAND_INS = {
