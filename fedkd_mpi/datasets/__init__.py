@@ -25,6 +25,7 @@ LOADERS = {
     "flowers102": "fedkd_mpi.datasets.flowers:load_flowers102",
     "mayo_ct": "fedkd_mpi.datasets.mayo_ct:load_mayo_ct",
     "ade": "fedkd_mpi.datasets.ade:load",
+    "medical_ner": "fedkd_mpi.datasets.corpora:load",
 }
 # Data sets of the official sizes without their content, by which --dry-run plans where the files are not there.
 STAND_INS = {

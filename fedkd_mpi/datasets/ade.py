@@ -14,12 +14,11 @@ from typing import NamedTuple
 import numpy as np
 
 from fedkd_mpi.datasets import Dataset, data_folder
-from fedkd_mpi.datasets.spans import Span, Tagged
+from fedkd_mpi.datasets.corpora import Span, Tagged, by_document
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.texts import Tokens, read_lines
 
 FOLDER, POSITIVE, NEGATIVE = "ade-corpus-v2", "DRUG-AE.rel", "ADE-NEG.txt"
-TEST_FRACTION, TEST_SEED = 0.2, 2012
 
 
 class Relation(NamedTuple):
@@ -61,10 +60,10 @@ def load(
     return Dataset(*parts, {"classes": ["no adverse effect", "adverse effect"], **encoder.meta})
 
 
-def tagged(root: Path | None, name: str) -> Tagged:
+def tagged(root: Path | None) -> Tagged:
     """Return the sentences of DRUG-AE.rel with all their drugs and effects; raises UserError."""
     sentences: dict[str, tuple[int, set[Span]]] = {}
-    for relation in relations(data_folder(root, name, FOLDER) / POSITIVE):
+    for relation in relations(data_folder(root, "ade", FOLDER) / POSITIVE):
         sentences.setdefault(relation.sentence, (relation.document, set()))[1].update((relation.effect, relation.drug))
     documents, spans = zip(*sentences.values(), strict=True)
     return Tagged(list(sentences), [sorted(found) for found in spans], np.array(documents, np.int64))
@@ -96,15 +95,6 @@ def relations(path: Path) -> Iterator[Relation]:
         at, drug_at = pairs[0]
         effect_span, drug_span = Span(at, at + len(effect), "effect"), Span(drug_at, drug_at + len(drug), "drug")
         yield Relation(int(document), sentence, effect_span, drug_span)
-
-
-def by_document(document: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the (train, test) samples, a fifth of the documents being of the test set: the same for every seed."""
-    names = np.unique(document)
-    # A fixed seed in place of the run's: runs of different seeds are scored on the same test set.
-    order = np.random.Generator(np.random.Philox(TEST_SEED)).permutation(names)
-    in_test = np.isin(document, order[: round(TEST_FRACTION * len(names))])
-    return np.flatnonzero(~in_test), np.flatnonzero(in_test)
 
 
 def _negatives(path: Path) -> Iterator[tuple[int, str]]:

@@ -16,6 +16,7 @@ TASKS = {
     "denoising": "fedkd_mpi.tasks.denoising:Denoising",
     "image_classification": "fedkd_mpi.tasks.image_classification:ImageClassification",
     "text_classification": "fedkd_mpi.tasks.text_classification:TextClassification",
+    "ner": "fedkd_mpi.tasks.ner:NamedEntityRecognition",
 }
 
 
