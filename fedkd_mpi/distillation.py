@@ -132,7 +132,7 @@ class HiddenMap(nn.Module):
     def forward(
         self, teacher_hidden: Sequence[Tensor], student_hidden: Sequence[Tensor], mask: Tensor | None = None
     ) -> Tensor:
-        """Return MSE(H_t, W_h H_s), the mean over elements (of texts: of the places in `mask` [N, L]), then over pairs."""
+        """Return MSE(H_t, W_h H_s), the mean over elements (of texts, where `mask` [N, L] is true), then over pairs."""
         rows = ... if mask is None else mask
         errors = [
             functional.mse_loss(linear(student_hidden[s][rows]), teacher_hidden[t][rows])

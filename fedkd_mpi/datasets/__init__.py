@@ -25,6 +25,7 @@ LOADERS = {
     "flowers102": "fedkd_mpi.datasets.flowers:load_flowers102",
     "mayo_ct": "fedkd_mpi.datasets.mayo_ct:load_mayo_ct",
     "ade": "fedkd_mpi.datasets.ade:load",
+    "smm4h": "fedkd_mpi.datasets.smm4h:load",
     "medical_ner": "fedkd_mpi.datasets.corpora:load",
 }
 # Data sets of the official sizes without their content, by which --dry-run plans where the files are not there.
@@ -34,6 +35,9 @@ STAND_INS = {
     "tiny_imagenet": "fedkd_mpi.datasets.tiny_imagenet:stand_in_tiny_imagenet",
     "flowers102": "fedkd_mpi.datasets.flowers:stand_in_flowers102",
     "mayo_ct": "fedkd_mpi.datasets.mayo_ct:stand_in_mayo_ct",
+    "ade": "fedkd_mpi.datasets.ade:stand_in",
+    "smm4h": "fedkd_mpi.datasets.smm4h:stand_in",
+    "medical_ner": "fedkd_mpi.datasets.corpora:stand_in",
 }
 
 

@@ -16,9 +16,10 @@ import numpy as np
 from fedkd_mpi.datasets import Dataset, data_folder
 from fedkd_mpi.datasets.corpora import Span, Tagged, by_document
 from fedkd_mpi.errors import UserError
-from fedkd_mpi.texts import Tokens, read_lines
+from fedkd_mpi.texts import Tokens, blank_texts, read_lines
 
 FOLDER, POSITIVE, NEGATIVE = "ade-corpus-v2", "DRUG-AE.rel", "ADE-NEG.txt"
+CLASSES = ["no adverse effect", "adverse effect"]
 
 
 class Relation(NamedTuple):
@@ -57,7 +58,12 @@ def load(
     ids = encoder.rows(encoder.encode(texts))
     arrays = {"ids": ids, "y": y, "group": document, "document": document}
     parts = ({name: array[part] for name, array in arrays.items()} for part in (train, test))
-    return Dataset(*parts, {"classes": ["no adverse effect", "adverse effect"], **encoder.meta})
+    return Dataset(*parts, {"classes": CLASSES, **encoder.meta})
+
+
+def stand_in(root: Path | None, seed: int, *, vocabulary: int, length: int, **_: object) -> Dataset:
+    """Return as many blank sentences as the corpus has, in two classes."""
+    return blank_texts(16_738, 4_158, vocabulary, length, CLASSES)
 
 
 def tagged(root: Path | None) -> Tagged:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
+from pydantic import Field
 
 from fedkd_mpi.options import Count, Options
 
@@ -38,3 +39,22 @@ class MayoCTOptions(Options):
 
 
 OPTIONS: dict[str, type[Options]] = {"flowers102": FlowersOptions, "mayo_ct": MayoCTOptions}
+class TextOptions(Options):
+    """How texts become tokens: the tokenizer in a local folder, or WordPiece trained on the training texts.
+
+    `vocabulary` and `lowercase` are of the trained one (`lowercase` of vocab.txt too), `length` is in tokens.
+    """
+
+    tokenizer: str | None = None
+    vocabulary: Count = 8000
+    length: Annotated[int, Field(strict=True, ge=3)] = 64
+    lowercase: bool = True
+
+
+class CorporaOptions(TextOptions):
+    """One or more corpora with marked spans; where there are several, each is a natural owner of its texts."""
+
+    corpora: Annotated[list[Literal["ade", "cadec", "smm4h"]], Field(min_length=1)] = ["ade"]  # noqa: RUF012
+
+
+OPTIONS: dict[str, type[Options]] = {"ade": TextOptions, "smm4h": TextOptions, "medical_ner": CorporaOptions}

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.models.output import Output, Texts
@@ -24,7 +25,7 @@ except ImportError as error:
 logging.set_verbosity_error()  # by default it reports the head that is not there, on every rank
 logging.disable_progress_bar()
 
-FREE = ("width", "heads", "intermediate")
+GROUP = 8  # texts that are read together
 
 
 class Bert(nn.Module):
@@ -85,10 +86,29 @@ class Bert(nn.Module):
 
 
 def read(encoder: PreTrainedModel, ids: Tensor, pad: int) -> Output:
-    """Return an encoder's hidden states [N, L, width] and attention maps of token ids [N, L]; the logits are empty."""
+    """Return an encoder's hidden states [N, L, width] and attention maps of token ids [N, L]; the logits are empty.
+
+    Maps are given in training alone. Texts are read in groups of about the same length, since padding costs as much
+    time as words do; hidden states and maps of padding are zero or follow from padding alone.
+    """
     mask = ids != pad
-    found = encoder(ids, attention_mask=mask.long(), output_hidden_states=True, output_attentions=encoder.training)
-    return Output(ids.new_empty(0), tuple(found.hidden_states[1:]), tuple(found.attentions or ()), mask)
+    hidden, attention = [], []
+    order = mask.sum(1).argsort(stable=True)
+    for rows in order.split(GROUP):
+        real = mask[rows]
+        real = real[:, : max(int(real.sum(1).max()), 1)]
+        short = ids.shape[1] - real.shape[1]
+        found = encoder(
+            ids[rows][:, : real.shape[1]],
+            attention_mask=real.long(),
+            output_hidden_states=True,
+            output_attentions=encoder.training,
+        )
+        hidden.append([functional.pad(layer, (0, 0, 0, short)) for layer in found.hidden_states[1:]])
+        attention.append([functional.pad(layer, (0, short, 0, short)) for layer in found.attentions or ()])
+    back = order.argsort()
+    joined = (tuple(torch.cat(layer)[back] for layer in zip(*parts, strict=True)) for parts in (hidden, attention))
+    return Output(ids.new_empty(0), *joined, mask)
 
 
 def new_encoder(settings: BertConfig) -> PreTrainedModel:
@@ -111,8 +131,8 @@ def load_encoder(path: Path, layers: int | None, shape: Texts, changes: dict[str
             raise UserError(f"layers={layers}, but {path} has {settings.num_hidden_layers}")
         if shape.vocabulary > settings.vocab_size or shape.length > settings.max_position_embeddings:
             raise UserError(
-                f"{path} has {settings.vocab_size} tokens and texts of {settings.max_position_embeddings} tokens at most,"
-                f" the data have {shape.vocabulary} and {shape.length}: set text.tokenizer to this folder, or text.length"
+                f"{path} knows {settings.vocab_size} tokens and reads {settings.max_position_embeddings}, the data have"
+                f" {shape.vocabulary} and up to {shape.length} a text: set data.tokenizer to it, or data.length"
             )
         settings.num_hidden_layers = layers or settings.num_hidden_layers
         for name, value in changes.items():

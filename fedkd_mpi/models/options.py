@@ -8,8 +8,6 @@ from pydantic import Field, field_validator, model_validator
 
 from fedkd_mpi.options import Count, Options
 
-from fedkd_mpi.options import Count, Options
-
 
 class MLPOptions(Options):
     """Fully connected layers of the widths `hidden`; no widths at all is a softmax regression."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 class Output(NamedTuple):
     """One forward pass: logits [N, C]; from input to output, hidden [N, d_l] and attention maps [N, heads, L, L].
 
-    Of texts, hidden is [N, L, d_l], the logits of a tagger are [N, L, C], and `mask` bool [N, L] is true where no padding is.
+    Of texts, hidden is [N, L, d_l], the logits of a tagger are [N, L, C], and `mask` bool [N, L] is false for padding.
     """
 
     logits: Tensor

@@ -1,4 +1,4 @@
-"""Text classification: cross-entropy, KL divergence between the peers, precision, recall and F1 of the positive class."""
+"""Text classification: cross-entropy, KL divergence between the peers, F1 of the positive class."""
 
 from __future__ import annotations
 
