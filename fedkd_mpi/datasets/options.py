@@ -57,4 +57,17 @@ class CorporaOptions(TextOptions):
     corpora: Annotated[list[Literal["ade", "cadec", "smm4h"]], Field(min_length=1)] = ["ade"]  # noqa: RUF012
 
 
-OPTIONS: dict[str, type[Options]] = {"ade": TextOptions, "smm4h": TextOptions, "medical_ner": CorporaOptions}
+class NewsOptions(TextOptions):
+    """Titles of `length` tokens; `history` is how many of a user's last clicks are read."""
+
+    length: Annotated[int, Field(strict=True, ge=3)] = 30
+    history: Count = 50
+
+
+OPTIONS: dict[str, type[Options]] = {
+    "ade": TextOptions,
+    "smm4h": TextOptions,
+    "medical_ner": CorporaOptions,
+    "mind_small": NewsOptions,
+    "mind_large": NewsOptions,
+}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedkd_mpi.errors import UserError
+from fedkd_mpi.models.heads import NewsHead, TextHead, TokenHead
 from fedkd_mpi.models.output import Output, Texts
 from fedkd_mpi.streams import torch_scope
 
@@ -73,16 +74,16 @@ class Bert(nn.Module):
         self.encoder.embeddings.requires_grad_(False)
         settings = self.encoder.config
         self.hidden_sizes = (settings.hidden_size,) * settings.num_hidden_layers
-        self.pad, self.dropout = input_shape.pad, nn.Dropout(dropout)
-        self.head = nn.Linear(settings.hidden_size, num_classes)
-        self.per_token = input_shape.head == "token"
+        self.pad = input_shape.pad
+        if input_shape.head == "candidate":
+            self.head = NewsHead(settings.hidden_size, dropout)
+        else:
+            head = TokenHead if input_shape.head == "token" else TextHead
+            self.head = head(settings.hidden_size, num_classes, dropout)
 
-    def forward(self, ids: Tensor) -> Output:
+    def forward(self, ids: Tensor, *places: Tensor) -> Output:
         features = read(self.encoder, ids, self.pad)
-        top, mask = self.dropout(features.hidden[-1]), features.mask
-        if not self.per_token:
-            top = (top * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
-        return features._replace(logits=self.head(top))
+        return features._replace(logits=self.head(features.hidden[-1], features.mask, *places))
 
 
 def read(encoder: PreTrainedModel, ids: Tensor, pad: int) -> Output:
@@ -94,7 +95,7 @@ def read(encoder: PreTrainedModel, ids: Tensor, pad: int) -> Output:
     mask = ids != pad
     hidden, attention = [], []
     order = mask.sum(1).argsort(stable=True)
-    for rows in order.split(GROUP):
+    for rows in order.split(GROUP if encoder.training else 8 * GROUP):
         real = mask[rows]
         real = real[:, : max(int(real.sum(1).max()), 1)]
         short = ids.shape[1] - real.shape[1]

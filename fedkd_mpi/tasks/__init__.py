@@ -17,6 +17,7 @@ TASKS = {
     "image_classification": "fedkd_mpi.tasks.image_classification:ImageClassification",
     "text_classification": "fedkd_mpi.tasks.text_classification:TextClassification",
     "ner": "fedkd_mpi.tasks.ner:NamedEntityRecognition",
+    "news": "fedkd_mpi.tasks.news:NewsRecommendation",
 }
 
 
