@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -140,16 +141,20 @@ def load_encoder(path: Path, layers: int | None, shape: Texts, changes: dict[str
             setattr(settings, name, value)
         if torch.get_default_device().type == "meta":
             return without_pooler(AutoModel.from_config(settings, attn_implementation="eager"))
-        encoder = AutoModel.from_pretrained(
+        encoder, report = AutoModel.from_pretrained(
             path,
             config=settings,
             dtype=torch.float32,
             attn_implementation="eager",
             local_files_only=True,
             use_safetensors=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"path={path} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+    lacking = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
+    if lacking:
+        raise UserError(f"path={path} lacks {len(lacking)} tensors of its config.json, the first is {lacking[0]}")
     return without_pooler(encoder.train())
 
 
