@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 PAD, UNKNOWN, START, END = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+BLANK = 16  # tokens in a text that stands in for one that is not there
 CHARACTERS = 1000  # the most frequent ones get a token; a word with another one is unknown
 
 
@@ -135,9 +136,14 @@ def _load(folder: Path, lowercase: bool) -> Tokenizer:
 
 
 def blank_texts(train: int, test: int, vocabulary: int, length: int, classes: Sequence[str]) -> Dataset:
-    """Return these numbers of texts as long as can be, all words the same, the classes in turn; they take no memory."""
+    """Return these numbers of blank texts, the classes in turn; they take no memory."""
     parts = (
-        {"ids": np.broadcast_to(np.int32(1), (count, length)), "y": np.arange(count, dtype=np.int64) % len(classes)}
+        {"ids": blank_rows(count, length), "y": np.arange(count, dtype=np.int64) % len(classes)}
         for count in (train, test)
     )
     return Dataset(*parts, {"classes": list(classes), "vocabulary": vocabulary, "length": length, "pad": 0})
+
+
+def blank_rows(count: int, length: int) -> np.ndarray:
+    """Return int32 [count, length], rows of BLANK tokens, all the same, and then of padding (0)."""
+    return np.broadcast_to((np.arange(length) < BLANK).astype(np.int32), (count, length))

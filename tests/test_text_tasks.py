@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mpirun import mpirun
+from mpirun import find, how_to_install, mpirun
 from sessions import assert_same_run
 from sklearn import metrics
-from text_data import write_ade, write_cadec, write_mind, write_smm4h
+from text_data import write_ade, write_cadec, write_mind
 
 from fedkd_mpi import costlog, tasks
+from fedkd_mpi.config import load as load_config
+from fedkd_mpi.config import presets
 from fedkd_mpi.datasets import load
 from fedkd_mpi.models import Output
 from fedkd_mpi.run import main
@@ -132,15 +134,14 @@ RUN = [
     f"student={BERT % (2, 12)}",
     "partition.alpha=null",
     "num_clients=3",
-    "rounds=3",
+    "rounds=2",
     "optimizer={name: adam, clip_norm: 1.0}",
-    "local={epochs: 2, batch_size: 8}",
+    "local={epochs: 1, batch_size: 8}",
     "device=cpu",
     "checkpoint.every=1",
 ]
 DATA: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "ade": (write_ade, ["task=text_classification", "partition.kind=natural", "data.name=ade"]),
-    "smm4h": (write_smm4h, ["task=text_classification", "partition.kind=iid", "data.name=smm4h"]),
     "ner": (write_cadec, ["task=ner", "partition.kind=natural", "data.name=medical_ner", "data.corpora=[cadec]"]),
     "mind": (write_mind, ["task=news", "partition.kind=natural", "data.name=mind_small", "data.history=4"]),
 }
@@ -165,24 +166,32 @@ def test_every_task_runs_and_resumes_to_the_same_bits(kind, tmp_path, monkeypatc
     assert not [name for name in names if "embedding" in str(name)]
     assert (log["uplink"]["bytes"] > 0).all()
     first = log["attrs"]["metrics"][0]
-    assert np.isfinite(log["rounds"][f"global_student_{first}"][-1]) or kind == "ner"
+    assert log["rounds"][f"global_student_{first}"][-1] >= 0
     assert log["rounds"]["teacher_loss"][-1] < log["rounds"]["teacher_loss"][0]
     assert main([*overrides, "--output", str(twice), "time_limit=0.001"]) == 75
     assert main(["--resume", str(twice), "time_limit=null"]) == 0
     assert_same_run(once, twice)
 
 
-def test_ranks_do_not_matter(tmp_path, mpi_vendor):
-    overrides = [*arguments("ade", tmp_path / "data"), "teacher.dropout=0.3", "rounds=2"]
+@pytest.mark.skipif(find("openmpi") is None, reason=f"openmpi is not installed: {how_to_install('openmpi')}")
+def test_ranks_do_not_matter(tmp_path):
+    overrides = [*arguments("ade", tmp_path / "data"), "teacher.dropout=0.3"]
     one, three = tmp_path / "one.h5", tmp_path / "three.h5"
     assert main([*overrides, "--output", str(one)]) == 0
-    done = mpirun(3, "-m", "fedkd_mpi.run", *overrides, "--output", str(three), mpi=mpi_vendor, timeout=200)
+    done = mpirun(3, "-m", "fedkd_mpi.run", *overrides, "--output", str(three), timeout=200)
     assert done.returncode == 0, done.stderr
     assert_same_run(one, three)
 
 
-def test_an_untrained_student_ranks_like_chance_and_a_trained_one_knows_the_topic(tmp_path):
-    overrides = [*arguments("mind", tmp_path / "data"), "rounds=8", "partition.kind=iid", "evaluate.every=8"]
-    assert main([*overrides, "--output", str(tmp_path / "log.h5")]) == 0
-    rounds = costlog.read(tmp_path / "log.h5")["rounds"]
-    assert rounds["global_student_auc"][-1] > 0.7
+@pytest.mark.parametrize("name", ["adr", "ner", "mind"])
+def test_the_papers_presets_are_planned_without_their_data(command, name, monkeypatch):
+    monkeypatch.setattr("conftest.TINY", [])
+    comment = (presets() / f"paper/{name}.yaml").read_text(encoding="utf-8")
+    for word in ("Source:", "Known of it:", "Not known here:", "Our choice:", "Wants:"):
+        assert f"# {word}" in comment
+    config = load_config(Path(f"paper/{name}"))
+    assert config.teacher.options()["layers"] == 12
+    small = [f"{role}.{key}" for role in ("teacher", "student") for key in ("layers=2", "width=24")]
+    code, out, err = command("--config", f"paper/{name}", "--dry-run", "device=cpu", "data.vocabulary=99", *small)
+    assert (code, err) == (0, "")
+    assert "is not here: blank samples" in out

@@ -10,7 +10,7 @@ import numpy as np
 
 from fedkd_mpi.datasets import Dataset
 from fedkd_mpi.registry import resolve
-from fedkd_mpi.texts import Tokens
+from fedkd_mpi.texts import Tokens, blank_rows
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -83,8 +83,8 @@ def stand_in(
 
     def part(count: int) -> dict[str, np.ndarray]:
         group = np.arange(count * len(corpora)) // count if len(corpora) > 1 else np.arange(count)
-        rows = len(group), length
-        tokens = {"ids": np.broadcast_to(np.int32(1), rows), "tags": np.broadcast_to(np.int8(0), rows)}
+        ids = blank_rows(len(group), length)
+        tokens = {"ids": ids, "tags": np.broadcast_to((ids[0] - 1).astype(np.int8), ids.shape)}  # 0 is O, -1 none
         return {**tokens, "missed": np.zeros(len(group), np.int64), "group": group, "document": np.arange(len(group))}
 
     meta = {"kinds": ["drug", "effect"], "corpora": list(corpora), "vocabulary": vocabulary, "length": length, "pad": 0}

@@ -16,7 +16,7 @@ import numpy as np
 
 from fedkd_mpi.datasets import Dataset, data_folder
 from fedkd_mpi.errors import UserError
-from fedkd_mpi.texts import Tokens, read_lines
+from fedkd_mpi.texts import Tokens, blank_rows, read_lines
 
 NEWS, BEHAVIORS = "news.tsv", "behaviors.tsv"
 NEWS_FIELDS, BEHAVIOR_FIELDS = 8, 5
@@ -79,7 +79,7 @@ def _stand_in(
         arrays = {name: np.broadcast_to(row, (count, len(row))) for name, row in rows.items()}
         return arrays | {"group": np.arange(count) // 3}
 
-    titles = np.broadcast_to(np.int32(1), (news + 1, length))
+    titles = blank_rows(news + 1, length)
     meta = {"vocabulary": vocabulary, "length": length, "pad": 0}
     return Dataset(part(counts[0]), part(counts[1]), meta, {"titles": titles})
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
-from pydantic import Field
 
 from fedkd_mpi.options import Count, Options
 
@@ -38,7 +37,6 @@ class MayoCTOptions(Options):
         return window
 
 
-OPTIONS: dict[str, type[Options]] = {"flowers102": FlowersOptions, "mayo_ct": MayoCTOptions}
 class TextOptions(Options):
     """How texts become tokens: the tokenizer in a local folder, or WordPiece trained on the training texts.
 
@@ -54,7 +52,7 @@ class TextOptions(Options):
 class CorporaOptions(TextOptions):
     """One or more corpora with marked spans; where there are several, each is a natural owner of its texts."""
 
-    corpora: Annotated[list[Literal["ade", "cadec", "smm4h"]], Field(min_length=1)] = ["ade"]  # noqa: RUF012
+    corpora: list[Literal["ade", "cadec", "smm4h"]] = Field(["ade"], min_length=1)
 
 
 class NewsOptions(TextOptions):
@@ -65,6 +63,8 @@ class NewsOptions(TextOptions):
 
 
 OPTIONS: dict[str, type[Options]] = {
+    "flowers102": FlowersOptions,
+    "mayo_ct": MayoCTOptions,
     "ade": TextOptions,
     "smm4h": TextOptions,
     "medical_ner": CorporaOptions,

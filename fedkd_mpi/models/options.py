@@ -47,6 +47,8 @@ class REDCNNOptions(Options):
     width: Count = 96
     depth: Count = 5
     kernel_size: Count = 5
+
+
 class BertOptions(Options):
     """An encoder from a local folder `path`, or a new one; `layers` counts from the input (null: all, or 4 if new)."""
 
