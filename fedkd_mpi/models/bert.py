@@ -27,7 +27,7 @@ except ImportError as error:
 logging.set_verbosity_error()  # by default it reports the head that is not there, on every rank
 logging.disable_progress_bar()
 
-GROUP = 8  # texts that are read together
+GROUP = 16  # texts that are read together
 
 
 class Bert(nn.Module):
@@ -96,7 +96,7 @@ def read(encoder: PreTrainedModel, ids: Tensor, pad: int) -> Output:
     mask = ids != pad
     hidden, attention = [], []
     order = mask.sum(1).argsort(stable=True)
-    for rows in order.split(GROUP if encoder.training else 8 * GROUP):
+    for rows in order.split(GROUP if encoder.training else 4 * GROUP):
         real = mask[rows]
         real = real[:, : max(int(real.sum(1).max()), 1)]
         short = ids.shape[1] - real.shape[1]
