@@ -47,7 +47,7 @@ class Network(BaseModel):
     """A teacher or a student; keys beyond these are the model's own and are checked by its family."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    name: str = Field(description="mlp, cnn, resnet or package.module:Class")
+    name: str = Field(description="mlp, cnn, resnet, bert or package.module:Class")
     learning_rate: float = Field(gt=0)
 
     def options(self) -> dict[str, Any]:

@@ -75,19 +75,22 @@ class Encoder:
         return rows
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, line without its end); raise UserError naming file and line where it is not UTF-8."""
+def read_text(path: Path) -> str:
+    """Return the text of a file that is not empty; raise UserError naming file and line where it is not UTF-8."""
     raw = read_file(path)
-    lines = raw.split(b"\n")
-    if lines[-1] == b"":
-        lines.pop()
-    if not lines:
+    if not raw:
         raise UserError(f"{path}: empty; fetch it again")
-    for number, line in enumerate(lines, 1):
-        try:
-            yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\r")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}, line {number}: not UTF-8 text ({error.reason}); fetch it again") from None
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {line}: not UTF-8 text ({error.reason}); fetch it again") from None
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line number from 1, line without its end); raises UserError as read_text does."""
+    for number, line in enumerate(read_text(path).removesuffix("\n").split("\n"), 1):
+        yield number, line.removesuffix("\r")
 
 
 def _train(texts: Sequence[str], tokens: Tokens) -> Tokenizer:

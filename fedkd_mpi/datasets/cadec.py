@@ -14,11 +14,11 @@ import numpy as np
 from fedkd_mpi.datasets import data_folder
 from fedkd_mpi.datasets.corpora import Span, Tagged
 from fedkd_mpi.errors import UserError
-from fedkd_mpi.texts import read_lines
+from fedkd_mpi.texts import read_lines, read_text
 
 FOLDER = "cadec"
 KINDS = {"ADR": "effect", "Drug": "drug", "Disease": "disease", "Symptom": "symptom", "Finding": "finding"}
-SENTENCE_END = re.compile(r"\n+|(?<=[.!?])\s+")
+SENTENCE_END = re.compile(r"[\r\n]+|(?<=[.!?])\s+")
 
 
 def tagged(root: Path | None) -> Tagged:
@@ -32,7 +32,7 @@ def tagged(root: Path | None) -> Tagged:
         raise UserError(f"{folder}: has no text/*.txt; unpack the corpus there")
     texts, spans, document = [], [], []
     for index, name in enumerate(names):
-        text = "\n".join(line for _, line in read_lines(folder / "text" / f"{name}.txt"))
+        text = read_text(folder / "text" / f"{name}.txt")
         found = _annotations(folder / "original" / f"{name}.ann", text)
         for start, end in _sentences(text, found):
             texts.append(text[start:end])
