@@ -17,7 +17,7 @@ class Data(BaseModel):
     """A data set; keys beyond these are its own and are checked by it."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    name: str = Field(description="of a data set (docs/images.md), or package.module:function")
+    name: str = Field(description="of a data set (docs/images.md, docs/tasks.md), or package.module:function")
     root: Path | None = Field(None, description="folder of the data sets; default $FEDKD_DATA")
     augment: bool = Field(False, description="vary the training samples at random, as the task knows how to")
 
