@@ -49,12 +49,10 @@ def _load(
     are rows of "titles" int32 [news + 1, length], row 0 being no news; "group" int64 [n], the user.
     """
     folders = [data_folder(root, f"mind_{size}", f"MIND{size}_{part}") for part in ("train", "dev")]
-    titles: dict[str, str] = {}
-    for folder in folders:
-        titles |= _titles(folder / NEWS)
+    seen, unseen = (_titles(folder / NEWS) for folder in folders)
+    titles = seen | unseen
     rows = {name: row for row, name in enumerate(titles, 1)}
     parts = [list(_impressions(folder / BEHAVIORS, rows)) for folder in folders]
-    seen = _titles(folders[0] / NEWS)
     encoder = Tokens(tokenizer, vocabulary, length, lowercase).fit(list(seen.values()))
     table = np.concatenate([np.full((1, length), encoder.pad, np.int32), encoder.rows(encoder.encode(titles.values()))])
     users = {name: number for number, name in enumerate(sorted({one.user for part in parts for one in part}))}
