@@ -23,6 +23,7 @@ from fedkd_mpi.datasets.smm4h import tagged as smm4h_tagged
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.texts import Tokens
 
+pytest.importorskip("tokenizers", reason="tokenizers is not installed (extra text)")
 SMALL = {"vocabulary": 300, "length": 24}
 
 

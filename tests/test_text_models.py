@@ -12,7 +12,6 @@ import pytest
 import torch
 from text_data import write_ade
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel
 
 from fedkd_mpi import models
 from fedkd_mpi.datasets import load
@@ -21,6 +20,8 @@ from fedkd_mpi.errors import UserError
 from fedkd_mpi.models.output import Texts
 from fedkd_mpi.network import Network
 from fedkd_mpi.streams import torch_scope
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed (extra text)")
 
 SHAPE = Texts(vocabulary=50, length=12, pad=0, head="text")
 OPTIONS = {"layers": 4, "width": 16, "heads": 4, "dropout": 0.0}
@@ -76,7 +77,7 @@ def test_padding_and_neighbours_change_nothing(head):
 def test_the_encoder_is_bert_itself():
     model, ids = build(), token_ids((12, 12), 12)
     hidden = model(ids).hidden
-    reference = BertModel(model.encoder.config, add_pooling_layer=False)
+    reference = transformers.BertModel(model.encoder.config, add_pooling_layer=False)
     reference.load_state_dict(model.encoder.state_dict())
     expected = reference(ids, output_hidden_states=True).hidden_states
     for ours, theirs in zip(hidden, expected[1:], strict=True):
@@ -117,7 +118,9 @@ def folder(tmp_path: Path) -> Path:
     """Weights and vocabulary of a small BERT, as Hugging Face writes them."""
     with torch_scope(3, "weights"):
         settings = {"hidden_size": 12, "num_attention_heads": 2, "intermediate_size": 24, "num_hidden_layers": 3}
-        BertModel(BertConfig(vocab_size=50, max_position_embeddings=16, **settings)).save_pretrained(tmp_path)
+        transformers.BertModel(
+            transformers.BertConfig(vocab_size=50, max_position_embeddings=16, **settings)
+        ).save_pretrained(tmp_path)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "aspirin", "caused", "rash", "case", "was", "given"]
     (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
     return tmp_path
@@ -129,7 +132,7 @@ FREE = {"width": None, "heads": None}
 def test_a_student_from_a_folder_is_the_teachers_first_layers(folder):
     teacher, student = (build(path=str(folder), layers=layers, **FREE) for layers in (None, 2))
     assert (len(teacher.hidden_sizes), len(student.hidden_sizes)) == (3, 2)
-    original = BertModel.from_pretrained(folder).state_dict()
+    original = transformers.BertModel.from_pretrained(folder).state_dict()
     for model in (teacher, student):
         for name, tensor in model.encoder.state_dict().items():
             assert torch.equal(tensor, original[name]), name
@@ -167,7 +170,7 @@ def test_what_does_not_fit_is_refused_in_one_line(folder):
     assert "cannot be loaded" in refused(SHAPE, path=str(folder))
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**settings, "num_hidden_layers": 5}))
-    BertModel(BertConfig(**settings)).save_pretrained(folder)
+    transformers.BertModel(transformers.BertConfig(**settings)).save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps({**settings, "num_hidden_layers": 5}))
     assert "lacks 32 tensors of its config.json" in refused(SHAPE, path=str(folder))
 

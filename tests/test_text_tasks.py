@@ -24,6 +24,7 @@ from fedkd_mpi.run import main
 from fedkd_mpi.tasks.ner import entities
 from fedkd_mpi.tasks.news import draw, ranking
 
+pytest.importorskip("transformers", reason="transformers is not installed (extra text)")
 SMALL = {"vocabulary": 300, "length": 20}
 
 
