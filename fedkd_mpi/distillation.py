@@ -62,9 +62,9 @@ def fedkd_loss(
     """
     zero = torch.zeros_like(supervised_teacher)
     to_teacher, to_student = (distance(student, teacher), distance(teacher, student)) if logits else (zero, zero)
-    features = hidden_map(teacher.hidden, student.hidden) if hidden else zero
+    features = hidden_map(teacher.hidden, student.hidden, teacher.mask) if hidden else zero
     if attention and (teacher.attention or student.attention):
-        features = features + attention_error(teacher.attention, student.attention)
+        features = features + attention_error(teacher.attention, student.attention, teacher.mask)
     supervised = supervised_teacher + supervised_student
     denominator = supervised.detach().clamp_min(floor) if adaptive else torch.ones_like(zero)
     total = supervised + (to_teacher + to_student + features) / denominator
@@ -129,19 +129,23 @@ class HiddenMap(nn.Module):
             )
         self.maps = nn.ModuleList(nn.Linear(*shape, bias=False) for shape in (shapes[:1] if shared else shapes))
 
-    def forward(self, teacher_hidden: Sequence[Tensor], student_hidden: Sequence[Tensor]) -> Tensor:
-        """Return MSE(H_t, W_h H_s), the mean over elements, then over pairs."""
+    def forward(
+        self, teacher_hidden: Sequence[Tensor], student_hidden: Sequence[Tensor], mask: Tensor | None = None
+    ) -> Tensor:
+        """Return MSE(H_t, W_h H_s), the mean over elements (of texts, where `mask` [N, L] is true), then over pairs."""
+        rows = ... if mask is None else mask
         errors = [
-            functional.mse_loss(linear(student_hidden[s]), teacher_hidden[t])
+            functional.mse_loss(linear(student_hidden[s][rows]), teacher_hidden[t][rows])
             for (t, s), linear in zip(self.pairs, cycle(self.maps), strict=False)
         ]
         return torch.stack(errors).mean()
 
 
-def attention_error(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
+def attention_error(teacher: Sequence[Tensor], student: Sequence[Tensor], mask: Tensor | None = None) -> Tensor:
     """Return MSE(A_t, A_s) of the paired layers' maps [N, heads, L, L], the mean over elements, then over pairs.
 
-    Maps with different numbers of heads are averaged over heads first. Raises UserError if only one side has maps.
+    Maps with different numbers of heads are averaged over heads first. Only from and to the places in `mask` [N, L],
+    so that the amount of padding plays no part. Raises UserError if only one side has maps.
     """
     if not (teacher and student):
         owner = "teacher" if teacher else "student"
@@ -150,7 +154,10 @@ def attention_error(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Ten
     for t, s in pair_layers(len(teacher), len(student)):
         maps = teacher[t], student[s]
         if maps[0].shape[1] != maps[1].shape[1]:
-            maps = maps[0].mean(1), maps[1].mean(1)
+            maps = maps[0].mean(1, keepdim=True), maps[1].mean(1, keepdim=True)
+        if mask is not None:
+            real = mask[:, :, None] & mask[:, None, :]
+            maps = maps[0].transpose(0, 1)[:, real], maps[1].transpose(0, 1)[:, real]
         errors.append(functional.mse_loss(*maps))
     return torch.stack(errors).mean()
 

@@ -80,22 +80,39 @@ def partition(
 
 
 def split(
-    indices: np.ndarray, labels: np.ndarray, test_fraction: float, rng: np.random.Generator
+    indices: np.ndarray,
+    labels: np.ndarray,
+    test_fraction: float,
+    rng: np.random.Generator,
+    documents: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return one client's samples as (train, test), both sorted and, given two or more, neither empty.
 
     `indices` point into `labels` [n] of the whole data set. Stratified: of each class the test set takes its share,
-    rounded down or up. Raises UserError where test_fraction is not in (0, 1).
+    rounded down or up. With `documents` int64 [n], a document is either of the training or of the test set, whatever
+    its samples' classes. Raises UserError where test_fraction is not in (0, 1), or all samples are of one document.
     """
     if not 0 < test_fraction < 1:
         raise UserError(f"partition.test_fraction={test_fraction} must lie between 0 and 1")
     count = len(indices)
     held_out = min(max(round(test_fraction * count), 1), count - 1)
+    if documents is not None:
+        is_test = _whole_documents(documents[indices], held_out, rng)
+        return np.sort(indices[~is_test]), np.sort(indices[is_test])
     shuffled = rng.permutation(indices)
     by_class = shuffled[np.argsort(np.asarray(labels)[shuffled], kind="stable")]
     # Evenly spaced picks along the classes, in integers: exactly held_out of them, from a random start.
     is_test = (np.arange(count) * held_out + rng.integers(count)) % count < held_out
     return np.sort(by_class[~is_test]), np.sort(by_class[is_test])
+
+
+def _whole_documents(documents: np.ndarray, held_out: int, rng: np.random.Generator) -> np.ndarray:
+    names, document, sizes = np.unique(documents, return_inverse=True, return_counts=True)
+    if len(names) < 2:
+        raise UserError("all samples of a client are of one document: none is left to test on; set fewer num_clients")
+    order = rng.permutation(len(names))
+    count = np.searchsorted(np.cumsum(sizes[order]), held_out) + 1
+    return np.isin(document, order[: min(count, len(names) - 1)])
 
 
 def iid(labels: np.ndarray, num_clients: int, rng: np.random.Generator, **_: object) -> np.ndarray:

@@ -91,7 +91,7 @@ def load_data(config: Config, world: World, read: Callable[..., datasets.Dataset
     if world.is_node_leader:
         try:
             dataset = read(config.data.name, data_root(config), config.seed, config.data.options())
-            parts = (("train", dataset.train), ("test", dataset.test))
+            parts = (("train", dataset.train | dataset.tables), ("test", dataset.test))
             arrays = {f"{part}/{name}": array for part, group in parts for name, array in group.items()}
             meta = dataset.meta
         except UserError as problem:
@@ -104,7 +104,7 @@ def load_data(config: Config, world: World, read: Callable[..., datasets.Dataset
         for part in ("train/", "test/")
     )
     task = tasks.find(config.task)(meta, train)
-    return Data(train, test, meta, divide(config, task.labels(train), train.get("group")))
+    return Data(train, test, meta, divide(config, task.labels(train), train.get("group"), train.get("document")))
 
 
 def data_root(config: Config) -> Path | None:
@@ -114,7 +114,9 @@ def data_root(config: Config) -> Path | None:
     return Path(os.environ["FEDKD_DATA"]) if os.environ.get("FEDKD_DATA") else None
 
 
-def divide(config: Config, labels: np.ndarray, groups: np.ndarray | None) -> list[tuple[np.ndarray, np.ndarray]]:
+def divide(
+    config: Config, labels: np.ndarray, groups: np.ndarray | None, documents: np.ndarray | None = None
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return every client's own (train, test) indices; a pure function of configuration and labels."""
     settings = config.partition
     shares = partitions.partition(
@@ -128,7 +130,7 @@ def divide(config: Config, labels: np.ndarray, groups: np.ndarray | None) -> lis
         min_samples=settings.min_samples,
     )
     return [
-        partitions.split(indices, labels, settings.test_fraction, generator(config.seed, "split", client))
+        partitions.split(indices, labels, settings.test_fraction, generator(config.seed, "split", client), documents)
         for client, indices in enumerate(shares)
     ]
 

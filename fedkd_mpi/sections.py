@@ -17,7 +17,7 @@ class Data(BaseModel):
     """A data set; keys beyond these are its own and are checked by it."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    name: str = Field(description="of a data set (docs/images.md), or package.module:function")
+    name: str = Field(description="of a data set (docs/images.md, docs/tasks.md), or package.module:function")
     root: Path | None = Field(None, description="folder of the data sets; default $FEDKD_DATA")
     augment: bool = Field(False, description="vary the training samples at random, as the task knows how to")
 
@@ -47,7 +47,7 @@ class Network(BaseModel):
     """A teacher or a student; keys beyond these are the model's own and are checked by its family."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    name: str = Field(description="mlp, cnn, resnet or package.module:Class")
+    name: str = Field(description="mlp, cnn, resnet, bert or package.module:Class")
     learning_rate: float = Field(gt=0)
 
     def options(self) -> dict[str, Any]:

@@ -254,3 +254,15 @@ def test_own_partitioner_by_dotted_path(tmp_path, monkeypatch):
     assert [part.tolist() for part in parts] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
     with pytest.raises(UserError, match="each of the 10 samples a client below 1"):
         partition("my_partitioner:halves", balanced(1), 1, rng())
+
+
+def test_documents_stay_whole_in_a_clients_own_split():
+    documents = np.repeat(np.arange(20), 5)
+    indices = np.arange(10, 90)
+    for seed in range(5):
+        train, test = split(indices, np.zeros(100, int), 0.2, np.random.default_rng(seed), documents)
+        assert sorted([*train, *test]) == indices.tolist()
+        assert set(documents[train]).isdisjoint(documents[test])
+        assert 16 <= len(test) <= 20
+    with pytest.raises(UserError, match="of one document"):
+        split(np.arange(3), np.zeros(100, int), 0.2, np.random.default_rng(0), documents)

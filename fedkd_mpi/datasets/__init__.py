@@ -6,7 +6,7 @@ import gzip
 import inspect
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,11 @@ LOADERS = {
     "tiny_imagenet": "fedkd_mpi.datasets.tiny_imagenet:load_tiny_imagenet",
     "flowers102": "fedkd_mpi.datasets.flowers:load_flowers102",
     "mayo_ct": "fedkd_mpi.datasets.mayo_ct:load_mayo_ct",
+    "ade": "fedkd_mpi.datasets.ade:load",
+    "smm4h": "fedkd_mpi.datasets.smm4h:load",
+    "medical_ner": "fedkd_mpi.datasets.corpora:load",
+    "mind_small": "fedkd_mpi.datasets.mind:load_small",
+    "mind_large": "fedkd_mpi.datasets.mind:load_large",
 }
 # Data sets of the official sizes without their content, by which --dry-run plans where the files are not there.
 STAND_INS = {
@@ -32,6 +37,11 @@ STAND_INS = {
     "tiny_imagenet": "fedkd_mpi.datasets.tiny_imagenet:stand_in_tiny_imagenet",
     "flowers102": "fedkd_mpi.datasets.flowers:stand_in_flowers102",
     "mayo_ct": "fedkd_mpi.datasets.mayo_ct:stand_in_mayo_ct",
+    "ade": "fedkd_mpi.datasets.ade:stand_in",
+    "smm4h": "fedkd_mpi.datasets.smm4h:stand_in",
+    "medical_ner": "fedkd_mpi.datasets.corpora:stand_in",
+    "mind_small": "fedkd_mpi.datasets.mind:stand_in_small",
+    "mind_large": "fedkd_mpi.datasets.mind:stand_in_large",
 }
 
 
@@ -46,12 +56,14 @@ class Dataset:
     `train` and `test` hold arrays with one first dimension: for images "x" uint8 [n, channel, height, width] and
     "y" int64 [n]; "group" int64 [n] where samples have natural owners (partition.kind=natural). `meta` is JSON-able:
     "classes" (names, in label order) and for images "scale", "mean", "std" (one per channel), so that a model is
-    given (x * scale - mean) / std.
+    given (x * scale - mean) / std. "document" int64 [n] keeps samples together that a client must not both train and
+    be tested on. `tables` holds arrays that samples refer to by row; a task finds them with its training arrays.
     """
 
     train: dict[str, np.ndarray]
     test: dict[str, np.ndarray]
     meta: dict[str, Any]
+    tables: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def check(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,7 +98,7 @@ def load_or_stand_in(name: str, root: Path | None, seed: int, options: Mapping[s
         if name not in STAND_INS:
             raise
         dataset = _call(name, STAND_INS, root, seed, options)
-        return Dataset(dataset.train, dataset.test, {**dataset.meta, "stand_in": True})
+        return replace(dataset, meta={**dataset.meta, "stand_in": True})
 
 
 def _call(name: str, known: Mapping[str, str], root: Path | None, seed: int, options: Mapping[str, Any]) -> Dataset:

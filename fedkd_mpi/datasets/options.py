@@ -37,4 +37,37 @@ class MayoCTOptions(Options):
         return window
 
 
-OPTIONS: dict[str, type[Options]] = {"flowers102": FlowersOptions, "mayo_ct": MayoCTOptions}
+class TextOptions(Options):
+    """How texts become tokens: the tokenizer in a local folder, or WordPiece trained on the training texts.
+
+    `vocabulary` and `lowercase` are of the trained one (`lowercase` of vocab.txt too), `length` is in tokens.
+    """
+
+    tokenizer: str | None = None
+    vocabulary: Count = 8000
+    length: Annotated[int, Field(strict=True, ge=3)] = 64
+    lowercase: bool = True
+
+
+class CorporaOptions(TextOptions):
+    """One or more corpora with marked spans; where there are several, each is a natural owner of its texts."""
+
+    corpora: list[Literal["ade", "cadec", "smm4h"]] = Field(["ade"], min_length=1)
+
+
+class NewsOptions(TextOptions):
+    """Titles of `length` tokens; `history` is how many of a user's last clicks are read."""
+
+    length: Annotated[int, Field(strict=True, ge=3)] = 30
+    history: Count = 50
+
+
+OPTIONS: dict[str, type[Options]] = {
+    "flowers102": FlowersOptions,
+    "mayo_ct": MayoCTOptions,
+    "ade": TextOptions,
+    "smm4h": TextOptions,
+    "medical_ner": CorporaOptions,
+    "mind_small": NewsOptions,
+    "mind_large": NewsOptions,
+}

@@ -1,8 +1,8 @@
 """Teachers and students from one registry: a new family is one file, its options and one line in options.FAMILIES.
 
-A model is an `nn.Module` called with float32 [N, *input_shape] that returns an `Output`; its `hidden_sizes` are the
-widths of `Output.hidden`, from input to output. A user's own model is named by its path "package.module:Class" and
-made by `Class(input_shape, num_classes, **options)`.
+A model is an `nn.Module` called with float32 [N, *input_shape] (of texts, whose input shape is `Texts`: with token ids
+int64 [N, L]) that returns an `Output`; its `hidden_sizes` are the widths of `Output.hidden`, from input to output. A
+user's own model is named by its path "package.module:Class" and made by `Class(input_shape, num_classes, **options)`.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from fedkd_mpi.options import Count, Options
 
@@ -49,6 +49,24 @@ class REDCNNOptions(Options):
     kernel_size: Count = 5
 
 
+class BertOptions(Options):
+    """An encoder from a local folder `path`, or a new one; `layers` counts from the input (null: all, or 4 if new)."""
+
+    path: str | None = None
+    layers: Count | None = None
+    width: Count | None = None
+    heads: Count | None = None
+    intermediate: Count | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+    @model_validator(mode="after")
+    def _of_a_new_one(self) -> BertOptions:
+        for name in ("width", "heads", "intermediate"):
+            if self.path is not None and getattr(self, name) is not None:
+                raise ValueError(f"{name} is that of path={self.path}; leave one of the two out")
+        return self
+
+
 class Family(NamedTuple):
     """What the registry knows of a model family: its options and the module:class that is imported only to build it."""
 
@@ -61,4 +79,5 @@ FAMILIES: dict[str, Family] = {
     "cnn": Family(CNNOptions, "fedkd_mpi.models.cnn:CNN"),
     "redcnn": Family(REDCNNOptions, "fedkd_mpi.models.redcnn:REDCNN"),
     "resnet": Family(ResNetOptions, "fedkd_mpi.models.resnet:ResNet"),
+    "bert": Family(BertOptions, "fedkd_mpi.models.bert:Bert"),
 }

@@ -9,8 +9,24 @@ if TYPE_CHECKING:
 
 
 class Output(NamedTuple):
-    """One forward pass: logits [N, C]; from input to output, hidden [N, d_l] and attention maps [N, heads, L, L]."""
+    """One forward pass: logits [N, C]; from input to output, hidden [N, d_l] and attention maps [N, heads, L, L].
+
+    Of texts, hidden is [N, L, d_l], the logits of a tagger are [N, L, C], and `mask` bool [N, L] is false for padding.
+    """
 
     logits: Tensor
     hidden: tuple[Tensor, ...] = ()
     attention: tuple[Tensor, ...] = ()
+    mask: Tensor | None = None
+
+
+class Texts(NamedTuple):
+    """The input shape of a model that reads texts: token ids int64 [N, at most `length`], `pad` filling up short ones.
+
+    `head` says what the logits are of: "text" [N, C], "token" [N, L, C] or "candidate" (news to rank: [N, candidates]).
+    """
+
+    vocabulary: int
+    length: int
+    pad: int
+    head: str

@@ -15,6 +15,9 @@ Examples = dict[str, Tensor]  # tensors with one common first dimension, residen
 TASKS = {
     "denoising": "fedkd_mpi.tasks.denoising:Denoising",
     "image_classification": "fedkd_mpi.tasks.image_classification:ImageClassification",
+    "text_classification": "fedkd_mpi.tasks.text_classification:TextClassification",
+    "ner": "fedkd_mpi.tasks.ner:NamedEntityRecognition",
+    "news": "fedkd_mpi.tasks.news:NewsRecommendation",
 }
 
 

@@ -1,0 +1,98 @@
+"""SMM4H: tweets that report an adverse drug reaction, as tab-separated tables with a header (docs/tasks.md).
+
+The shared tasks are handed out to their participants: https://healthlanguageprocessing.org.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from fedkd_mpi.datasets import Dataset, data_folder
+from fedkd_mpi.datasets.corpora import Span, Tagged
+from fedkd_mpi.errors import UserError
+from fedkd_mpi.texts import Tokens, blank_texts, read_lines
+
+FOLDER = "smm4h"
+TRAIN, TEST, SPANS = "train.tsv", "test.tsv", "spans.tsv"
+CLASSES = ["no adverse effect", "adverse effect"]
+LABELS = {"0": 0, "1": 1, "noade": 0, "ade": 1}
+TEXT = {"text": ("tweet", "text")}
+LABEL = {"label": ("class", "label")}
+ID = {"id": ("tweet_id", "id")}
+EFFECTS = ("adr", "ade", "ae")
+
+
+def load(
+    root: Path | None,
+    seed: int,
+    *,
+    tokenizer: str | None = None,
+    vocabulary: int = 8000,
+    length: int = 64,
+    lowercase: bool = True,
+) -> Dataset:
+    """Return the tweets of train.tsv and test.tsv as token ids int32 [n, length], y = 1 for a reaction (int64 [n]).
+
+    Raises UserError.
+    """
+    folder = data_folder(root, "smm4h", FOLDER)
+    parts = []
+    for name in (TRAIN, TEST):
+        rows = list(_rows(folder / name, TEXT | LABEL))
+        for number, row in rows:
+            if row["label"].lower() not in LABELS:
+                raise UserError(f"{folder / name}, line {number}: unknown label {row['label']!r}: {', '.join(LABELS)}")
+        parts.append(([row["text"] for _, row in rows], [LABELS[row["label"].lower()] for _, row in rows]))
+    encoder = Tokens(tokenizer, vocabulary, length, lowercase).fit(parts[0][0])
+    train, test = (
+        {"ids": encoder.rows(encoder.encode(texts)), "y": np.array(labels, np.int64)} for texts, labels in parts
+    )
+    return Dataset(train, test, {"classes": CLASSES, **encoder.meta})
+
+
+def stand_in(root: Path | None, seed: int, *, vocabulary: int, length: int, **_: object) -> Dataset:
+    """Return as many blank tweets as the task of 2019 had (25,672 and about 5,000), in two classes."""
+    return blank_texts(25_672, 5_000, vocabulary, length, CLASSES)
+
+
+def tagged(root: Path | None) -> Tagged:
+    """Return the tweets of train.tsv with the spans of spans.tsv; adverse reactions are "effect". Raises UserError."""
+    folder = data_folder(root, "smm4h", FOLDER)
+    texts: dict[str, str] = {}
+    for number, row in _rows(folder / TRAIN, ID | TEXT):
+        if texts.setdefault(row["id"], row["text"]) != row["text"]:
+            raise UserError(f"{folder / TRAIN}, line {number}: tweet {row['id']} was another text before")
+    spans: dict[str, list[Span]] = {name: [] for name in texts}
+    columns = {"start": ("start", "begin"), "end": ("end",), "type": ("type", "label"), "span": ("span", "extraction")}
+    for number, row in _rows(folder / SPANS, ID | columns):
+        where, text = f"{folder / SPANS}, line {number}", texts.get(row["id"])
+        if text is None:
+            raise UserError(f"{where}: tweet {row['id']} is not in {TRAIN}")
+        if not (row["start"].isdecimal() and row["end"].isdecimal()):
+            raise UserError(f"{where}: start and end must be numbers, here {row['start']!r} and {row['end']!r}")
+        start, end = int(row["start"]), int(row["end"])
+        if not row["span"] or text[start:end] != row["span"]:
+            raise UserError(f"{where}: {row['span']!r} does not match the offsets: there is {text[start:end]!r}")
+        kind = row["type"].lower()
+        spans[row["id"]].append(Span(start, end, "effect" if kind in EFFECTS else kind))
+    return Tagged(list(texts.values()), list(spans.values()), np.arange(len(texts)))
+
+
+def _rows(path: Path, columns: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield (line number, fields by the keys of `columns`), each column being found by one of its names."""
+    lines = read_lines(path)
+    header = [name.strip().lower() for name in next(lines)[1].split("\t")]
+    places = {}
+    for key, names in columns.items():
+        found = [header.index(name) for name in names if name in header]
+        if not found:
+            raise UserError(f"{path}, line 1: the header has no column {' or '.join(names)}: {', '.join(header)[:80]}")
+        places[key] = found[0]
+    for number, line in lines:
+        fields = line.split("\t")
+        if len(fields) != len(header):
+            raise UserError(f"{path}, line {number}: {len(fields)} fields where the header has {len(header)}")
+        yield number, {key: fields[place].strip() if key != "text" else fields[place] for key, place in places.items()}

@@ -1,0 +1,97 @@
+"""News recommendation: rank what a user was shown; trained by one click against four that were not clicked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedkd_mpi.distillation import kl_divergence
+from fedkd_mpi.models.output import Output, Texts
+from fedkd_mpi.tasks.reading import trimmed
+
+NEGATIVES = 4
+
+
+class NewsRecommendation:
+    """Samples are impressions: "history", "candidates" and "clicked" as in fedkd_mpi.datasets.mind, and "titles".
+
+    In training, every visit to an impression draws one of its clicks and 4 of its other news: the "classes" of
+    cross-entropy and KL divergence are these five. It is scored on all that was shown, as a mean over impressions.
+    """
+
+    metrics = ("auc", "mrr", "ndcg5", "ndcg10")
+    sums = 5  # of each metric over impressions; impressions
+    num_classes = 0  # there are none to count
+
+    def __init__(self, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]):
+        self.input_shape = Texts(meta["vocabulary"], meta["length"], meta["pad"], "candidate")
+        self._titles = arrays["titles"]
+
+    def labels(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        return np.zeros(len(arrays["history"]), np.int64)
+
+    def prepare(self, arrays: Mapping[str, np.ndarray], indices: np.ndarray, device: str) -> dict[str, Tensor]:
+        names = ("history", "candidates", "clicked")
+        return {name: torch.from_numpy(arrays[name][indices]).to(device) for name in names}
+
+    def predict(self, model: nn.Module, batch: dict[str, Tensor]) -> Output:
+        candidates = batch["candidates"]
+        if model.training:
+            if "drawn" not in batch:  # teacher and student are to rank the same
+                batch["drawn"] = draw(batch)
+            candidates = batch["drawn"]
+        news, places = torch.unique(torch.cat([batch["history"], candidates], 1), return_inverse=True)
+        titles = torch.from_numpy(self._titles[news.cpu().numpy()]).to(news.device)
+        history, candidates = places.split([batch["history"].shape[1], candidates.shape[1]], 1)
+        return model(trimmed(titles, self.input_shape.pad), history, candidates)
+
+    def loss(self, output: Output, batch: dict[str, Tensor]) -> Tensor:
+        return -output.logits.log_softmax(1)[:, 0].mean()
+
+    def distance(self, reference: Output, output: Output, batch: dict[str, Tensor]) -> Tensor:
+        return kl_divergence(reference.logits, output.logits)
+
+    def score(self, output: Output, batch: dict[str, Tensor]) -> np.ndarray:
+        scores, clicked, real = (
+            part.cpu().numpy() for part in (output.logits, batch["clicked"] > 0, batch["candidates"] > 0)
+        )
+        rows = [ranking(s[r], c[r]) for s, c, r in zip(scores, clicked, real, strict=True)]
+        return np.append(np.sum(rows, axis=0), len(rows))
+
+    def finish(self, sums: np.ndarray) -> dict[str, float]:
+        *totals, seen = sums
+        return {name: total / seen if seen else float("nan") for name, total in zip(self.metrics, totals, strict=True)}
+
+
+def draw(batch: dict[str, Tensor]) -> Tensor:
+    """Return news [N, 5]: a click of every impression at random, then 4 others, repeated where there are fewer.
+
+    Random numbers are those of torch's default generator, which is keyed to client and round in local training.
+    """
+    clicked, real = batch["clicked"] > 0, batch["candidates"] > 0
+    chance = torch.rand(clicked.shape, device=clicked.device)
+    click = chance.where(clicked, -1.0).argmax(1, keepdim=True)
+    others = chance.where(real & ~clicked, -1.0).sort(dim=1, descending=True, stable=True).indices
+    count = (real & ~clicked).sum(1, keepdim=True)
+    places = torch.arange(NEGATIVES, device=clicked.device) % count
+    return batch["candidates"].gather(1, torch.cat([click, others.gather(1, places)], 1))
+
+
+def ranking(scores: np.ndarray, clicked: np.ndarray) -> tuple[float, float, float, float]:
+    """Return AUC, MRR, nDCG@5 and nDCG@10 of one impression, scores [C] and clicked bool [C], as MIND defines them.
+
+    Ties count half in AUC; elsewhere they are ranked in the order given. MRR is the mean of 1/rank over the clicks.
+    """
+    higher = scores[clicked][:, np.newaxis] - scores[~clicked]
+    auc = float((np.sign(higher) + 1).mean() / 2)
+    hits = clicked[np.argsort(-scores, kind="stable")]
+    places = np.arange(1, len(hits) + 1)
+    mrr = float((hits / places).sum() / hits.sum())
+    discount = hits / np.log2(places + 1)
+    ideal = np.sort(hits)[::-1] / np.log2(places + 1)
+    five, ten = (float(discount[:k].sum() / ideal[:k].sum()) for k in (5, 10))
+    return auc, mrr, five, ten

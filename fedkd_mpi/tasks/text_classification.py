@@ -1,0 +1,56 @@
+"""Text classification: cross-entropy, KL divergence between the peers, F1 of the positive class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedkd_mpi.distillation import kl_divergence
+from fedkd_mpi.models.output import Output, Texts
+from fedkd_mpi.tasks.reading import precision_recall_f1, trimmed
+
+POSITIVE = 1  # the class whose precision, recall and F1 are counted
+
+
+class TextClassification:
+    """Samples are "ids" int32 [n, length] and "y" int64 [n]; meta gives classes, vocabulary, length and pad."""
+
+    metrics = ("f1", "precision", "recall", "accuracy")
+    sums = 5  # positives: found rightly, predicted, there are; correct, seen
+
+    def __init__(self, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]):
+        self.input_shape = Texts(meta["vocabulary"], meta["length"], meta["pad"], "text")
+        self.num_classes = len(meta["classes"])
+
+    def labels(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        return arrays["y"]
+
+    def prepare(self, arrays: Mapping[str, np.ndarray], indices: np.ndarray, device: str) -> dict[str, Tensor]:
+        return {
+            "ids": torch.from_numpy(arrays["ids"][indices]).to(device),
+            "y": torch.from_numpy(arrays["y"][indices]).to(device),
+        }
+
+    def predict(self, model: nn.Module, batch: dict[str, Tensor]) -> Output:
+        return model(trimmed(batch["ids"], self.input_shape.pad))
+
+    def loss(self, output: Output, batch: dict[str, Tensor]) -> Tensor:
+        return functional.cross_entropy(output.logits, batch["y"])
+
+    def distance(self, reference: Output, output: Output, batch: dict[str, Tensor]) -> Tensor:
+        return kl_divergence(reference.logits, output.logits)
+
+    def score(self, output: Output, batch: dict[str, Tensor]) -> np.ndarray:
+        predicted, y = output.logits.argmax(1), batch["y"]
+        found, there = predicted == POSITIVE, y == POSITIVE
+        counts = (found & there).sum(), found.sum(), there.sum(), (predicted == y).sum()
+        return np.array([*map(int, counts), y.numel()], np.float64)
+
+    def finish(self, sums: np.ndarray) -> dict[str, float]:
+        *positives, correct, seen = sums
+        return precision_recall_f1(*positives) | {"accuracy": correct / seen if seen else float("nan")}

@@ -1,0 +1,152 @@
+"""From text to token ids: WordPiece trained on the texts at hand, or the tokenizer in a local folder."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedkd_mpi.datasets import Dataset, read_file
+from fedkd_mpi.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+
+PAD, UNKNOWN, START, END = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+BLANK = 16  # tokens in a text that stands in for one that is not there
+CHARACTERS = 1000  # the most frequent ones get a token; a word with another one is unknown
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """How texts become token ids, as the keys of `data` say.
+
+    `tokenizer` is a folder with tokenizer.json or vocab.txt; without one, WordPiece of `vocabulary` tokens is trained.
+    `length` counts the tokens of a text, its two marks included; `lowercase` is of a trained one and of vocab.txt.
+    """
+
+    tokenizer: str | None
+    vocabulary: int
+    length: int
+    lowercase: bool
+
+    def fit(self, texts: Sequence[str]) -> Encoder:
+        """Return the encoder, trained on `texts` where no folder is named; raises UserError."""
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # ranks share the cores
+        try:
+            import tokenizers  # noqa: F401
+        except ImportError as error:
+            raise UserError(f"texts need the tokenizers library ({error}): pip install 'fedkd-mpi[text]'") from None
+        tokenizer = _train(texts, self) if self.tokenizer is None else _load(Path(self.tokenizer), self.lowercase)
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(self.length)
+        return Encoder(tokenizer, self.length)
+
+
+class Encoder:
+    """Texts to rows of token ids; `meta` is what a task needs to know of them."""
+
+    def __init__(self, tokenizer: Tokenizer, length: int):
+        self._tokenizer, self.length = tokenizer, length
+        pads = [tokenizer.token_to_id(name) for name in (PAD, "<pad>")]
+        self.pad = next((pad for pad in pads if pad is not None), None)
+        if self.pad is None:
+            raise UserError(f"data.tokenizer: the tokenizer has neither {PAD} nor <pad>")
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """The vocabulary's size, the longest text and the token that fills up short ones."""
+        return {"vocabulary": self._tokenizer.get_vocab_size(), "length": self.length, "pad": self.pad}
+
+    def encode(self, texts: Sequence[str]) -> list[Encoding]:
+        """Return the library's encodings: ids, and for every token its word and its characters in the text."""
+        return self._tokenizer.encode_batch(list(texts))
+
+    def rows(self, encodings: Sequence[Encoding]) -> np.ndarray:
+        """Return token ids int32 [n, length], filled up with the pad."""
+        rows = np.full((len(encodings), self.length), self.pad, np.int32)
+        for row, encoding in zip(rows, encodings, strict=True):
+            row[: len(encoding.ids)] = encoding.ids
+        return rows
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file that is not empty; raise UserError naming file and line where it is not UTF-8."""
+    raw = read_file(path)
+    if not raw:
+        raise UserError(f"{path}: empty; fetch it again")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {line}: not UTF-8 text ({error.reason}); fetch it again") from None
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line number from 1, line without its end); raises UserError as read_text does."""
+    for number, line in enumerate(read_text(path).removesuffix("\n").split("\n"), 1):
+        yield number, line.removesuffix("\r")
+
+
+def _train(texts: Sequence[str], tokens: Tokens) -> Tokenizer:
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+    normalizer = normalizers.BertNormalizer(lowercase=tokens.lowercase)
+    splitter = pre_tokenizers.BertPreTokenizer()
+    words = Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    counts: Counter[str] = Counter()
+    for word, count in words.items():
+        for character in word:
+            counts[character] += count
+    kept = sorted(sorted(counts), key=counts.__getitem__, reverse=True)[:CHARACTERS]
+    # The library numbers the characters in the order of a randomly seeded hash map, and breaks ties by number:
+    # given as special tokens they are numbered here, and the vocabulary is the same in every run.
+    fixed = [*SPECIAL, *kept, *(f"##{character}" for character in kept)]
+    if len(fixed) > tokens.vocabulary:
+        raise UserError(f"data.vocabulary={tokens.vocabulary}: the characters of these texts alone need {len(fixed)}")
+    trained = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
+    trained.normalizer, trained.pre_tokenizer = normalizer, splitter
+    trained.train_from_iterator(
+        texts,
+        trainers.WordPieceTrainer(
+            vocab_size=tokens.vocabulary, special_tokens=fixed, limit_alphabet=CHARACTERS, show_progress=False
+        ),
+    )
+    tokenizer = Tokenizer(models.WordPiece(trained.get_vocab(), unk_token=UNKNOWN))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    marks = [(name, tokenizer.token_to_id(name)) for name in (START, END)]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{START} $A {END}", special_tokens=marks)
+    return tokenizer
+
+
+def _load(folder: Path, lowercase: bool) -> Tokenizer:
+    from tokenizers import BertWordPieceTokenizer, Tokenizer
+
+    whole, vocabulary = folder / "tokenizer.json", folder / "vocab.txt"
+    try:
+        if whole.is_file():
+            return Tokenizer.from_file(str(whole))
+        if vocabulary.is_file():
+            return BertWordPieceTokenizer(str(vocabulary), lowercase=lowercase)
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"data.tokenizer={folder}: {' '.join(str(error).split())}") from None
+    raise UserError(f"data.tokenizer={folder} has neither tokenizer.json nor vocab.txt; nothing is downloaded")
+
+
+def blank_texts(train: int, test: int, vocabulary: int, length: int, classes: Sequence[str]) -> Dataset:
+    """Return these numbers of blank texts, the classes in turn; they take no memory."""
+    parts = (
+        {"ids": blank_rows(count, length), "y": np.arange(count, dtype=np.int64) % len(classes)}
+        for count in (train, test)
+    )
+    return Dataset(*parts, {"classes": list(classes), "vocabulary": vocabulary, "length": length, "pad": 0})
+
+
+def blank_rows(count: int, length: int) -> np.ndarray:
+    """Return int32 [count, length], rows of BLANK tokens, all the same, and then of padding (0)."""
+    return np.broadcast_to((np.arange(length) < BLANK).astype(np.int32), (count, length))
