@@ -2,7 +2,7 @@
 
     python -m benchmarks startup [--ranks 33] [--seconds 20] [--repetitions 3]
 
-`seconds_33_ranks_over_1`: the default run cut to one round of one local step, on that many ranks over on one, wall time.
+`seconds_33_ranks_over_1`: the default run cut to a round of one local step, on that many ranks over on one, wall time.
 `idle_core_share`: CPU time that all processes but one spend in a barrier, over the time that this one lets them wait.
 """
 
