@@ -48,6 +48,8 @@ class StopRequests:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before:
             signal.signal(number, handler)
+        if signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:  # it may come while a run that is done leaves
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
     def reason(self, seconds_needed: float) -> str | None:
         """Return what asks this process to stop; on rank 0 also that `seconds_needed` do not fit any more."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -89,6 +90,16 @@ def test_a_round_that_would_not_fit_is_not_begun(tmp_path: Path, monkeypatch: py
     stop = StopRequests(World(), tmp_path / "log.h5", None, slurm_end())
     assert stop.reason(99.9) is None
     assert stop.reason(100.1) == "another round would not end before the end of the Slurm job"
+
+
+def test_a_warning_of_the_time_limit_does_not_kill_a_run_that_is_done(tmp_path: Path) -> None:
+    program = (
+        "import os, signal; from pathlib import Path; from fedkd_mpi.stopping import StopRequests; "
+        "from fedkd_mpi.world import World\n"
+        "with StopRequests(World(), Path('log.h5'), None): pass\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)"
+    )
+    assert run([sys.executable, "-c", program], cwd=tmp_path).returncode == 0
 
 
 def test_a_run_ends_within_its_time_limit(tmp_path: Path) -> None:
