@@ -190,7 +190,8 @@ def parse(tree: dict[str, Any]) -> Config:
     return config.model_copy(update=filled)
 
 
-CARE = ("checkpoint", "watchdog", "time_limit", "clients_in_memory")  # keys that change no bit: a resumed run may have other values
+# Keys that change no bit: a resumed run may have other values.
+CARE = ("checkpoint", "watchdog", "time_limit", "clients_in_memory")
 
 
 def with_care(config: Config, overrides: Sequence[str]) -> Config:

@@ -82,15 +82,15 @@ class Simulation:
         return range(share.start * EVALUATION_BATCH, share.stop * EVALUATION_BATCH, EVALUATION_BATCH)
 
 
-def load_data(config: Config, world: World, read: Callable[..., datasets.Dataset] = datasets.load) -> Data:
+def load_data(config: Config, world: World, read: Callable[..., datasets.Dataset] | None = None) -> Data:
     """Read the data on one process a node, share it in memory, and divide it among the clients.
 
-    `read` is called as datasets.load is. Collective. Raises the same UserError on every process.
+    `read` takes the place of datasets.load. Collective. Raises the same UserError on every process.
     """
     arrays = meta = error = None
     if world.is_node_leader:
         try:
-            dataset = read(config.data.name, data_root(config), config.seed, config.data.options())
+            dataset = (read or datasets.load)(config.data.name, data_root(config), config.seed, config.data.options())
             parts = (("train", dataset.train | dataset.tables), ("test", dataset.test))
             arrays = {f"{part}/{name}": array for part, group in parts for name, array in group.items()}
             meta = dataset.meta

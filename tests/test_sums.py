@@ -17,6 +17,7 @@ EVERY = [case for case in CASES if case != "wide"]
 LAUNCHES = [("openmpi", 1), ("openmpi", 3), ("openmpi", 5), ("mpich", 3)]
 HEADER, TAG = 40, 13  # bytes of a message's header and of a layer's tag, docs of wire.py
 TEACHER = 64 * 32 + 32 + 32 * 16 + 16 + 16 * 10 + 10
+THREE = [64 * 9 + 9 + 9 * 8 + 8 + 8 * 10 + 10, 64 * 5 + 5 + 5 * 10 + 10, 4 * 9 + 4 + 4 * 3 * 3 * 6 + 6 + 6 * 10 + 10]
 
 
 @pytest.fixture(params=LAUNCHES, ids=lambda launch: f"{launch[0]}-{launch[1]}")
@@ -81,7 +82,11 @@ def test_paper_and_dense_figures_are_those_of_the_formulas(simulated: Callable[.
     assert (rounds["uplink_paper_bytes"] == by_round(log, "uplink", up)).all()
     assert (rounds["downlink_paper_bytes"] == rounds["cohort_size"] * down).all()
     assert (rounds["student_dense_bytes"] == 2 * 4 * numbers * rounds["cohort_size"]).all()
-    assert (rounds["teacher_dense_bytes"] == 2 * 4 * TEACHER * rounds["cohort_size"]).all()
+    teachers = np.array(THREE if case == "mixed" else [TEACHER])
+    own = by_round(log, "uplink", teachers[log["uplink"]["client"] % len(teachers)])
+    if case == "alone":  # nothing is sent, but the teachers are there
+        own = TEACHER * rounds["cohort_size"]
+    assert (rounds["teacher_dense_bytes"] == 2 * 4 * own).all()
 
 
 @pytest.mark.parametrize("case", EVERY)
