@@ -1,9 +1,9 @@
 """The energy-threshold low-rank factorisation the codecs stand on: smallest rank K, or nearly so in less time.
 
-All work is on the Gram matrix of the short side. Squaring costs no accuracy at the thresholds in use (T <= 0.999);
-scale does, so a power of two is taken out first, and a cumulative energy near T is decided in float64. Unlike gesdd,
-eigh of a symmetric matrix does not fail to converge; and where few directions hold the energy they are found without
-it, by subspace iteration, and a Cholesky factorisation proves that none has been missed.
+Squaring (the Gram matrix of the short side) costs no accuracy at the thresholds in use (T <= 0.999); scale does, so a
+power of two is taken out first, and a cumulative energy near T is decided in float64. Unlike gesdd, eigh of a
+symmetric matrix does not fail to converge; and where few directions hold the energy they are found without it, with a
+proof that none has been missed (subspace.py).
 """
 
 from __future__ import annotations
@@ -16,18 +16,14 @@ import torch
 from torch import Tensor
 
 from fedkd_mpi.scaling import exponent_of, ordinary_exponent, times_power_of_two
+from fedkd_mpi.spectrum import BOUNDARY, LANES, eigenvectors, energy_of, gram, rounded, smallest_rank, spread, undecided
+from fedkd_mpi.subspace import HOPELESS, WIDTHS, few, refined, steep
 
-BOUNDARY = 1e-5  # a cumulative energy this close to T is decided in float64
 LARGE = 128  # short side from which an eigendecomposition costs more than trying without
 WARM = 48  # the same where a start is known
-BLOCK = 64  # rows of a Gram matrix computed at a time
 SPARSE = 192  # rows from which it is worth looking for zero ones
 NARROW = 0.15  # share of the short side up to which a block of directions is multiplied by the matrix itself
 WIDE = 0.4  # share of the short side above which a start is of no use
-WIDTHS = (0.04, 0.12)  # the same for blocks tried on the Gram matrix, one after another
-HOPELESS = 2.5  # times the error budget outside of one block: the next one will not do either
-SWEEPS = 4  # of subspace iteration at most
-LANES = 16  # blocks of another width than a multiple of this are multiplied up to three times slower (AVX-512)
 
 
 class Factors(NamedTuple):
@@ -61,9 +57,7 @@ def exact(matrix: Tensor, threshold: float) -> Factors:
     if prepared is None:
         return _nothing(matrix)
     wide = prepared.matrix if prepared.matrix.shape[0] <= prepared.matrix.shape[1] else prepared.matrix.T
-    symmetric = gram(wide)
-    found = _few(symmetric, wide, threshold) if wide.shape[0] >= LARGE and threshold < 1 else None
-    basis, energy = found or _all(symmetric, wide, threshold)
+    basis, energy = _found(wide, threshold)
     return _assemble(matrix, prepared, basis, basis.T @ wide, energy)
 
 
@@ -75,7 +69,7 @@ def fast(matrix: Tensor, threshold: float, start: Tensor | None) -> Factors:
     where the energy is not reached, the result is that of exact(). Raises ValueError as exact() does.
     """
     short = min(matrix.shape)
-    width = 0 if start is None or not start.numel() else _rounded(1.2 * start.shape[1] + 4)
+    width = 0 if start is None or not start.numel() else rounded(1.2 * start.shape[1] + 4)
     if not 0 < width <= max(WIDE * short, LANES) or short < WARM:
         return exact(matrix, threshold)
     prepared = _prepare(matrix)
@@ -87,15 +81,15 @@ def fast(matrix: Tensor, threshold: float, start: Tensor | None) -> Factors:
     if tall:
         wide, start = wide.T, wide.T @ start
     symmetric = gram(wide) if width > NARROW * short else None
-    block = torch.cat([start, wide[:, _spread(wide, width - start.shape[1])]], 1)
+    block = torch.cat([start, wide[:, spread(wide, width - start.shape[1])]], 1)
     for _ in range(2):
         block = torch.linalg.qr(wide @ (wide.T @ block) if symmetric is None else symmetric @ block).Q
     projected = block.T @ wide
-    turn, energies = _directions(projected @ projected.T)
+    turn, energies = eigenvectors(projected @ projected.T)
     cumulative = energies.cumsum() / energy_of(prepared.matrix)
     if not cumulative[-1] > threshold + BOUNDARY:
         return exact(matrix, threshold)
-    rank = _smallest_rank(cumulative, threshold + BOUNDARY / 10)
+    rank = smallest_rank(cumulative, threshold + BOUNDARY / 10)
     turn = turn[:, :rank]
     return _assemble(matrix, prepared, block @ turn, turn.T @ projected, float(cumulative[rank - 1]))
 
@@ -109,12 +103,12 @@ def directions(wide: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     """
     symmetric = gram(wide)
     size = wide.shape[0]
-    for width in sorted({_rounded(share * size) for share in WIDTHS}) if size >= LARGE and threshold < 1 else ():
-        block = symmetric[:, _spread(symmetric, width)]
+    for width in sorted({rounded(share * size) for share in WIDTHS}) if size >= LARGE and threshold < 1 else ():
+        block = symmetric[:, spread(symmetric, width)]
         for _ in range(2):
             block = symmetric @ torch.linalg.qr(block).Q
         block = torch.linalg.qr(block).Q
-        turn, values = _directions(block.T @ (symmetric @ block))
+        turn, values = eigenvectors(block.T @ (symmetric @ block))
         total = float(symmetric.diagonal().sum(dtype=torch.float64))
         if values[: width // 2].sum() > threshold * total:
             rest = np.zeros(size - width)
@@ -122,21 +116,8 @@ def directions(wide: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
             return block @ turn, torch.from_numpy(np.concatenate([values, rest]))
         if total - values.sum() > HOPELESS * (1 - threshold) * total:
             break
-    basis, values = _directions(symmetric)
+    basis, values = eigenvectors(symmetric)
     return basis, torch.from_numpy(values)
-
-
-def gram(wide: Tensor) -> Tensor:
-    """Return wide @ wide.T [n, n], of which large ones are computed block by block, without the upper triangle."""
-    size = wide.shape[0]
-    if size < 4 * BLOCK:
-        return wide @ wide.T
-    lower = wide.new_empty(size, size)
-    for start in range(0, size, BLOCK):
-        stop = min(start + BLOCK, size)
-        torch.mm(wide[start:stop], wide[:stop].T, out=lower[start:stop, :stop])
-        lower[:start, start:stop] = lower[start:stop, :start].T
-    return lower
 
 
 def zero_rows(matrix: Tensor) -> Tensor | None:
@@ -144,7 +125,7 @@ def zero_rows(matrix: Tensor) -> Tensor | None:
 
     An embedding's update has few of them; 32 rows from all over it tell.
     """
-    if matrix.shape[0] < SPARSE or bool(matrix[_spread(matrix.T, 32)].any(1).all()):
+    if matrix.shape[0] < SPARSE or bool(matrix[spread(matrix.T, 32)].any(1).all()):
         return None
     return matrix.any(1)
 
@@ -162,105 +143,21 @@ def _prepare(matrix: Tensor) -> _Prepared | None:
     return _Prepared(matrix if rows is None else matrix[rows], exponent, rows)
 
 
-def energy_of(matrix: Tensor) -> float:
-    """Return the sum of squares, of rows in the matrix's precision and of their sums in float64."""
-    return float(torch.linalg.vector_norm(matrix, dim=1).double().square().sum())
-
-
-def _directions(symmetric: Tensor) -> tuple[Tensor, np.ndarray]:
-    """Eigenvectors and eigenvalues (float64, on the CPU, where small sums are cheapest), both falling."""
-    try:
-        values, vectors = torch.linalg.eigh(symmetric)
-    except torch.linalg.LinAlgError:  # CUDA's may give up on repeated eigenvalues; LAPACK's does not
-        values, vectors = torch.linalg.eigh(symmetric.double().cpu())
-        vectors = vectors.to(symmetric)
-    return vectors.flip(1), np.maximum(values.cpu().numpy()[::-1].astype(np.float64), 0)
-
-
-def _all(symmetric: Tensor, wide: Tensor, threshold: float) -> tuple[Tensor, float]:
-    """The K directions and their energy."""
-    basis, energies = _directions(symmetric)
+def _found(wide: Tensor, threshold: float) -> tuple[Tensor, float]:
+    """The K directions and their energy, by the cheapest way that proves K."""
+    worth_trying = wide.shape[0] >= LARGE and threshold < 1
+    found, too_few = steep(wide, threshold) if worth_trying else (None, 0)
+    if found:
+        return found
+    symmetric = gram(wide)
+    if worth_trying and (found := few(symmetric, wide, threshold, too_few)):
+        return found
+    basis, energies = eigenvectors(symmetric)
     cumulative = energies.cumsum() / energies.sum()
-    rank = _smallest_rank(cumulative, threshold)
-    if _undecided(cumulative, threshold):
-        return _refined(wide, basis[:, : rank + 2], threshold)
+    rank = smallest_rank(cumulative, threshold)
+    if undecided(cumulative, threshold):
+        return refined(wide, basis[:, : rank + 2], threshold)
     return basis[:, :rank], float(cumulative[rank - 1])
-
-
-def _few(symmetric: Tensor, wide: Tensor, threshold: float) -> tuple[Tensor, float] | None:
-    """The K directions and their energy where a narrow block holds them provably; None where it does not."""
-    size, total = symmetric.shape[0], float(symmetric.diagonal().sum(dtype=torch.float64))
-    for width in sorted({_rounded(share * size) for share in WIDTHS}):
-        block = symmetric[:, _spread(symmetric, width)]
-        for sweep in range(SWEEPS):
-            block = torch.linalg.qr(block).Q
-            image = symmetric @ block
-            if sweep:
-                turn, values = _directions(block.T @ image)
-                cumulative = values.cumsum() / total
-                if 1 - cumulative[-1] > HOPELESS * (1 - threshold):
-                    return None
-                if cumulative[int(0.8 * width)] <= threshold:
-                    break
-                rank = _smallest_rank(cumulative, threshold)
-                kept = turn[:, :rank]
-                basis = block @ kept
-                if _proven(symmetric, basis, image @ kept, values, threshold * total):
-                    if _undecided(cumulative, threshold):
-                        return _refined(wide, block @ turn[:, : rank + 2], threshold)
-                    return basis, float(cumulative[rank - 1])
-            block = image
-    return None
-
-
-def _rounded(width: float) -> int:
-    return math.ceil(width / LANES) * LANES
-
-
-def _refined(wide: Tensor, block: Tensor, threshold: float) -> tuple[Tensor, float]:
-    """Decide in float64 how many of the block's directions are needed (Ritz values err by its error squared)."""
-    block = torch.linalg.qr(block.double()).Q
-    projected = block.T @ wide.double()
-    turn, energies = _directions(projected @ projected.T)
-    cumulative = energies.cumsum() / float(wide.double().square().sum())
-    rank = _smallest_rank(cumulative, threshold)
-    return (block @ turn[:, :rank]).to(wide.dtype), float(cumulative[rank - 1])
-
-
-def _proven(symmetric: Tensor, basis: Tensor, image: Tensor, values: np.ndarray, wanted: float) -> bool:
-    """Whether no K - 1 directions hold the wanted energy, given K Ritz pairs and image = symmetric @ basis.
-
-    With mu above every eigenvalue of the rest, eigenvalue j is at most 2 e^2 / (g + sqrt(g^2 + 4 e^2)) above Ritz
-    value j, g = values_j - mu, e = |image - basis values| (Li and Li 2005, A note on eigenvalues of perturbed
-    Hermitian matrices).
-    """
-    rank = basis.shape[1]
-    ritz = torch.from_numpy(values[:rank]).to(basis)
-    error = float(torch.linalg.matrix_norm(image - basis * ritz))
-    mu = float(values[rank - 1])
-    gaps = values[: rank - 1] - mu
-    above = (2 * error**2 / np.maximum(gaps + np.sqrt(gaps**2 + 4 * error**2), 1e-300)).sum()
-    if values[: rank - 1].sum() + above >= wanted * (1 + BOUNDARY):
-        return False
-    # mu - (1 - B B^T) S (1 - B B^T), with image = S B and B^T image = ritz
-    half = image - basis * (ritz / 2)
-    rest = torch.addmm(symmetric, torch.cat([half, basis], 1), torch.cat([basis, half], 1).T, beta=-1)
-    rest.diagonal().add_(mu)
-    return int(torch.linalg.cholesky_ex(rest).info) == 0
-
-
-def _spread(matrix: Tensor, count: int) -> Tensor:
-    """Places of `count` columns from all over the matrix: its own columns are as good a start as random ones."""
-    return torch.arange(count, device=matrix.device) * matrix.shape[1] // count
-
-
-def _smallest_rank(cumulative: np.ndarray, threshold: float) -> int:
-    above = int(cumulative.searchsorted(threshold, side="right"))
-    return min(above + 1, cumulative.size) if threshold < 1 else cumulative.size
-
-
-def _undecided(cumulative: np.ndarray, threshold: float) -> bool:
-    return bool((np.abs(cumulative[:-1] - threshold) < BOUNDARY).any())
 
 
 def _nothing(matrix: Tensor) -> Factors:

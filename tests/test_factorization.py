@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from matrices import MATRICES, energy, random, smallest_ranks, with_spectrum
 
 from fedkd_mpi.factorization import exact, fast
+from fedkd_mpi.subspace import steep
 
 THRESHOLDS = (0.3, 0.9, 0.95, 0.98, 0.999)
 
@@ -114,3 +115,44 @@ def test_a_warm_start_finds_nearly_the_smallest_rank(shape: tuple[int, int], dir
     assert best.rank <= factors.rank <= 1.04 * best.rank + 1
     assert energy(matrix, factors.left.double() @ factors.right.double()) > 0.95
     assert factors.energy == pytest.approx(energy(matrix, factors.left.double() @ factors.right.double()), abs=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    visible=st.integers(1, 20),
+    hidden=st.integers(0, 3),
+    decay=st.floats(0.4, 0.95),
+    strength=st.floats(0.01, 1.0),
+    threshold=st.sampled_from(THRESHOLDS),
+    transposed=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_directions_that_the_first_block_does_not_see_are_not_missed(
+    visible: int, hidden: int, decay: float, strength: float, threshold: float, transposed: bool, seed: int
+):
+    # steep() starts from sums of columns 16 or 32 apart, in which these right vectors cancel out
+    rng = np.random.default_rng(seed)
+    rows, columns = 130, 256
+    left = np.linalg.qr(rng.standard_normal((rows, visible + hidden + 40)))[0]
+    right = rng.standard_normal((columns, left.shape[1]))
+    signs = np.where(np.arange(columns) // 32 % 2, -1.0, 1.0)
+    right[:, :hidden] = np.tile(right[:32, :hidden], (8, 1)) * signs[:, None]
+    right = np.linalg.qr(right)[0]
+    sigma = np.r_[np.full(hidden, strength), decay ** np.arange(visible), 0.01 * 0.9 ** np.arange(40)]
+    matrix = torch.from_numpy(((left * sigma) @ right.T).astype(np.float32))
+    matrix = matrix.T.contiguous() if transposed else matrix
+    factors = exact(matrix, threshold)
+    assert factors.rank in smallest_ranks(matrix, threshold, tie=1e-7)
+    assert energy(matrix, factors.left.double() @ factors.right.double()) > threshold - 1e-6
+
+
+def test_a_steep_spectrum_is_proven_without_its_gram_matrix():
+    matrix = with_spectrum(np.r_[0.5 ** np.arange(6), 0.001 * 0.9 ** np.arange(60)], 200, 300)
+    basis, energy_kept = steep(matrix, 0.98)[0]
+    assert basis.shape == (200, min(smallest_ranks(matrix, 0.98)))
+    assert 0.98 < energy_kept < 1
+
+
+@pytest.mark.parametrize("decay", [0.96, 0.98, 1.0])
+def test_a_spectrum_that_is_not_steep_is_left_to_others(decay: float):
+    assert steep(with_spectrum(decay ** np.arange(100), 200, 300), 0.95)[0] is None

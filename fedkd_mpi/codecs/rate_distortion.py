@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fedkd_mpi.codecs.symbols import LARGEST
-from fedkd_mpi.factorization import energy_of
+from fedkd_mpi.spectrum import energy_of
 
 # Tuned on client 0 of the recorded updates (benchmarks/record_updates.py); docs/codecs.md has the figures of client 1.
 WORTH = 0.2  # a direction is kept if its energy exceeds this times (rows + columns) * step^2

@@ -1,0 +1,59 @@
+"""Small pieces of every factorisation: Gram matrices, their eigenvectors, energies and ranks."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BOUNDARY = 1e-5  # a cumulative energy this close to T is decided in float64
+BLOCK = 64  # rows of a Gram matrix computed at a time
+LANES = 16  # blocks of another width than a multiple of this are multiplied up to three times slower (AVX-512)
+
+
+def gram(wide: Tensor) -> Tensor:
+    """Return wide @ wide.T [n, n], of which large ones are computed block by block, without the upper triangle."""
+    size = wide.shape[0]
+    if size < 4 * BLOCK:
+        return wide @ wide.T
+    lower = wide.new_empty(size, size)
+    for start in range(0, size, BLOCK):
+        stop = min(start + BLOCK, size)
+        torch.mm(wide[start:stop], wide[:stop].T, out=lower[start:stop, :stop])
+        lower[:start, start:stop] = lower[start:stop, :start].T
+    return lower
+
+
+def energy_of(matrix: Tensor) -> float:
+    """Return the sum of squares, of rows in the matrix's precision and of their sums in float64."""
+    return float(torch.linalg.vector_norm(matrix, dim=1).double().square().sum())
+
+
+def eigenvectors(symmetric: Tensor) -> tuple[Tensor, np.ndarray]:
+    """Eigenvectors and eigenvalues (float64, on the CPU, where small sums are cheapest), both falling."""
+    try:
+        values, vectors = torch.linalg.eigh(symmetric)
+    except torch.linalg.LinAlgError:  # CUDA's may give up on repeated eigenvalues; LAPACK's does not
+        values, vectors = torch.linalg.eigh(symmetric.double().cpu())
+        vectors = vectors.to(symmetric)
+    return vectors.flip(1), np.maximum(values.cpu().numpy()[::-1].astype(np.float64), 0)
+
+
+def smallest_rank(cumulative: np.ndarray, threshold: float) -> int:
+    above = int(cumulative.searchsorted(threshold, side="right"))
+    return min(above + 1, cumulative.size) if threshold < 1 else cumulative.size
+
+
+def undecided(cumulative: np.ndarray, threshold: float) -> bool:
+    return bool((np.abs(cumulative[:-1] - threshold) < BOUNDARY).any())
+
+
+def rounded(width: float) -> int:
+    return math.ceil(width / LANES) * LANES
+
+
+def spread(matrix: Tensor, count: int) -> Tensor:
+    """Places of `count` columns from all over the matrix: its own columns are as good a start as random ones."""
+    return torch.arange(count, device=matrix.device) * matrix.shape[1] // count
