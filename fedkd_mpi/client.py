@@ -15,7 +15,8 @@ from torch import Tensor
 from fedkd_mpi.config import Config
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.methods import Method
-from fedkd_mpi.network import Network, make_optimizer
+from fedkd_mpi.network import Network
+from fedkd_mpi.optimizer import Optimizer, make_optimizer
 from fedkd_mpi.sections import Local
 from fedkd_mpi.streams import generator, torch_scope
 from fedkd_mpi.tasks import Examples, Task
@@ -93,7 +94,7 @@ class Workbench:
         self, config: Config, task: Task, method: Method, student: Network | None, arrays: Arrays, device: str
     ):
         self.config, self.task, self.method, self.arrays, self.device = config, task, method, arrays, device
-        self._privates: dict[int, tuple[Network, torch.optim.Optimizer]] = {}  # by architecture of the teacher
+        self._privates: dict[int, tuple[Network, Optimizer]] = {}  # by architecture of the teacher
         self.student = student
         if student:
             learning_rate = config.network(method.role).learning_rate
@@ -166,12 +167,12 @@ class Workbench:
 
     def _load(self, client: Client, student: Tensor | None) -> None:
         self._load_private(client)
-        self.private_optimizer.state[self.private.trainable] = client.part("optimizer.private.")
+        self.private_optimizer.state = client.part("optimizer.private.")
         if self.student:
             self.student.state.copy_(student)
             if self.student.local_buffers is not None and "buffers" in client.tensors:
                 self.student.local_buffers.copy_(client.tensors["buffers"])
-            self.student_optimizer.state[self.student.trainable] = client.part("optimizer.student.")
+            self.student_optimizer.state = client.part("optimizer.student.")
 
     def _store(self, client: Client) -> None:
         client.tensors["private"].copy_(self.private.state)
@@ -181,9 +182,7 @@ class Workbench:
             if self.student.local_buffers is not None:
                 client.tensors["buffers"] = self.student.local_buffers.clone()
         for name, optimizer in optimizers:
-            for state in optimizer.state.values():
-                tensors = {key: value for key, value in state.items() if value is not None}
-                client.tensors.update({f"optimizer.{name}.{key}": value for key, value in tensors.items()})
+            client.tensors.update({f"optimizer.{name}.{key}": value for key, value in optimizer.state.items()})
 
     def _train(self, examples: Examples, round_index: int, client: Client, start: Tensor | None) -> tuple[float, float]:
         count = len(next(iter(examples.values())))

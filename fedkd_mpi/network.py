@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from fedkd_mpi.errors import RunFault
-from fedkd_mpi.sections import Optimizer
 from fedkd_mpi.wire import Layer
 
 ALIGNMENT = 16  # float32 entries: each tensor starts on a 64-byte boundary, wherever the flat vector is
@@ -83,12 +82,3 @@ class Network:
             view.copy_(buffer)
             owner, _, last = name.rpartition(".")
             self.module.get_submodule(owner)._buffers[last] = view
-
-
-def make_optimizer(network: Network, settings: Optimizer, learning_rate: float) -> torch.optim.Optimizer:
-    """Return the optimiser of a network: one fused step over its flat vector."""
-    if settings.name == "adam":
-        return torch.optim.Adam([network.trainable], learning_rate, weight_decay=settings.weight_decay, fused=True)
-    return torch.optim.SGD(
-        [network.trainable], learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=True
-    )

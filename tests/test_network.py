@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from fedkd_mpi.errors import RunFault
-from fedkd_mpi.network import Network, make_optimizer
+from fedkd_mpi.network import Network
+from fedkd_mpi.optimizer import make_optimizer
 from fedkd_mpi.sections import Optimizer
 
 

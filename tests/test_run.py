@@ -115,6 +115,20 @@ def test_a_dry_run_knows_its_launcher(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
+LOADED = "import sys; from fedkd_mpi.run import main; main(sys.argv[1:]); print(*sys.modules)"
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_run_does_not_load_torchs_compiler(optimizer: str, tmp_path: Path):
+    # a second of CPU time in each of 33 processes; any class of torch.optim does
+    done = run(
+        [sys.executable, "-c", LOADED, *TINY, f"optimizer.name={optimizer}", "optimizer.momentum=0"], cwd=tmp_path
+    )
+    modules = set(done.stdout.split())
+    assert "torch" in modules
+    assert not modules & {"torch._dynamo", "sympy", "matplotlib", "transformers", "pydicom", "skimage"}
+
+
 WITHOUT_MPI = "import sys; sys.modules['mpi4py'] = None; from fedkd_mpi.run import main; sys.exit(main(sys.argv[1:]))"
 
 
