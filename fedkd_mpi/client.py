@@ -250,6 +250,11 @@ def initial_student(config: Config, method: Method, device: str) -> Network:
         return Network(method.student(), device, exchange_buffers=config.server.buffers == "average")
 
 
+def work(count: int, local: Local) -> int:
+    """Return how many samples one local training over `count` samples goes through, short batches apart."""
+    return count * local.epochs if local.epochs else local.steps * min(local.batch_size, count)
+
+
 def batches(count: int, local: Local, order: np.random.Generator) -> Iterator[Tensor]:
     """Yield index tensors of the mini-batches of one local training over `count` samples, reshuffled for every pass.
 

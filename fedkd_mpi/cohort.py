@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from heapq import heapify, heapreplace
 from itertools import pairwise
+
+import numpy as np
 
 from fedkd_mpi.streams import generator
 
@@ -15,13 +19,28 @@ def sample(seed: int, round_index: int, num_clients: int, cohort_size: int) -> l
     return sorted(int(client) for client in chosen)
 
 
-def placement(num_clients: int, world_size: int) -> list[range]:
-    """Return every process's clients: contiguous blocks over the client ranks, none on rank 0 unless it is alone."""
+def placement(work: Sequence[int], world_size: int) -> np.ndarray:
+    """Return the mpi rank that hosts each client, given the work of each; rank 0 hosts none unless it is alone.
+
+    Longest first, each to the process that has the least so far (Graham 1969: at most a third above the best possible).
+    Processes come in the order of their first clients; with one a process, client i is on rank i + 1.
+    """
+    hosts = np.zeros(len(work), np.int64)
     if world_size == 1:
-        return [range(num_clients)]
-    workers = world_size - 1
-    starts = [num_clients * worker // workers for worker in range(workers + 1)]
-    return [range(0), *(range(first, last) for first, last in pairwise(starts))]
+        return hosts
+    loads = [(0, 0, worker) for worker in range(world_size - 1)]
+    heapify(loads)
+    for client in sorted(range(len(work)), key=lambda client: -work[client]):
+        load, count, worker = loads[0]
+        heapreplace(loads, (load + work[client], count + 1, worker))
+        hosts[client] = worker
+    _, first, which = np.unique(hosts, return_index=True, return_inverse=True)
+    return 1 + first.argsort().argsort()[which]
+
+
+def arrival(hosts: np.ndarray) -> np.ndarray:
+    """Return where what each client sends stands in what is gathered rank by rank; hosts are the clients' ranks."""
+    return hosts.argsort(kind="stable").argsort()
 
 
 def shares(chunks: int, world_size: int) -> list[range]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedkd_mpi import wire
+from fedkd_mpi.cohort import arrival
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.stopwatch import Stopwatch
 from fedkd_mpi.wire import SERVER, SKIPPED, UPDATE
@@ -63,33 +64,36 @@ def make_message(round_index: int, sender: int, samples: int, records: Sequence[
     return Message(wire.pack_header(kind, round_index, sender, len(records or []), samples, payload), payload)
 
 
-def uplink(world: World, watch: Stopwatch, messages: Sequence[Message], per_rank: Sequence[int]) -> Iterator[Message]:
+def uplink(world: World, watch: Stopwatch, messages: Sequence[Message], hosts: np.ndarray) -> Iterator[Message]:
     """Yield the clients' messages on the server, in client order, and nothing elsewhere; all processes run through it.
 
-    `per_rank` is the number of messages of every process, known to all from the cohort. The server holds the payloads
-    of one window at a time: it reads those before it asks for more, however many clients there are.
+    `hosts` is the mpi rank of every client of the cohort, known to all; each process gives its own clients' messages in
+    that order. The server holds the payloads of one window at a time: it reads those before it asks for more,
+    however many clients there are.
     """
     own = _joined([message.header for message in messages])
     with watch("wait"):
-        headers = world.gather(own, [count * wire.HEADER_BYTES for count in per_rank], payload=True, sleeping=True)
-    sizes = np.zeros(sum(per_rank), np.int64)
+        counts = wire.HEADER_BYTES * np.bincount(hosts, minlength=world.world_size)
+        headers = world.gather(own, counts.tolist(), payload=True, sleeping=True)
+    sizes = np.zeros(len(hosts), np.int64)
     if headers is not None:
-        headers = headers.reshape(-1, wire.HEADER_BYTES)
+        headers = headers.reshape(-1, wire.HEADER_BYTES)[arrival(hosts)]
         sizes[:] = [wire.unpack_header(header).payload_bytes for header in headers]
     with watch("gather"):
         world.broadcast(sizes)  # with these, all know what goes in which window
-    senders = np.repeat(np.arange(world.world_size), per_rank)
-    before = sum(per_rank[: world.mpi_rank])
+    places = np.flatnonzero(hosts == world.mpi_rank)  # of its own messages in the cohort
     for start, stop in windows(sizes):
-        counts = np.bincount(senders[start:stop], sizes[start:stop], world.world_size).astype(np.int64)
-        mine = messages[max(start - before, 0) : max(stop - before, 0)]
+        senders, lengths = hosts[start:stop], sizes[start:stop]
+        counts = np.bincount(senders, lengths, world.world_size).astype(np.int64)
+        mine = messages[np.searchsorted(places, start) : np.searchsorted(places, stop)]
         with watch("gather"):
             own = _joined([message.payload for message in mine])
             payloads = world.gather(own, counts.tolist(), payload=True, sleeping=start > 0)
         if headers is not None and payloads is not None:
-            for index, payload in enumerate(_split(payloads, sizes[start:stop].tolist()), start):
-                yield Message(headers[index], payload)
-        payloads = payload = None  # this window's memory is for the next one
+            parts = np.split(payloads, lengths[senders.argsort(kind="stable")].cumsum()[:-1])
+            for index, place in enumerate(arrival(senders), start):
+                yield Message(headers[index], parts[place])
+        payloads = parts = None  # this window's memory is for the next one
 
 
 def windows(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -114,10 +118,3 @@ def downlink(world: World, watch: Stopwatch, message: Message | None) -> Message
 
 def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate(parts) if parts else np.empty(0, np.uint8)
-
-
-def _split(buffer: np.ndarray, sizes: Sequence[int]) -> Iterator[np.ndarray]:
-    at = 0
-    for size in sizes:
-        yield buffer[at : at + size]
-        at += size

@@ -8,13 +8,14 @@ from __future__ import annotations
 import resource
 from collections.abc import Callable, Iterable
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from fedkd_mpi import cohort, datasets
+from fedkd_mpi import datasets
 from fedkd_mpi.client import Client
 from fedkd_mpi.config import Config
-from fedkd_mpi.prepare import Simulation, load_data, prepare
+from fedkd_mpi.prepare import Simulation, load_data, place, prepare
 from fedkd_mpi.sections import Local
 from fedkd_mpi.units import bytes_text
 from fedkd_mpi.world import World
@@ -49,9 +50,14 @@ def _kinds(config: Config) -> int:
 
 
 def _fullest(config: Config, run: Simulation, world_size: int) -> int:
-    blocks = cohort.placement(config.num_clients, world_size)
     trained = sum(_state(run, kind) for kind in range(_kinds(config)))
-    return _peak() - trained + max(_states(run, block) for block in blocks)
+    return _peak() - trained + max(_states(run, own) for own in _hosted(config, run, world_size))
+
+
+def _hosted(config: Config, run: Simulation, world_size: int) -> list[np.ndarray]:
+    """The clients of every process that has any."""
+    hosts = place(config, run.data, world_size)
+    return [np.flatnonzero(hosts == mpi_rank) for mpi_rank in np.unique(hosts)]
 
 
 def _states(run: Simulation, block: Iterable[int]) -> int:
@@ -73,11 +79,12 @@ def _span(values: list[int], text: Callable[[int], str]) -> str:
 
 
 def _table(config: Config, run: Simulation, world_size: int) -> str:
-    blocks = cohort.placement(config.num_clients, world_size)
-    most = max(len(block) for block in blocks)
+    hosted = _hosted(config, run, world_size)
+    most = max(map(len, hosted))
+    samples = np.array([len(train) for train, _ in run.data.clients])
+    loads = np.array([samples[own].sum() for own in hosted])
     numbers = sum(layer.numel for layer in run.student.exchanged_layers) if run.student else 0
     data = sum(array.nbytes for part in (run.data.train, run.data.test) for array in part.values())
-    samples = [len(train) for train, _ in run.data.clients]
     table = Table(title=f"dry run of {config.name}", show_header=False, title_justify="left")
     table.add_row(
         "method, codec", f"{config.method}, {config.compression.codec if run.student else 'nothing is exchanged'}"
@@ -85,6 +92,8 @@ def _table(config: Config, run: Simulation, world_size: int) -> str:
     table.add_row(
         "processes", f"{world_size}: {most} of {config.num_clients} clients on the fullest, {config.cohort} a round"
     )
+    if config.local.epochs and len(hosted) > 1:
+        table.add_row("imbalance", f"{loads.max() / loads.mean():.2f} times the mean to train on the busiest process")
     table.add_row("device of this process", run.device)
     if run.data.meta.get("stand_in"):
         table.add_row("data", f"{config.data.name} is not here: blank samples of the official numbers and sizes")

@@ -12,6 +12,7 @@ import numpy as np
 from fedkd_mpi import costlog
 from fedkd_mpi.client import Outcome
 from fedkd_mpi.codecs import paper_numbers
+from fedkd_mpi.cohort import arrival
 from fedkd_mpi.costlog import Writer
 from fedkd_mpi.costlog.schema import components
 from fedkd_mpi.errors import RunFault
@@ -128,14 +129,13 @@ class Ledger:
 
     def _counts(self, this: Round, mpi_rank: int) -> dict[str, tuple[np.dtype, int]]:
         """What a process reports, in this order: the type and number of its rows."""
-        block = self.run.placement[mpi_rank]
+        run = self.run
+        hosted, training = np.count_nonzero(run.hosts == mpi_rank), np.count_nonzero(run.hosts[this.cohort] == mpi_rank)
+        chunks = len(run.test_chunks(mpi_rank)) if this.evaluated and run.scores_student else 0
         return {
-            "clients": (self._of_client, sum(client in block for client in this.cohort)),
-            "scores": (
-                self._of_score,
-                len(self.run.test_chunks(mpi_rank)) if this.evaluated and self.run.scores_student else 0,
-            ),
-            "teachers": (self._of_score, len(block) if self.run.scores_teachers(this.index) else 0),
+            "clients": (self._of_client, training),
+            "scores": (self._of_score, chunks),
+            "teachers": (self._of_score, hosted if run.scores_teachers(this.index) else 0),
             "process": (self._of_process, 1),
         }
 
@@ -151,13 +151,16 @@ class Ledger:
                 reports[name].append(gathered[at:end].view(kind))
                 at = end
         of = {name: np.concatenate(parts) for name, parts in reports.items()}
+        hosts = self.run.hosts[this.cohort]
+        of["clients"] = of["clients"][arrival(hosts)]  # sums in client order: their bits are those of any placement
+        if len(of["teachers"]):
+            of["teachers"] = of["teachers"][arrival(self.run.hosts)]
         process, clients = of["process"], of["clients"]
         process["bytes_received"][0] += gathered.size - self._size(this, 0)  # these very reports
         for client, message in zip(this.cohort, clients["fault"], strict=True):
             if message:
                 self.writer.event(this.index, client, "warning", f"update skipped: {message.decode()}")
-        hosts = {client: rank for rank, block in enumerate(self.run.placement) for client in block}
-        who = {"client": np.array(this.cohort), "mpi_rank": np.array([hosts[client] for client in this.cohort])}
+        who = {"client": np.array(this.cohort), "mpi_rank": hosts}
         uplink = self._messages(this.uplink, clients["energy"], clients["spectrum"]) | {
             name: ids[: len(this.uplink)] for name, ids in who.items()
         }

@@ -12,7 +12,7 @@ import numpy as np
 
 from fedkd_mpi import codecs, cohort, datasets, methods, tasks
 from fedkd_mpi import partition as partitions
-from fedkd_mpi.client import EVALUATION_BATCH, Arrays, Client, Workbench, initial_student
+from fedkd_mpi.client import EVALUATION_BATCH, Arrays, Client, Workbench, initial_student, work
 from fedkd_mpi.config import Config
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.network import Network
@@ -50,7 +50,7 @@ class Simulation:
     data: Data
     task: Task
     device: str
-    placement: list[range]
+    hosts: np.ndarray  # the mpi rank of every client
     clients: dict[int, Client]
     rest: Rest
     workbench: Workbench | None
@@ -143,8 +143,9 @@ def prepare(config: Config, world: World, data: Data) -> Simulation:
     if config.data.augment and getattr(task, "augment", None) is None:
         raise UserError(f"data.augment: task={config.task} knows no augmentation; set data.augment=false")
     method = methods.build(config, task)
-    placement = cohort.placement(config.num_clients, world.world_size)
-    clients = {client: Client(client, *data.clients[client]) for client in placement[world.mpi_rank]}
+    hosts = place(config, data, world.world_size)
+    own = np.flatnonzero(hosts == world.mpi_rank).tolist()
+    clients = {client: Client(client, *data.clients[client]) for client in own}
     student = codec = server = workbench = None
     if method.exchanges:
         student = initial_student(config, method, device)
@@ -161,7 +162,7 @@ def prepare(config: Config, world: World, data: Data) -> Simulation:
         data=data,
         task=task,
         device=device,
-        placement=placement,
+        hosts=hosts,
         clients=clients,
         workbench=workbench,
         rest=Rest(config.clients_in_memory, device),
@@ -171,6 +172,11 @@ def prepare(config: Config, world: World, data: Data) -> Simulation:
         server=server,
         teacher_numbers=count_numbers(config, task),
     )
+
+
+def place(config: Config, data: Data, world_size: int) -> np.ndarray:
+    """Return the mpi rank that hosts each client, so that all processes have about as much to train."""
+    return cohort.placement([work(len(train), config.local) for train, _ in data.clients], world_size)
 
 
 def count_numbers(config: Config, task: Task) -> list[int]:

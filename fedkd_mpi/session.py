@@ -137,7 +137,7 @@ def client_columns(run: Simulation) -> dict[str, np.ndarray]:
     columns = {
         "train_samples": np.array([len(train) for train, _ in clients]),
         "test_samples": np.array([len(test) for _, test in clients]),
-        "mpi_rank": np.array([rank for rank, block in enumerate(run.placement) for _ in block]),
+        "mpi_rank": run.hosts,
     }
     labels = run.task.labels(run.data.train)
     if run.task.num_classes and labels.ndim == 1:

@@ -82,8 +82,8 @@ def communicate(run: Simulation, watch: Stopwatch, this: Round, own: list[Contri
     """Bring the updates to the server, the server's answer to everyone, and apply it to this process's replica."""
     run.world.place.at(this.index, "uplink")
     layers = len(run.student.exchanged_layers)
-    per_rank = [sum(client in block for client in this.cohort) for block in run.placement]
-    arriving = exchange.uplink(run.world, watch, [contribution.message for contribution in own], per_rank)
+    messages = [contribution.message for contribution in own]
+    arriving = exchange.uplink(run.world, watch, messages, run.hosts[this.cohort])
     answer = None
     if run.server:
         run.world.place.at(this.index, "aggregation")

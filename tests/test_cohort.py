@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedkd_mpi.cohort import placement, sample, shares
+from fedkd_mpi.cohort import arrival, placement, sample, shares
 
 cohorts = st.integers(1, 40).flatmap(lambda clients: st.tuples(st.just(clients), st.integers(1, clients)))
 
@@ -39,19 +39,40 @@ def test_every_client_is_drawn_equally_often():
     assert np.abs(deviation).max() < 4
 
 
-@given(st.integers(1, 60), st.integers(1, 40))
-def test_clients_are_placed_in_contiguous_near_equal_blocks(clients: int, world_size: int):
-    blocks = placement(clients, world_size)
-    assert len(blocks) == world_size
-    assert [client for block in blocks for client in block] == list(range(clients))
-    workers = blocks if world_size == 1 else blocks[1:]
-    assert max(map(len, workers)) - min(map(len, workers)) <= 1
-    assert world_size == 1 or not blocks[0]
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=60), st.integers(1, 40))
+def test_work_is_placed_within_a_third_of_the_best(work: list[int], world_size: int):
+    hosts = placement(work, world_size)
+    assert placement(work, world_size).tolist() == hosts.tolist()
+    workers = max(world_size - 1, 1)
+    assert set(hosts) <= (set(range(1, world_size)) if world_size > 1 else {0})
+    loads = np.bincount(hosts, work, world_size)
+    # what no placement can go below: the mean, the longest, two of the longest workers + 1
+    best = max(sum(work) / workers, max(work), sum(sorted(work, reverse=True)[workers - 1 : workers + 1]))
+    if len(work) <= workers:
+        best = max(work)
+    assert loads.max() <= 4 / 3 * best + 1e-9 or loads.max() <= sum(work) / workers + max(work) * (1 - 1 / workers)
+    assert len(work) > workers or np.bincount(hosts).max() == 1
 
 
 def test_one_client_a_rank_is_the_main_job():
-    assert placement(32, 33) == [range(0), *(range(client, client + 1) for client in range(32))]
-    assert placement(32, 5) == [range(0), range(8), range(8, 16), range(16, 24), range(24, 32)]
+    assert placement([3, 9, 5], 4).tolist() == [1, 2, 3]
+    assert placement([3, 9, 5], 9).tolist() == [1, 2, 3]
+
+
+def test_equal_work_is_spread_evenly():
+    assert placement([7] * 6, 4).tolist() == [1, 2, 3, 1, 2, 3]
+    assert np.bincount(placement([7] * 32, 6))[1:].tolist() == [7, 7, 6, 6, 6]
+
+
+def test_the_longest_is_placed_first():
+    assert placement([1, 1, 1, 3], 3).tolist() == [1, 1, 1, 2]
+
+
+@given(st.lists(st.integers(0, 6), max_size=30))
+def test_arrival_undoes_the_order_of_ranks(ranks: list[int]):
+    hosts = np.array(ranks, np.int64)
+    gathered = np.concatenate([np.flatnonzero(hosts == rank) for rank in range(7)])
+    assert gathered[arrival(hosts)].tolist() == list(range(len(ranks)))
 
 
 @given(st.integers(0, 60), st.integers(1, 40))

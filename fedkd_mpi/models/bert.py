@@ -28,6 +28,7 @@ logging.set_verbosity_error()  # by default it reports the head that is not ther
 logging.disable_progress_bar()
 
 GROUP = 16  # texts that are read together
+POSITIONS = 0.2  # how large the embedding of a place is in a new encoder, that of a word being 1
 
 
 class Bert(nn.Module):
@@ -114,12 +115,16 @@ def read(encoder: PreTrainedModel, ids: Tensor, pad: int) -> Output:
 
 
 def new_encoder(settings: BertConfig) -> PreTrainedModel:
-    """Return an encoder with random weights, its embeddings from a stream of their own."""
+    """Return an encoder with random weights, its embeddings from a stream of their own.
+
+    They are never trained: what is added to a word's must be small, or it is noise that no training takes away.
+    """
     encoder = without_pooler(AutoModel.from_config(settings, attn_implementation="eager"))
+    tables = encoder.embeddings
     with torch_scope(0, "embeddings"):
-        for table in encoder.embeddings.modules():
-            if isinstance(table, nn.Embedding):
-                nn.init.normal_(table.weight, std=settings.initializer_range)
+        nn.init.normal_(tables.word_embeddings.weight, std=settings.initializer_range)
+        nn.init.normal_(tables.position_embeddings.weight, std=POSITIONS * settings.initializer_range)
+    nn.init.zeros_(tables.token_type_embeddings.weight)
     return encoder
 
 
