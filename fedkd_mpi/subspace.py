@@ -20,7 +20,7 @@ HOPELESS = 2.5  # times the error budget outside of one block: the next one will
 SWEEPS = 4  # of subspace iteration at most
 STEEP = (16, 32)  # directions in a block of steep(), one after another
 FLAT = (1.5, 3.0)  # times the error budget outside of a block at first sight: it is too narrow; so is the next one
-NEAR = 4.0  # times the K-th value outside of a block at first sight: more than that will not do
+NEAR = 16.0  # times the K-th value outside of a block at first sight: more than that will not do
 
 
 def steep(wide: Tensor, threshold: float) -> tuple[tuple[Tensor, float] | None, int]:
@@ -30,10 +30,15 @@ def steep(wide: Tensor, threshold: float) -> tuple[tuple[Tensor, float] | None, 
     The second result is a number of directions that are known to hold too little.
     """
     size, columns = wide.shape
-    total, too_few = energy_of(wide), 0
+    stored = wide if wide.is_contiguous() else wide.T
+    total, too_few = energy_of(stored), 0
     for width in STEEP:
         # sums of columns are nearly as good a start as random combinations, and cost one pass
-        block = wide[:, : columns // width * width].reshape(size, -1, width).sum(1)
+        used = columns // width * width
+        if stored is wide:
+            block = wide[:, :used].reshape(size, -1, width).sum(1)
+        else:
+            block = stored[:used].reshape(-1, width, size).sum(0).T
         block = torch.linalg.qr(block).Q
         projected = block.T @ wide
         values = torch.linalg.eigvalsh(projected @ projected.T).flip(0).double().cpu().numpy()
