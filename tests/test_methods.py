@@ -148,7 +148,7 @@ def test_averaging_network_chooses_architecture_and_learning_rate():
 
     big, small = make("method=fedavg", "averaging.network=teacher"), make("method=fedavg")
     shapes = [next(iter(bench.views(bench.replica).values())).shape for bench in (big, small)]
-    rates = [bench.workbench.student_optimizer.param_groups[0]["lr"] for bench in (big, small)]
+    rates = [bench.workbench.student_optimizer.learning_rate for bench in (big, small)]
     assert ([shape[0] for shape in shapes], rates) == ([7, 6], [0.1, 0.2])
 
 
