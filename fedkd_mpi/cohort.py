@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from heapq import heapify, heapreplace
+from heapq import heapreplace
 from itertools import pairwise
 
 import numpy as np
@@ -28,8 +28,7 @@ def placement(work: Sequence[int], world_size: int) -> np.ndarray:
     hosts = np.zeros(len(work), np.int64)
     if world_size == 1:
         return hosts
-    loads = [(0, 0, worker) for worker in range(world_size - 1)]
-    heapify(loads)
+    loads = [(0, 0, worker) for worker in range(world_size - 1)]  # a heap: the least loaded is first
     for client in sorted(range(len(work)), key=lambda client: -work[client]):
         load, count, worker = loads[0]
         heapreplace(loads, (load + work[client], count + 1, worker))
