@@ -27,7 +27,7 @@ def steep(wide: Tensor, threshold: float) -> tuple[tuple[Tensor, float] | None, 
     """Return K directions [n, K] of wide [n, m] and their energy where the spectrum falls steeply; else None.
 
     It does if what a narrow block leaves is less than the K-th squared singular value: often so where K is a few.
-    The second result is a number of directions that are known to hold too little.
+    The second result is a number of directions that hold too little at first sight, for few() to leave out.
     """
     size, columns = wide.shape
     stored = wide if wide.is_contiguous() else wide.T
@@ -41,7 +41,7 @@ def steep(wide: Tensor, threshold: float) -> tuple[tuple[Tensor, float] | None, 
             block = stored[:used].reshape(-1, width, size).sum(0).T
         block = torch.linalg.qr(block).Q
         projected = block.T @ wide
-        values = torch.linalg.eigvalsh(projected @ projected.T).flip(0).double().cpu().numpy()
+        _, values = eigenvectors(projected @ projected.T)
         cumulative = values.cumsum() / total
         outside = (1 - cumulative[-1]) / (1 - threshold)
         if outside > FLAT[0]:
@@ -85,7 +85,7 @@ def _iterated(
 def few(symmetric: Tensor, wide: Tensor, threshold: float, too_few: int) -> tuple[Tensor, float] | None:
     """The K directions and their energy where a narrow block holds them provably; None where it does not.
 
-    `too_few` directions are known to hold too little.
+    Blocks of no more than `too_few` directions are not tried.
     """
     size, total = symmetric.shape[0], float(symmetric.diagonal().sum(dtype=torch.float64))
     for width in sorted({rounded(share * size) for share in WIDTHS}):
