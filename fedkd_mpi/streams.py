@@ -37,6 +37,11 @@ def torch_scope(seed: int, purpose: str, *key: int, device: str = "cpu") -> Iter
     """
     import torch
 
+    word = torch_seed(seed, purpose, *key)
     with torch.random.fork_rng(devices=[] if device == "cpu" else [device]):
-        torch.manual_seed(torch_seed(seed, purpose, *key))
+        # torch.manual_seed is for all kinds of devices: those not in use keep each seed, with a traceback, for later
+        torch.default_generator.manual_seed(word)
+        if device != "cpu":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(word)
         yield

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matrices import MATRICES, energy, random, smallest_ranks, with_spectrum
 
-from fedkd_mpi.factorization import exact, fast
+from fedkd_mpi.factorization import exact, exact_each, fast
 from fedkd_mpi.subspace import steep
 
 THRESHOLDS = (0.3, 0.9, 0.95, 0.98, 0.999)
@@ -50,6 +50,25 @@ def test_any_spectrum_and_scale(rows: int, columns: int, decay: float, exponent:
     factors = exact(matrix, threshold)
     assert factors.rank in smallest_ranks(matrix, threshold, tie=1e-7)
     assert energy(matrix, factors.left.double() @ factors.right.double()) > threshold - 1e-6
+
+
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+def test_together_the_matrices_have_the_ranks_and_energies_that_each_has_alone(threshold: float):
+    falling = with_spectrum(0.8 ** np.arange(40), 40, 90, seed=1)
+    together = [*MATRICES.values(), falling, falling.T, torch.zeros(40, 90), random(40, 90, 1e9), random(40, 90, 1e-9)]
+    for matrix, factors in zip(together, exact_each(together, threshold), strict=True):
+        alone = exact(matrix, threshold)
+        assert factors.rank == alone.rank
+        np.testing.assert_allclose(
+            factors.left @ factors.right, alone.left @ alone.right, rtol=1e-3, atol=1e-5 * float(matrix.abs().max())
+        )
+        assert factors.energy == pytest.approx(alone.energy, abs=1e-5)
+
+
+def test_a_rank_at_the_threshold_is_decided_in_float64_in_a_stack_too():
+    sigma = np.sqrt(np.array([0.95 + 2e-7, 0.03, 0.02 - 2e-7]))
+    for matrix in exact_each([with_spectrum(sigma, 30, 50, seed) for seed in range(4)], 0.95):
+        assert matrix.rank == 1
 
 
 def test_left_carries_the_singular_values_in_falling_order():

@@ -78,3 +78,12 @@ def test_a_scope_leaves_numpys_and_pythons_generators_alone():
     with torch_scope(0, "student"):
         generator(0, "batches").random(10)
     assert np.array_equal(np.random.random(3), expected)  # noqa: NPY002
+
+
+def test_scopes_leave_nothing_behind():
+    # torch.manual_seed queues the seed, with a traceback, for every kind of device that is not in use
+    before = [len(module._queued_calls) for module in (torch.cuda, torch.xpu)]
+    for client in range(3):
+        with torch_scope(0, "training", client):
+            torch.rand(1)
+    assert [len(module._queued_calls) for module in (torch.cuda, torch.xpu)] == before

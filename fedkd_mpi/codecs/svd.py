@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedkd_mpi.codecs import RAW, Codec, State, Sum, floats, raw, read_floats
 from fedkd_mpi.errors import RunFault
-from fedkd_mpi.factorization import exact, fast
+from fedkd_mpi.factorization import Factors, exact_each, fast
 from fedkd_mpi.sections import Compression
 from fedkd_mpi.wire import Layer, Record, WireError
 
@@ -31,26 +31,31 @@ class Svd(Codec):
 
         With compression.warm_start the sender's state keeps U diag(s) ("left.<layer>"); else nothing is remembered.
         """
-        return [self._encode(part, layer, threshold, state) for part, layer in zip(update, self.layers, strict=True)]
+        found = iter(self._factors(update, threshold, state))
+        return [
+            _record(part, next(found)) if layer.compressible else raw(part)
+            for part, layer in zip(update, self.layers, strict=True)
+        ]
 
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
         """Return the tensors; raises WireError on an unknown encoding, an impossible rank or a wrong length."""
         return [self._decode(record, layer, device) for record, layer in zip(records, self.layers, strict=True)]
 
-    def _encode(self, tensor: Tensor, layer: Layer, threshold: float, state: State) -> Record:
-        if not layer.compressible:
-            return raw(tensor)
-        rows, columns = layer.matrix_shape
-        matrix, key = tensor.reshape(rows, columns), f"left.{layer.name}"
+    def _factors(self, update: Sequence[Tensor], threshold: float, state: State) -> list[Factors]:
+        """The factors of the layers that are matrices; raises RunFault naming one that is not finite."""
+        layers = [layer for layer in self.layers if layer.compressible]
+        parts = [part for part, layer in zip(update, self.layers, strict=True) if layer.compressible]
+        matrices = [part.reshape(layer.matrix_shape) for part, layer in zip(parts, layers, strict=True)]
         try:
-            factors = fast(matrix, threshold, state.get(key)) if self.warm else exact(matrix, threshold)
+            if not self.warm:
+                return exact_each(matrices, threshold)
+            keys = [f"left.{layer.name}" for layer in layers]
+            found = [fast(matrix, threshold, state.get(key)) for matrix, key in zip(matrices, keys, strict=True)]
+            state.update(zip(keys, (factors.left for factors in found), strict=True))
         except ValueError as error:
-            raise RunFault(str(error), layer=layer.name) from None
-        if self.warm:
-            state[key] = factors.left
-        if factors.rank * (rows + columns) >= rows * columns:
-            return raw(tensor)
-        return Record(LOW_RANK, factors.rank, floats(factors.left, factors.right), factors.energy)
+            wrong = next(layer for layer, part in zip(layers, parts, strict=True) if not torch.isfinite(part).all())
+            raise RunFault(str(error), layer=wrong.name) from None
+        return found
 
     def _decode(self, record: Record, layer: Layer, device: str) -> Tensor:
         if record.encoding == RAW:
@@ -72,6 +77,13 @@ class Svd(Codec):
     def sum(self, device: str) -> Sum:
         """Return a sum that multiplies the factors of several messages at once."""
         return FactoredSum(self, device)
+
+
+def _record(tensor: Tensor, factors: Factors) -> Record:
+    entries = factors.left.numel() + factors.right.numel()
+    if entries >= tensor.numel():
+        return raw(tensor)
+    return Record(LOW_RANK, factors.rank, floats(factors.left, factors.right), factors.energy)
 
 
 class FactoredSum(Sum):

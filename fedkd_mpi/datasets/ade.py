@@ -39,6 +39,7 @@ def load(
     vocabulary: int = 8000,
     length: int = 64,
     lowercase: bool = True,
+    positive_weight: float = 1.0,
 ) -> Dataset:
     """Return the sentences as token ids, y = 1 where an adverse effect is reported; raises UserError.
 
@@ -58,7 +59,7 @@ def load(
     ids = encoder.rows(encoder.encode(texts))
     arrays = {"ids": ids, "y": y, "group": document, "document": document}
     parts = ({name: array[part] for name, array in arrays.items()} for part in (train, test))
-    return Dataset(*parts, {"classes": CLASSES, **encoder.meta})
+    return Dataset(*parts, {"classes": CLASSES, "positive_weight": positive_weight, **encoder.meta})
 
 
 def stand_in(root: Path | None, seed: int, *, vocabulary: int, length: int, **_: object) -> Dataset:

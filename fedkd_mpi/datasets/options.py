@@ -49,6 +49,12 @@ class TextOptions(Options):
     lowercase: bool = True
 
 
+class SentencesOptions(TextOptions):
+    """Sentences of two classes; in the losses a positive one weighs `positive_weight` times a negative one."""
+
+    positive_weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+
+
 class CorporaOptions(TextOptions):
     """One or more corpora with marked spans; where there are several, each is a natural owner of its texts."""
 
@@ -65,8 +71,8 @@ class NewsOptions(TextOptions):
 OPTIONS: dict[str, type[Options]] = {
     "flowers102": FlowersOptions,
     "mayo_ct": MayoCTOptions,
-    "ade": TextOptions,
-    "smm4h": TextOptions,
+    "ade": SentencesOptions,
+    "smm4h": SentencesOptions,
     "medical_ner": CorporaOptions,
     "mind_small": NewsOptions,
     "mind_large": NewsOptions,

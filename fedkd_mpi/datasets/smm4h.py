@@ -33,6 +33,7 @@ def load(
     vocabulary: int = 8000,
     length: int = 64,
     lowercase: bool = True,
+    positive_weight: float = 1.0,
 ) -> Dataset:
     """Return the tweets of train.tsv and test.tsv as token ids int32 [n, length], y = 1 for a reaction (int64 [n]).
 
@@ -50,7 +51,7 @@ def load(
     train, test = (
         {"ids": encoder.rows(encoder.encode(texts)), "y": np.array(labels, np.int64)} for texts, labels in parts
     )
-    return Dataset(train, test, {"classes": CLASSES, **encoder.meta})
+    return Dataset(train, test, {"classes": CLASSES, "positive_weight": positive_weight, **encoder.meta})
 
 
 def stand_in(root: Path | None, seed: int, *, vocabulary: int, length: int, **_: object) -> Dataset:
