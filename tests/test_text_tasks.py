@@ -13,7 +13,7 @@ import torch
 from mpirun import find, how_to_install, mpirun
 from sessions import assert_same_run
 from sklearn import metrics
-from text_data import write_ade, write_cadec, write_mind
+from text_data import write_ade, write_cadec, write_mind, write_smm4h
 
 from fedkd_mpi import costlog, tasks
 from fedkd_mpi.config import load as load_config
@@ -54,6 +54,21 @@ def test_classification_scores_are_those_of_scikit_learn(tmp_path):
     )
     nothing = task.finish(np.zeros(5))
     assert all(math.isnan(value) for value in nothing.values())
+
+
+@pytest.mark.parametrize("weight", [1.0, 3.0, 0.5])
+@pytest.mark.parametrize("data", ["ade", "smm4h"])
+def test_a_positive_sample_counts_so_many_times(tmp_path, data, weight):
+    write_ade(tmp_path)
+    write_smm4h(tmp_path)
+    task, arrays, _ = task_on("text_classification", data, tmp_path, positive_weight=weight)
+    y = arrays["y"]
+    assert 0 < y.sum() < len(y)
+    batch = task.prepare(arrays, np.arange(len(y)), "cpu")
+    logits = np.random.default_rng(0).normal(size=(len(y), 2))
+    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(y)), y]
+    wanted = np.average(losses, weights=np.where(y == 1, weight, 1.0))
+    assert float(task.loss(Output(torch.from_numpy(logits)), batch)) == pytest.approx(wanted)
 
 
 def test_entities_as_in_the_conll_script():
