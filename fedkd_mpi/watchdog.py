@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedkd_mpi.doorbell import reachable
+
 if TYPE_CHECKING:
     from fedkd_mpi.sections import Watchdog as Settings
     from fedkd_mpi.world import World
@@ -103,10 +105,7 @@ class Watchdog:
         ports = self.world.gather_all(np.array([self._socket.getsockname()[1]])).view(np.int64)[:, 0]
         token = np.frombuffer(secrets.token_bytes(TOKEN_BYTES), np.uint8).copy()
         self.world.broadcast(token)
-        hosts = [
-            "127.0.0.1" if hostname == self.world.hostname else hostname
-            for hostname in self.world.hostnames[:OBSERVERS]
-        ]
+        hosts = reachable(self.world.hostnames[:OBSERVERS], self.world.hostname)
         return token.tobytes().hex(), [(host, int(port)) for host, port in zip(hosts, ports, strict=False)]
 
     def _watch(self) -> None:

@@ -1,7 +1,7 @@
 """The processes of a run: buffer collectives, sleeping waits, byte counters, shared arrays, the end of a failing job.
 
-Waiting costs nearly no CPU: every process announces its arrival to rank 0 with an empty message and sleeps until rank 0
-lets all go; then the bytes move in blocking calls, at full speed.
+Waiting costs nearly no CPU: each process tells rank 0 by an empty message that it has arrived, and sleeps (doorbell.py)
+until rank 0 lets all go; then the bytes move in blocking calls, at full speed.
 """
 
 from __future__ import annotations
@@ -19,15 +19,13 @@ from typing import Any, NoReturn
 import numpy as np
 
 from fedkd_mpi import shared_memory
+from fedkd_mpi.doorbell import Doorbell, reachable
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.faults import GRACE, LastWords
 from fedkd_mpi.watchdog import Place
 
 COUNT_LIMIT = 2**31 - 1  # what one call can carry: Open MPI 5 has no large-count (MPI 4) functions
 HOSTNAME_BYTES = 64  # HOST_NAME_MAX of Linux
-NAP_SHARE = 0.04  # sleep between two looks, as a share of the time waited so far: short waits end promptly ...
-SHORTEST_NAP, LONGEST_NAP = 50e-6, 0.25  # ... within these bounds, in seconds ...
-LONGEST_NAP_OF_ROOT = 10e-3  # ... and this one for rank 0, because all others wait for it
 LAST_WORDS = 0.2  # seconds for a launcher to fetch what was printed: MPICH's drops it when the job is aborted
 ARRIVED, GO = 1, 2  # tags
 
@@ -65,6 +63,7 @@ class World:
         self.mpi_rank, self.world_size, self.local_rank, self.node_size = 0, 1, 0, 1
         self._mpi, self._finalize, self._windows = mpi, finalize, []
         self._last_words: LastWords | None = None
+        self._bell: Doorbell | None = None
         if mpi is not None:
             # Payloads have a communicator of their own: an MPI monitoring layer tells them from all else.
             self._control, self._payload = mpi.COMM_WORLD.Dup(), mpi.COMM_WORLD.Dup()
@@ -74,9 +73,13 @@ class World:
             self._node = mpi.COMM_WORLD.Split_type(mpi.COMM_TYPE_SHARED, key=mpi.COMM_WORLD.rank)
             self.mpi_rank, self.world_size = self._control.rank, self._control.size
             self.local_rank, self.node_size = self._node.rank, self._node.size
+            self._bell = Doorbell(root=self.is_root)
         self.hostname = socket.gethostname()
         name = np.frombuffer(self.hostname.encode()[:HOSTNAME_BYTES].ljust(HOSTNAME_BYTES, b"\0"), np.uint8)
         self.hostnames = [row.tobytes().rstrip(b"\0").decode() for row in self.gather_all(name)]
+        if self._bell:
+            ports = self.gather_all(np.array([self._bell.port])).view(np.int64)[:, 0]
+            self._bell.connect(reachable(self.hostnames, self.hostname), ports.tolist())
 
     @property
     def is_root(self) -> bool:
@@ -102,11 +105,13 @@ class World:
             if self.is_root:
                 coming = [self._control.Irecv(bytearray(), rank, ARRIVED) for rank in others]
                 self._sleep_until(lambda: all(request.Test() for request in coming))
-                for request in [self._control.Isend(b"", rank, GO) for rank in others]:
-                    request.Wait()
+                going = [self._control.Isend(b"", rank, GO) for rank in others]
+                self._bell.ring(*others)
+                self._mpi.Request.Waitall(going)
             else:
                 go = self._control.Irecv(bytearray(), 0, GO)
                 arrived = self._control.Isend(b"", 0, ARRIVED)
+                self._bell.ring(0)
                 self._sleep_until(go.Test)
                 arrived.Wait()
 
@@ -238,6 +243,7 @@ class World:
         while self._windows:
             self._windows.pop().Free()
         if self._mpi is not None:
+            self._bell.close()
             for communicator in (self._node, self._payload, self._control):
                 communicator.Free()
         if self._finalize:
@@ -264,13 +270,11 @@ class World:
         return json.loads(text.tobytes())
 
     def _sleep_until(self, done: Callable[[], bool]) -> None:
-        start, longest = time.perf_counter(), LONGEST_NAP_OF_ROOT if self.is_root else LONGEST_NAP
-        while not done():
-            waited = time.perf_counter() - start
-            if self.is_root and (text := self._last_words.heard()):
-                self.end(text)
-            time.sleep(min(max(waited * NAP_SHARE, SHORTEST_NAP), longest))
-        self.counters.seconds_waited += time.perf_counter() - start
+        self.counters.seconds_waited += self._bell.sleep_until(done, self._hear)
+
+    def _hear(self) -> None:
+        if self.is_root and (text := self._last_words.heard()):
+            self.end(text)
 
     def end(self, text: str) -> NoReturn:
         """End the whole job from here, and as `fault`, without asking rank 0; for rank 0, or where it cannot speak."""

@@ -137,6 +137,13 @@ def test_waiting_costs_nearly_no_cpu(world: World) -> None:
     assert (world.take_counters().seconds_waited > 0.5) == (world.mpi_rank < world.world_size - 1)
 
 
+@pytest.mark.mpi
+def test_nothing_but_time_depends_on_rings(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world._bell, "ring", lambda *ranks: None)
+    for value in range(3):
+        assert world.gather_all(np.array([value])).view(np.int64)[:, 0].tolist() == [value] * world.world_size
+
+
 MONITORED = """
 world.take_counters()
 for _ in range(3):

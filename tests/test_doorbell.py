@@ -1,0 +1,77 @@
+"""Naps end with a ring, and nothing but time depends on rings."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+import pytest
+
+from fedkd_mpi import doorbell
+from fedkd_mpi.doorbell import Doorbell, reachable
+
+FOREVER = 3600.0
+
+
+@pytest.fixture
+def bells():
+    both = [Doorbell(root=True), Doorbell(root=False)]
+    for bell in both:
+        bell.connect(["127.0.0.1"] * 2, [each.port for each in both])
+    yield both
+    for bell in both:
+        bell.close()
+
+
+def test_a_ring_ends_a_nap_at_once(bells: list[Doorbell], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(doorbell, "SHORTEST_NAP", FOREVER)
+    come, asleep, awake = threading.Event(), threading.Event(), threading.Event()
+    monkeypatch.setattr(bells[1], "_longest", FOREVER)
+
+    def wait():
+        bells[1].sleep_until(come.is_set, asleep.set)
+        awake.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+    assert asleep.wait(60)
+    come.set()
+    bells[0].ring(0, 1)
+    assert awake.wait(60)
+
+
+def test_after_a_ring_that_came_too_early_the_looks_are_close_together(
+    bells: list[Doorbell], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(doorbell, "SHORTEST_NAP", FOREVER)
+    monkeypatch.setattr(bells[1], "_longest", FOREVER)
+    bells[0].ring(1)
+    looks = iter(range(6))  # the message comes some milliseconds after its ring
+    bells[1].sleep_until(lambda: next(looks) == 5, lambda: None)
+
+
+def test_without_rings_naps_end_by_themselves(bells: list[Doorbell]):
+    silent = Doorbell(root=False)
+    silent.ring(0)
+    looks = iter(range(4))
+    assert silent.sleep_until(lambda: next(looks) == 3, lambda: None) > 0
+    silent.close()
+
+
+def test_a_host_that_nobody_knows_is_left_to_its_naps(bells: list[Doorbell], monkeypatch: pytest.MonkeyPatch):
+    def unknown(host: str) -> str:
+        raise socket.gaierror(f"{host} is unknown")
+
+    monkeypatch.setattr(socket, "gethostbyname", unknown)
+    bells[0].connect(["nowhere", "nowhere"], [1, 2])
+    bells[0].ring(0, 1)
+
+
+def test_any_number_of_rings_is_one(bells: list[Doorbell]):
+    bells[0].ring(*[1] * 50)
+    looks = []
+    bells[1].sleep_until(lambda: len(looks) > 1, lambda: looks.append(bells[1]._nap(1e-4)))
+    assert looks == [True, False]
+
+
+def test_a_host_reaches_itself_without_its_name():
+    assert reachable(["node1", "node2", "node1"], "node1") == ["127.0.0.1", "node2", "127.0.0.1"]
