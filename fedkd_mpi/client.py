@@ -16,7 +16,7 @@ from fedkd_mpi.config import Config
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.methods import Method
 from fedkd_mpi.network import Network
-from fedkd_mpi.optimizer import Optimizer, make_optimizer
+from fedkd_mpi.optimizer import Optimizer, clip_, make_optimizer
 from fedkd_mpi.sections import Local
 from fedkd_mpi.streams import generator, torch_scope
 from fedkd_mpi.tasks import Examples, Task
@@ -209,7 +209,7 @@ class Workbench:
                 self.method.correct(self.student, start, state)
             for network, optimizer in networks:
                 if self.config.optimizer.clip_norm:
-                    torch.nn.utils.clip_grad_norm_([network.trainable], self.config.optimizer.clip_norm)
+                    clip_(network.trainable.grad, self.config.optimizer.clip_norm)
                 optimizer.step()
             if self.student and self._gradients is not None:
                 self._gradients += self.student.trainable.grad

@@ -81,6 +81,14 @@ class Adam(Optimizer):
         )
 
 
+def clip_(gradient: Tensor, longest: float) -> None:
+    """Scale a flat gradient down to this norm, in place, if it is longer (Pascanu et al. 2013).
+
+    To the bit what torch.nn.utils.clip_grad_norm_ does, whose ways for lists of tensors take a tenth of a small step.
+    """
+    gradient.mul_((longest / (torch.linalg.vector_norm(gradient) + 1e-6)).clamp_(max=1.0))
+
+
 def make_optimizer(network: Network, settings: sections.Optimizer, learning_rate: float) -> Optimizer:
     """Return the optimiser of a network that the configuration names."""
     return {"sgd": SGD, "adam": Adam}[settings.name](network, settings, learning_rate)

@@ -10,7 +10,7 @@ from torch import nn
 
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.network import Network
-from fedkd_mpi.optimizer import make_optimizer
+from fedkd_mpi.optimizer import clip_, make_optimizer
 from fedkd_mpi.sections import Optimizer
 
 
@@ -139,3 +139,19 @@ def test_a_module_without_buffers_has_no_local_ones():
     network = Network(nn.Linear(3, 2), "cpu", exchange_buffers=False)
     assert network.local_buffers is None
     assert network.exchanged_layers == network.layers
+
+
+def test_finite_numbers_whose_sum_is_not_are_finite():
+    network = Network(module(), "cpu")
+    network.require_finite(torch.full_like(network.state, 3e38), "student", 3, 5)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("size", [1, 1000, 70_000])
+def test_clipping_has_the_bits_of_torchs(size: int, scale: float):
+    gradient = scale * torch.randn(size, generator=torch.Generator().manual_seed(size))
+    parameter = nn.Parameter(torch.zeros(size))
+    parameter.grad = gradient.clone()
+    nn.utils.clip_grad_norm_([parameter], 1.0)
+    clip_(gradient, 1.0)
+    assert torch.equal(gradient, parameter.grad)
