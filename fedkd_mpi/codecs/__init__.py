@@ -119,19 +119,26 @@ def raw(tensor: Tensor) -> Record:
 
 def floats(*tensors: Tensor) -> np.ndarray:
     """Return the tensors' entries one after another as float32 bytes: uint8 [4 * entries]."""
-    flat = [np.ascontiguousarray(tensor.detach().cpu().numpy(), dtype="<f4").reshape(-1) for tensor in tensors]
-    return np.concatenate(flat).view(np.uint8)  # a copy, also of one tensor: a record must not follow the live weights
+    import torch
+
+    from fedkd_mpi.staging import to_host
+
+    # one copy, also of one tensor: a record must not follow the live weights
+    flat = to_host(torch.cat([tensor.detach().reshape(-1) for tensor in tensors]))
+    return np.ascontiguousarray(flat.numpy(), dtype="<f4").view(np.uint8)
 
 
-def read_floats(record: Record, layer: Layer, count: int) -> Tensor:
+def read_floats(record: Record, layer: Layer, count: int, device: str = "cpu") -> Tensor:
     """Return a copy of the `count` float32 entries of a record; raises WireError if its length differs."""
     import torch
+
+    from fedkd_mpi.staging import to_device
 
     if record.data.size != 4 * count:
         raise WireError(f"layer {layer.name}: {record.data.size} bytes where {4 * count} belong")
     numbers = np.empty(count, "<f4")
     numbers.view(np.uint8)[:] = record.data
-    return torch.from_numpy(numbers)
+    return to_device(torch.from_numpy(numbers), device)
 
 
 def paper_numbers(layer: Layer, rank: int) -> int:

@@ -30,5 +30,5 @@ class Raw(Codec):
         for record, layer in zip(records, self.layers, strict=True):
             if record.encoding != RAW:
                 raise WireError(f"layer {layer.name}: encoding {record.encoding} is unknown to codec none")
-            tensors.append(read_floats(record, layer, layer.numel).reshape(layer.shape).to(device))
+            tensors.append(read_floats(record, layer, layer.numel, device).reshape(layer.shape))
         return tensors

@@ -60,13 +60,13 @@ class PowerSgd(Codec):
 
     def _decode(self, record: Record, layer: Layer, device: str) -> Tensor:
         if record.encoding == RAW:
-            return read_floats(record, layer, layer.numel).reshape(layer.shape).to(device)
+            return read_floats(record, layer, layer.numel, device).reshape(layer.shape)
         if record.encoding != POWER or record.rank != self.rank or not self._pays(layer):
             raise WireError(
                 f"layer {layer.name}: encoding {record.encoding} of rank {record.rank} is not codec powersgd's"
             )
         rows, columns = layer.matrix_shape
-        numbers = read_floats(record, layer, self.rank * (rows + columns)).to(device)
+        numbers = read_floats(record, layer, self.rank * (rows + columns), device)
         left, right = numbers[: rows * self.rank], numbers[rows * self.rank :]
         return (left.reshape(rows, -1) @ right.reshape(columns, -1).T).reshape(layer.shape)
 

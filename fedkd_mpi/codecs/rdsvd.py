@@ -26,6 +26,7 @@ from fedkd_mpi.errors import RunFault
 from fedkd_mpi.factorization import directions, zero_rows
 from fedkd_mpi.scaling import checked_exponent, exponent_of, ordinary_exponent, times_power_of_two
 from fedkd_mpi.sections import Compression
+from fedkd_mpi.staging import to_device, to_host
 from fedkd_mpi.wire import Layer, Record, WireError
 
 FACTORS, DENSE = 16, 17
@@ -107,7 +108,7 @@ class RateDistortionSvd(Codec):
 
     def _decode(self, record: Record, layer: Layer, device: str) -> Tensor:
         if record.encoding == RAW:
-            return read_floats(record, layer, layer.numel).reshape(layer.shape).to(device)
+            return read_floats(record, layer, layer.numel, device).reshape(layer.shape)
         if record.encoding in NARROW:
             return read_narrow(record, layer).to(device)
         try:
@@ -189,7 +190,7 @@ def _quantized(best: Candidate, exponent: int, threshold: float) -> list[Record]
 def _record(encoding: int, found: Integers, source: Candidate, exponent: int) -> Record:
     head = HEAD.pack(source.unfolding | (MASKED if source.rows is not None else 0), exponent, found.step)
     mask = b"" if source.rows is None else np.packbits(source.rows.cpu().numpy()).tobytes()
-    body = symbols.encode([matrix.to(torch.int16).cpu().numpy() for matrix in found.matrices])
+    body = symbols.encode([to_host(matrix.to(torch.int16)).numpy() for matrix in found.matrices])
     rank = found.matrices[0].shape[0] if encoding == FACTORS else -1
     return Record(encoding, rank, np.concatenate([np.frombuffer(head + mask, np.uint8), body]), found.energy)
 
@@ -217,13 +218,13 @@ def _read_quantized(record: Record, layer: Layer, device: str) -> Tensor:
     rows = int(mask.sum())
     short, long = sorted((rows, columns))
     if record.encoding == DENSE:
-        (wide,) = (torch.from_numpy(m).to(device) for m in symbols.decode(body, [(short, long)]))
+        (wide,) = (to_device(torch.from_numpy(m), device) for m in symbols.decode(body, [(short, long)]))
         wide = wide.float() * step
     else:
         if not 0 <= record.rank <= short:
             raise WireError(f"rank {record.rank} of a {rows} x {columns} matrix")
         shapes = [(record.rank, short), (record.rank, long)]
-        left, right = (torch.from_numpy(m).to(device) for m in symbols.decode(body, shapes))
+        left, right = (to_device(torch.from_numpy(m), device) for m in symbols.decode(body, shapes))
         wide = product(left, right, step)
     matrix = times_power_of_two(wide if rows <= columns else wide.T, checked_exponent(exponent))
     if flags & MASKED:

@@ -59,7 +59,7 @@ class Svd(Codec):
 
     def _decode(self, record: Record, layer: Layer, device: str) -> Tensor:
         if record.encoding == RAW:
-            return read_floats(record, layer, layer.numel).reshape(layer.shape).to(device)
+            return read_floats(record, layer, layer.numel, device).reshape(layer.shape)
         left, right = self.factors(record, layer, device)
         return (left @ right).reshape(layer.shape)
 
@@ -70,7 +70,7 @@ class Svd(Codec):
         rows, columns = layer.matrix_shape
         if not 0 <= record.rank <= min(rows, columns):
             raise WireError(f"layer {layer.name}: rank {record.rank} of a {rows} x {columns} matrix")
-        numbers = read_floats(record, layer, record.rank * (rows + columns)).to(device)
+        numbers = read_floats(record, layer, record.rank * (rows + columns), device)
         split = rows * record.rank
         return numbers[:split].reshape(rows, record.rank), numbers[split:].reshape(record.rank, columns)
 
