@@ -187,7 +187,8 @@ class Workbench:
     def _train(self, examples: Examples, round_index: int, client: Client, start: Tensor | None) -> tuple[float, float]:
         count = len(next(iter(examples.values())))
         order = generator(self.config.seed, "batches", round_index, client.id)
-        chance = generator(self.config.seed, "augmentation", round_index, client.id)
+        augment = self.config.data.augment
+        chance = generator(self.config.seed, "augmentation", round_index, client.id) if augment else None
         state = client.part("method.")
         networks = [(self.private, self.private_optimizer)]
         if self.student:
@@ -198,7 +199,7 @@ class Workbench:
         for index in batches(count, self.config.local, order):
             index = index.to(self.device)
             batch = {name: tensor.index_select(0, index) for name, tensor in examples.items()}
-            if self.config.data.augment:
+            if augment:
                 batch = self.task.augment(batch, chance)
             for network, _ in networks:
                 network.zero_grad()
