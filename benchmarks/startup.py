@@ -3,6 +3,7 @@
     python -m benchmarks startup [--ranks 33] [--seconds 20] [--repetitions 3]
 
 `seconds_33_ranks_over_1`: the default run cut to a round of one local step, on that many ranks over on one, wall time.
+`memory_gib`: the most that all its processes held together, as the sum of PSS, in one more such run.
 `idle_core_share`: CPU time that all processes but one spend in a barrier, over the time that this one lets them wait.
 """
 
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +38,14 @@ def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
             command = [sys.executable, "-m", "fedkd_mpi.run", "--overwrite", "--output", str(log), *SMALL]
             seconds = [_seconds([*launch, *command]) for launch in ([], mpirun)]
             rows.append({"one rank, s": seconds[0], "all ranks, s": seconds[1], "ratio": seconds[1] / seconds[0]})
+        held = _memory([*mpirun, *command])
         result = Path(folder) / "waiting.json"
         task = [sys.executable, "-m", "benchmarks.startup", str(result), str(chosen.seconds)]
         subprocess.run([*mpirun, *task], check=True)
         waited, spent = json.loads(result.read_text(encoding="utf-8"))
     return {
         "seconds_33_ranks_over_1": statistics.median(row["ratio"] for row in rows),
+        "memory_gib": held / 2**30,
         "idle_core_share": spent / waited,
     }, rows
 
@@ -51,6 +55,21 @@ def _seconds(command: list[str]) -> float:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
     return time.perf_counter() - began
+
+
+def _memory(command: list[str]) -> int:
+    import psutil
+
+    job = psutil.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    most = 0
+    while job.poll() is None:
+        held = 0
+        for process in job.children(recursive=True):
+            with suppress(psutil.Error):  # it has ended meanwhile
+                held += process.memory_full_info().pss
+        most = max(most, held)
+        time.sleep(0.2)
+    return most
 
 
 def wait(result: Path, seconds: float) -> None:
