@@ -22,7 +22,7 @@ from fedkd_mpi.subspace import HOPELESS, WIDTHS, few, refined, steep
 
 LARGE = 128  # short side from which an eigendecomposition costs more than trying without
 WARM = 48  # the same where a start is known
-SPARSE = 192  # rows from which it is worth looking for zero ones
+SPARSE = 192  # rows, or columns, from which it is worth looking for zero ones
 NARROW = 0.15  # share of the short side up to which a block of directions is multiplied by the matrix itself
 WIDE = 0.4  # share of the short side above which a start is of no use
 
@@ -152,7 +152,7 @@ def directions(wide: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
 def zero_rows(matrix: Tensor) -> Tensor | None:
     """Return the mask of rows that are not all zero, or None if (nearly) all are not.
 
-    An embedding's update has few of them; 32 rows from all over it tell. Of matrix.T they are the columns.
+    An embedding's update has few of them; 32 rows from all over it tell.
     """
     if matrix.shape[0] < SPARSE or bool(matrix[spread(matrix.T, 32)].any(1).all()):
         return None
@@ -170,8 +170,15 @@ def _prepare(matrix: Tensor) -> _Prepared | None:
     matrix = times_power_of_two(matrix, -exponent) if exponent else matrix
     rows = zero_rows(matrix)
     matrix = matrix if rows is None else matrix[rows]
-    columns = zero_rows(matrix.T)
+    columns = _zero_columns(matrix)
     return _Prepared(matrix if columns is None else matrix[:, columns], exponent, rows, columns)
+
+
+def _zero_columns(matrix: Tensor) -> Tensor | None:
+    """As zero_rows(), of columns; a corner of the matrix tells, and where the rows are few nothing is to be gained."""
+    if min(matrix.shape) < SPARSE or bool(matrix[:32, :: matrix.shape[1] // 32].any(0).all()):
+        return None
+    return matrix.any(0)
 
 
 def _found(wide: Tensor, threshold: float) -> tuple[Tensor, float]:

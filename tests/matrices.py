@@ -37,9 +37,9 @@ MATRICES = {
     "tiny": random(20, 30, 1e-24),
     "huge": random(20, 30, 1e24),
     "denormal": random(20, 30, 1e-42),
-    "zero_columns": torch.cat([torch.zeros(40, 150), random(40, 9), torch.zeros(40, 50)], 1),
+    "zero_columns": torch.cat([torch.zeros(200, 150), random(200, 9), torch.zeros(200, 50)], 1),
     "scattered": torch.zeros(240, 260).index_put_(
-        (torch.arange(0, 240, 20)[:, None], torch.arange(3, 260, 13)), random(12, 20)
+        (torch.arange(0, 240)[:, None], torch.arange(3, 260, 13)), random(240, 20)
     ),
     "zero_rows": torch.cat([torch.zeros(100, 16), random(9, 16), torch.zeros(50, 16)]),
 }

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from codec_tools import encode, make, through
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from matrices import MATRICES, energy, random, smallest_ranks, with_spectrum
 
@@ -50,6 +50,7 @@ def test_symbols_come_near_their_entropy(count: int):
 
 @settings(max_examples=100, deadline=None)
 @given(junk=st.binary(max_size=60), rows=st.integers(0, 9), columns=st.integers(1, 9))
+@example(junk=bytes(20), rows=2, columns=3)  # long enough, and not one symbol ends
 def test_junk_in_place_of_symbols_is_refused_or_is_in_range(junk: bytes, rows: int, columns: int):
     for decode in (symbols.decode, rice.decode):
         try:

@@ -44,9 +44,11 @@ def decode(data: np.ndarray, shapes: Sequence[tuple[int, int]]) -> list[np.ndarr
     bits = np.unpackbits(data)
     widths = _numbers(bits[: 4 * rows], rows, 4)
     ends = np.flatnonzero(bits[4 * rows :])[:count]
+    if ends.size < count:
+        raise WireError("symbols end early")
     at = 4 * rows + (int(ends[-1]) + 1 if count else 0)
     lengths = np.repeat([columns for _, columns in shapes], [own for own, _ in shapes])
-    if ends.size < count or -(-(at + int((widths * lengths).sum())) // 8) != data.size:
+    if -(-(at + int((widths * lengths).sum())) // 8) != data.size:
         raise WireError("symbols do not end where their bytes do")
     quotients = np.diff(ends, prepend=-1) - 1
     matrices, row, taken = [], 0, 0
