@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable
-from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from fedkd_mpi.world import World
+from types import ModuleType
+from typing import Any
 
 FAULT = 3  # tag
 GRACE = 3.0  # seconds for rank 0, where it is not busy, to take over the last words of a failing process
@@ -46,12 +41,3 @@ class LastWords:
         text = bytearray(status.Get_count(self._mpi.BYTE))
         message.Recv([text, self._mpi.BYTE])
         return text.decode()
-
-
-def install_excepthook(world: World, describe: Callable[[BaseException], str]) -> None:
-    """Let an uncaught exception end the job with `describe(exception)`, rather than leave the others waiting for it."""
-
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        world.fault(describe(error))
-
-    sys.excepthook = hook

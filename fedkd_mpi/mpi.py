@@ -9,11 +9,11 @@ import os
 import sys
 import time
 import warnings
-from types import ModuleType
+from collections.abc import Callable
+from types import ModuleType, TracebackType
 from typing import NoReturn
 
 from fedkd_mpi.errors import UserError
-from fedkd_mpi.faults import install_excepthook
 from fedkd_mpi.world import Counters, World
 
 __all__ = ["Counters", "World", "install_excepthook", "launched", "launcher", "leave", "open_world"]
@@ -90,6 +90,15 @@ def open_world() -> World:
             f"library, or under Slurm `srun --mpi=pmix` (Open MPI) or `srun --mpi=pmi2` (MPICH)"
         )
     return World(mpi, library=library, finalize=owner)
+
+
+def install_excepthook(world: World, describe: Callable[[BaseException], str]) -> None:
+    """Let an uncaught exception end the job with `describe(exception)`, rather than leave the others waiting for it."""
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        world.fault(describe(error))
+
+    sys.excepthook = hook
 
 
 def _load_mpi() -> ModuleType:

@@ -14,14 +14,15 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedkd_mpi.doorbell import reachable
+from fedkd_mpi.place import Place
 
 if TYPE_CHECKING:
     from fedkd_mpi.sections import Watchdog as Settings
@@ -32,35 +33,6 @@ BEAT = 1.0  # seconds between two datagrams, less where the limit is short ...
 BEATS = 8  # ... so that the limit has so many
 TOKEN_BYTES = 8
 DATAGRAM_BYTES = 1024
-
-
-@dataclass
-class Place:
-    """Where a process is: round, phase, client, the number of collectives it has entered, how deep it is in one."""
-
-    round: int = 0
-    phase: str = "start"
-    client: int | None = None
-    arrived: int = 0
-    waiting: int = 0
-
-    def at(self, round: int, phase: str, client: int | None = None) -> None:
-        """Note what comes next."""
-        self.round, self.phase, self.client = round, phase, client
-
-    @contextmanager
-    def in_collective(self) -> Iterator[None]:
-        """Note the arrival at a collective, and inside the block that others are waited for."""
-        self.arrived += 1
-        self.waiting += 1
-        try:
-            yield
-        finally:
-            self.waiting -= 1
-
-    def __str__(self) -> str:
-        client = "" if self.client is None else f", client {self.client}"
-        return f"round {self.round}, {self.phase}{client}"
 
 
 @dataclass

@@ -22,7 +22,7 @@ from fedkd_mpi import shared_memory
 from fedkd_mpi.doorbell import Doorbell, reachable
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.faults import GRACE, LastWords
-from fedkd_mpi.watchdog import Place
+from fedkd_mpi.place import Place
 
 COUNT_LIMIT = 2**31 - 1  # what one call can carry: Open MPI 5 has no large-count (MPI 4) functions
 HOSTNAME_BYTES = 64  # HOST_NAME_MAX of Linux

@@ -12,8 +12,9 @@ import pytest
 from sessions import SMALL, Job, rounds_in
 
 from fedkd_mpi import costlog
+from fedkd_mpi.place import Place
 from fedkd_mpi.sections import Watchdog as Settings
-from fedkd_mpi.watchdog import Place, Watchdog
+from fedkd_mpi.watchdog import Watchdog
 from fedkd_mpi.world import World
 
 PROGRAM = Path(__file__).with_name("stalling.py")
