@@ -5,14 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 
 
-def _sequence(seed: int, purpose: str, key: tuple[int, ...]) -> np.random.SeedSequence:
+@cache
+def _word(purpose: str) -> int:
     # A digest, not hash(): the latter differs between processes.
-    word = int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), "little")
-    return np.random.SeedSequence([seed, word, len(key), *key])
+    return int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), "little")
+
+
+def _sequence(seed: int, purpose: str, key: tuple[int, ...]) -> np.random.SeedSequence:
+    return np.random.SeedSequence([seed, _word(purpose), len(key), *key])
 
 
 def generator(seed: int, purpose: str, *key: int) -> np.random.Generator:

@@ -11,6 +11,7 @@ A record says how it is encoded; nothing is ever inferred from a length or a sha
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ class Layer(NamedTuple):
     @property
     def numel(self) -> int:
         """Number of entries."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
