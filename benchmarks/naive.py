@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from fedkd_mpi import config as configuration
 from fedkd_mpi import methods, tasks
-from fedkd_mpi.client import batches
+from fedkd_mpi.batches import batches
 from fedkd_mpi.config import Config
 from fedkd_mpi.distillation import attention_error
 from fedkd_mpi.prepare import load_data

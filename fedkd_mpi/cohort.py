@@ -19,6 +19,22 @@ def sample(seed: int, round_index: int, num_clients: int, cohort_size: int) -> l
     return sorted(int(client) for client in chosen)
 
 
+def families(work: Sequence[int], kinds: Sequence[int], size: int) -> np.ndarray:
+    """Return the family of each client: up to `size` of one kind and of about the same work, on one process.
+
+    A family's members in a cohort are trained at once, whatever the number of processes.
+    """
+    order = sorted(range(len(work)), key=lambda client: (kinds[client], -work[client], client))
+    found, sizes = np.zeros(len(work), np.int64), []
+    last = None
+    for client in order:
+        if not sizes or sizes[-1] == size or kinds[client] != last:
+            sizes.append(0)
+        sizes[-1] += 1
+        last, found[client] = kinds[client], len(sizes) - 1
+    return found
+
+
 def placement(work: Sequence[int], world_size: int) -> np.ndarray:
     """Return the mpi rank that hosts each client, given the work of each; rank 0 hosts none unless it is alone.
 

@@ -50,6 +50,9 @@ class Config(Section):
         "delta", description="what a client sends: its student's change, or minus the sum of its gradients"
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    stack: int = Field(
+        1, ge=1, description="clients trained at once in a process, as one stacked network; for small ones"
+    )
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 = autocast in local training")
     threads_per_rank: int | Literal["auto"] = Field(
         1, description="auto = cores / ranks of the node: bits then depend on it"

@@ -81,8 +81,8 @@ def kl_divergence(reference_logits: Tensor, logits: Tensor, mask: Tensor | None 
     reference_logits, logits = _constant_reference(reference_logits, logits, mask)
     rows = logits.numel() // logits.shape[-1]
     reference, prediction = functional.log_softmax(reference_logits, -1), functional.log_softmax(logits, -1)
-    # torch's reduction "mean" divides by the number of classes too, its "batchmean" by the first dimension alone
-    return functional.kl_div(prediction, reference, reduction="sum", log_target=True) / max(rows, 1)
+    # what torch's kl_div computes; that has no rule for stacks, and its "mean" divides by the number of classes too
+    return (reference.exp() * (reference - prediction)).sum() / max(rows, 1)
 
 
 def squared_error(reference: Tensor, prediction: Tensor, mask: Tensor | None = None) -> Tensor:

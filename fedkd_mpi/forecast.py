@@ -39,9 +39,13 @@ def _train_each_kind(config: Config) -> Simulation:
     one_batch = config.model_copy(update={"local": Local(steps=1, batch_size=config.local.batch_size)})
     run = prepare(one_batch, world, load_data(config, world, datasets.load_or_stand_in))
     for kind in range(_kinds(config)):
-        client = run.clients[kind]
-        run.clients[kind] = Client(kind, client.train_indices, client.test_indices[: config.local.batch_size])
+        family = np.flatnonzero(run.families == run.families[kind])[: config.stack].tolist()
+        for client in {kind, *family}:
+            held_out = run.clients[client].test_indices[: config.local.batch_size]
+            run.clients[client] = Client(client, run.clients[client].train_indices, held_out)
         run.workbench.train(run.clients[kind], 0, run.replica, evaluate=True)
+        if len(family) > 1:
+            run.workbench.train_stack([run.clients[client] for client in family], 0, run.replica, evaluate=True)
     return run
 
 
@@ -56,7 +60,7 @@ def _fullest(config: Config, run: Simulation, world_size: int) -> int:
 
 def _hosted(config: Config, run: Simulation, world_size: int) -> list[np.ndarray]:
     """The clients of every process that has any."""
-    hosts = place(config, run.data, world_size)
+    _, hosts = place(config, run.data, world_size)
     return [np.flatnonzero(hosts == mpi_rank) for mpi_rank in np.unique(hosts)]
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from fedkd_mpi import costlog
-from fedkd_mpi.client import Outcome
 from fedkd_mpi.codecs import paper_numbers
 from fedkd_mpi.cohort import arrival
 from fedkd_mpi.costlog import Writer
@@ -20,6 +19,7 @@ from fedkd_mpi.exchange import Message, Receipt
 from fedkd_mpi.prepare import Simulation
 from fedkd_mpi.stopwatch import Stopwatch
 from fedkd_mpi.wire import HEADER_BYTES, Layer
+from fedkd_mpi.workbench import Outcome
 
 COUNTERS = ("bytes_sent", "bytes_received", "payload_bytes_sent", "payload_bytes_received")
 SHARED_PHASES = (

@@ -44,10 +44,11 @@ class Network:
         self.local_buffers = self.state[first_buffer:] if not exchange_buffers and buffers else None
 
     def views(self, flat: Tensor) -> list[Tensor]:
-        """Return the layers' tensors as views of a flat vector laid out as `state`."""
+        """Return the layers' tensors as views of a flat vector laid out as `state`, or of rows of them [n, size]."""
         places = zip(self.layers, self._strides, self._offsets, strict=True)
+        count, step, at = flat.shape[:-1], flat.stride()[:-1], flat.storage_offset()
         return [
-            flat.as_strided(layer.shape, strides, flat.storage_offset() + start) for layer, strides, start in places
+            flat.as_strided((*count, *layer.shape), (*step, *strides), at + start) for layer, strides, start in places
         ]
 
     def exchanged(self, flat: Tensor) -> list[Tensor]:

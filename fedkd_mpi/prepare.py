@@ -12,7 +12,8 @@ import numpy as np
 
 from fedkd_mpi import codecs, cohort, datasets, methods, tasks
 from fedkd_mpi import partition as partitions
-from fedkd_mpi.client import EVALUATION_BATCH, Arrays, Client, Workbench, initial_student, work
+from fedkd_mpi.batches import work
+from fedkd_mpi.client import Client
 from fedkd_mpi.config import Config
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.network import Network
@@ -20,6 +21,7 @@ from fedkd_mpi.rest import Rest
 from fedkd_mpi.server import Server
 from fedkd_mpi.streams import generator, torch_scope
 from fedkd_mpi.tasks import Task
+from fedkd_mpi.workbench import EVALUATION_BATCH, Arrays, Workbench, initial_student
 from fedkd_mpi.world import World
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ class Simulation:
     data: Data
     task: Task
     device: str
+    families: np.ndarray  # of every client: those that are trained at once
     hosts: np.ndarray  # the mpi rank of every client
     clients: dict[int, Client]
     rest: Rest
@@ -143,7 +146,7 @@ def prepare(config: Config, world: World, data: Data) -> Simulation:
     if config.data.augment and getattr(task, "augment", None) is None:
         raise UserError(f"data.augment: task={config.task} knows no augmentation; set data.augment=false")
     method = methods.build(config, task)
-    hosts = place(config, data, world.world_size)
+    families, hosts = place(config, data, world.world_size)
     own = np.flatnonzero(hosts == world.mpi_rank).tolist()
     clients = {client: Client(client, *data.clients[client]) for client in own}
     student = codec = server = workbench = None
@@ -156,12 +159,16 @@ def prepare(config: Config, world: World, data: Data) -> Simulation:
         workbench = Workbench(config, task, method, student, data.train, device)
         for client in clients:  # so that a teacher that cannot be built is refused here
             workbench.bring(client)
+        if config.stack > 1:
+            for client in clients.values():
+                workbench.stack(client)
     return Simulation(
         config=config,
         world=world,
         data=data,
         task=task,
         device=device,
+        families=families,
         hosts=hosts,
         clients=clients,
         workbench=workbench,
@@ -174,9 +181,15 @@ def prepare(config: Config, world: World, data: Data) -> Simulation:
     )
 
 
-def place(config: Config, data: Data, world_size: int) -> np.ndarray:
-    """Return the mpi rank that hosts each client, so that all processes have about as much to train."""
-    return cohort.placement([work(len(train), config.local) for train, _ in data.clients], world_size)
+def place(config: Config, data: Data, world_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return each client's family and the mpi rank that hosts it, so that all processes have about as much to do."""
+    samples = [work(len(train), config.local) for train, _ in data.clients]
+    size = config.stack * config.num_clients // config.cohort if config.stack > 1 else 1  # a stack in a usual cohort
+    families = cohort.families(samples, config.by_client(range(len(config.architectures))), size)
+    _, first, family = np.unique(families, return_index=True, return_inverse=True)
+    in_order = first.argsort().argsort()[family]  # families by their first clients
+    of_family = np.bincount(in_order, samples).astype(np.int64)
+    return families, cohort.placement(of_family.tolist(), world_size)[in_order]
 
 
 def count_numbers(config: Config, task: Task) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
 from pathlib import Path
@@ -30,17 +30,19 @@ class Rest:
         self._folder: TemporaryDirectory[str] | None = None
         self._reader = ThreadPoolExecutor(1, "states") if in_memory else None
 
-    def each(self, clients: Iterable[Client]) -> Iterator[Client]:
-        """Yield the clients, reading the next one's state meanwhile, and lay to rest those used longest ago.
+    def each(self, groups: Iterable[Sequence[Client]]) -> Iterator[Sequence[Client]]:
+        """Yield groups of clients, reading the next one's states meanwhile, and lay to rest those used longest ago.
 
         Raises RunFault where a state cannot be written.
         """
-        clients = list(clients)
-        for client, following in zip_longest(clients, clients[1:]):
-            if following and self._reader:
-                following.expect(self._reader)
-            yield client
-            self.used(client)
+        groups = list(groups)
+        for group, following in zip_longest(groups, groups[1:], fillvalue=()):
+            if self._reader:
+                for client in following:
+                    client.expect(self._reader)
+            yield group
+            for client in group:
+                self.used(client)
 
     def used(self, client: Client) -> None:
         """Note that a client has been used, and lay others to rest if too many are awake."""

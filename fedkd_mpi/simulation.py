@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from fedkd_mpi import cohort, exchange
-from fedkd_mpi.client import EVALUATION_BATCH, Client, score
+from fedkd_mpi.client import Client
 from fedkd_mpi.errors import RunFault, located
 from fedkd_mpi.ledger import Contribution, Ledger, Round
 from fedkd_mpi.prepare import Simulation
@@ -15,6 +15,7 @@ from fedkd_mpi.server import apply
 from fedkd_mpi.stopwatch import Stopwatch
 from fedkd_mpi.streams import generator
 from fedkd_mpi.wire import Header, Record
+from fedkd_mpi.workbench import EVALUATION_BATCH, Outcome, score
 
 
 def simulate(run: Simulation, ledger: Ledger, boundary: Callable[[int], str | None], first: int = 0) -> str | None:
@@ -40,10 +41,10 @@ def play_round(run: Simulation, ledger: Ledger, index: int, watch: Stopwatch) ->
         cohort=cohort.sample(run.config.seed, index, run.config.num_clients, run.config.cohort),
         evaluated=index == run.config.rounds - 1 or (index + 1) % run.config.evaluate.every == 0,
     )
-    own = []
-    for client in run.rest.each(run.clients[client] for client in this.cohort if client in run.clients):
-        with located(round=index, client=client.id):
-            own.append(take_part(run, watch, this, client))
+    own: list[Contribution] = []
+    for clients in run.rest.each(together(run, this.cohort)):
+        own += take_part(run, watch, this, clients)
+    own.sort(key=lambda contribution: contribution.client)
     if run.student:
         communicate(run, watch, this, own)
     with watch("evaluate"):
@@ -52,16 +53,44 @@ def play_round(run: Simulation, ledger: Ledger, index: int, watch: Stopwatch) ->
     ledger.close(this, own, scores, teachers, watch)
 
 
-def take_part(run: Simulation, watch: Stopwatch, this: Round, client: Client) -> Contribution:
-    """Train one client on the student replica and encode its update for the uplink."""
+def together(run: Simulation, cohort: Iterable[int]) -> list[list[Client]]:
+    """Return this process's clients of a cohort in groups that are trained at once: of one family, `stack` at most."""
+    found: dict[int, list[Client]] = {}
+    for client in cohort:
+        if client in run.clients:
+            found.setdefault(int(run.families[client]), []).append(run.clients[client])
+    size = run.config.stack
+    return [family[at : at + size] for family in found.values() for at in range(0, len(family), size)]
+
+
+def take_part(run: Simulation, watch: Stopwatch, this: Round, clients: Sequence[Client]) -> list[Contribution]:
+    """Train clients on the student replica, at once where they are several, and encode their updates for the uplink."""
+    first, how = clients[0], {"evaluate": this.evaluated}
+    run.world.place.at(this.index, "training", first.id)
+    with located(round=this.index, client=first.id):
+        if len(clients) > 1:
+            outcomes = run.workbench.train_stack(clients, this.index, run.replica, **how)
+        else:
+            try:
+                outcomes = [run.workbench.train(first, this.index, run.replica, **how)]
+            except RunFault as fault:
+                outcomes = [fault]
+    contributions = []
+    for client, outcome in zip(clients, outcomes, strict=True):
+        with located(round=this.index, client=client.id):
+            contributions.append(contribute(run, watch, this, client, outcome))
+    return contributions
+
+
+def contribute(
+    run: Simulation, watch: Stopwatch, this: Round, client: Client, outcome: Outcome | RunFault
+) -> Contribution:
+    """Encode what a local training gave for the uplink; raises its fault where on_nonfinite is abort."""
     samples = len(client.train_indices)
-    run.world.place.at(this.index, "training", client.id)
-    try:
-        outcome = run.workbench.train(client, this.index, run.replica, evaluate=this.evaluated)
-    except RunFault as fault:
+    if isinstance(outcome, RunFault):
         if run.config.on_nonfinite == "abort":
-            raise
-        return Contribution(client.id, exchange.make_message(this.index, client.id, samples, None), fault=fault)
+            raise outcome
+        return Contribution(client.id, exchange.make_message(this.index, client.id, samples, None), fault=outcome)
     watch.add("train", outcome.seconds_train)
     watch.add("evaluate", outcome.seconds_evaluate)
     if not run.student:
@@ -130,7 +159,7 @@ def evaluate(run: Simulation, this: Round) -> tuple[np.ndarray, np.ndarray]:
         score_rows = [score(run.task, run.student.module, run.data.test, chunk, run.device) for chunk in chunks]
         scores = np.array(score_rows).reshape(-1, run.task.sums)
     if run.scores_teachers(this.index):
-        everything, awake = np.arange(run.test_size), run.rest.each(run.clients.values())
-        rows = [run.workbench.score_teacher(client, run.data.test, everything) for client in awake]
+        everything, awake = np.arange(run.test_size), run.rest.each([client] for client in run.clients.values())
+        rows = [run.workbench.score_teacher(client, run.data.test, everything) for (client,) in awake]
         teachers = np.array(rows).reshape(-1, run.task.sums)
     return scores, teachers

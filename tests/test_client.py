@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 from workbench import BATCH_NORM, Bench, make
 
-from fedkd_mpi.client import Client, batches
+from fedkd_mpi.batches import batches
+from fedkd_mpi.client import Client
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.sections import Local
 from fedkd_mpi.streams import generator

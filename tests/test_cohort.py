@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedkd_mpi.cohort import arrival, placement, sample, shares
+from fedkd_mpi.cohort import arrival, families, placement, sample, shares
 
 cohorts = st.integers(1, 40).flatmap(lambda clients: st.tuples(st.just(clients), st.integers(1, clients)))
 
@@ -48,6 +50,19 @@ def test_no_process_has_more_than_the_mean_and_nearly_one_client(work: list[int]
     loads = np.bincount(hosts, work, world_size)
     assert loads.max() <= sum(work) / workers + max(work) * (1 - 1 / workers) + 1e-9  # Graham 1966
     assert len(work) > workers or np.bincount(hosts).max() == 1
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 2)), min_size=1, max_size=60), st.integers(1, 9))
+def test_families_are_of_one_kind_and_of_like_work(clients: list[tuple[int, int]], size: int):
+    work, kinds = zip(*clients, strict=True)
+    found = families(work, kinds, size)
+    members = [np.flatnonzero(found == family) for family in range(found.max() + 1)]
+    assert sorted(np.concatenate(members).tolist()) == list(range(len(clients)))
+    assert all(0 < len(own) <= size and len({kinds[client] for client in own}) == 1 for own in members)
+    assert sum(len(own) < size for own in members) <= len(set(kinds))
+    for kind in set(kinds):
+        spans = [[work[client] for client in own] for own in members if kinds[own[0]] == kind]
+        assert all(min(before) >= max(after) for before, after in pairwise(spans))
 
 
 def test_one_client_a_rank_is_the_main_job():

@@ -26,6 +26,7 @@ SETTINGS = [
     "cohort_size=4",
     "method=local",
     "device=cpu",
+    "stack=4",
     "precision=bfloat16",
     "threads_per_rank=2",
     "threads_per_rank=auto",

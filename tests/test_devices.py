@@ -51,9 +51,9 @@ def test_codecs(device: str, codec: str):
         torch.testing.assert_close(other.cpu(), one, rtol=1e-5, atol=1e-6 * (float(one.abs().max()) or 1.0))
 
 
-@pytest.mark.parametrize("codec", ["svd", "rdsvd"])
-def test_whole_runs(device: str, codec: str):
-    overrides = ["rounds=2", f"compression.codec={codec}"]
+@pytest.mark.parametrize("case", ["compression.codec=svd", "compression.codec=rdsvd", "stack=8"])
+def test_whole_runs(device: str, case: str):
+    overrides = ["rounds=2", case]
     here, there, again = (play(f"device={place}", *overrides)[0].replica for place in ("cpu", device, device))
     assert torch.equal(there, again)
     torch.testing.assert_close(there.cpu(), here, rtol=0.02, atol=0.02 * float(here.abs().max()))

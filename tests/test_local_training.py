@@ -10,7 +10,7 @@ from torch.nn import functional
 from workbench import Bench, make, named
 
 from fedkd_mpi import methods
-from fedkd_mpi.client import batches
+from fedkd_mpi.batches import batches
 from fedkd_mpi.network import Network
 from fedkd_mpi.streams import generator, torch_scope
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from fedkd_mpi import codecs, methods
-from fedkd_mpi.client import Client, Workbench, initial_student
+from fedkd_mpi.client import Client
 from fedkd_mpi.config import Config, load
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.models.output import Output
+from fedkd_mpi.workbench import Workbench, initial_student
 
 SAMPLES, STEPS, RATE = (8, 12, 20), 5, 0.05
 RNG = np.random.default_rng(0)

@@ -112,7 +112,7 @@ def test_a_flat_step_is_the_step_over_a_list_of_parameters(settings: Optimizer, 
     original = module()
     network = Network(copy.deepcopy(original), "cpu")
     frozen = network.module[5].weight.clone()
-    flat = make_optimizer(network, settings, 0.05)
+    flat = make_optimizer(network.trainable, settings, 0.05)
     listed = make([parameter for parameter in original.parameters() if parameter.requires_grad])
     for seed in range(4):
         for net, optimizer in ((network, flat), (original, listed)):

@@ -49,8 +49,9 @@ def test_no_more_clients_are_awake_than_asked_for(scratch: Path) -> None:
 def test_each_brings_back_what_was_changed(scratch: Path) -> None:
     rest, clients = Rest(1, "cpu"), [client(index) for index in range(4)]
     for _ in range(3):
-        for one in rest.each(clients):
-            one.tensors["private"] += 1
+        for group in rest.each([clients[:1], clients[1:3], clients[3:]]):
+            for one in group:
+                one.tensors["private"] += 1
         assert [one.resting for one in clients] == [True, True, True, False]
     kept = clients[0].copy()
     assert clients[0].resting

@@ -8,10 +8,11 @@ import numpy as np
 from torch import Tensor
 
 from fedkd_mpi import methods
-from fedkd_mpi.client import Client, Outcome, Workbench, initial_student
+from fedkd_mpi.client import Client
 from fedkd_mpi.config import Config, load
 from fedkd_mpi.network import Network
 from fedkd_mpi.tasks.image_classification import ImageClassification
+from fedkd_mpi.workbench import Outcome, Workbench, initial_student
 
 SMALL = [
     "teacher={name: mlp, hidden: [7, 6, 5], learning_rate: 0.1}",

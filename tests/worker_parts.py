@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
+from fedkd_mpi.models.output import Output
 from fedkd_mpi.tasks.image_classification import ImageClassification
 
 VICTIMS = [0]  # training samples; the client that trains on one of them is the one that misbehaves
@@ -38,3 +40,18 @@ class Bare(ImageClassification):
     """Knows no augmentation."""
 
     augment = None
+
+
+class Forgetful(nn.Module):
+    """A model with dropout."""
+
+    hidden_sizes = (8,)
+
+    def __init__(self, input_shape: Sequence[int], num_classes: int):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(input_shape), 8), nn.Dropout(0.5))
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, x: Tensor) -> Output:
+        hidden = self.layers(x)
+        return Output(self.head(hidden), (hidden,))

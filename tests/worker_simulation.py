@@ -48,6 +48,7 @@ CASES = {
     "personal": [*BATCH_NORM, "server.buffers=local"],
     "alone": ["num_clients=4", "method=local"],
     "mixed": [*SEVEN, "teacher=null", TEACHERS, "data.augment=true"],
+    "stacked": [*SEVEN, *ADAM, "stack=2", "data.augment=true", "clients_in_memory=2"],
     "wide": ["num_clients=32"],
     **CODECS,
 }
