@@ -53,6 +53,7 @@ class Config(Section):
     stack: int = Field(
         1, ge=1, description="clients trained at once in a process, as one stacked network; for small ones"
     )
+    compile: bool = Field(False, description="local training through torch.compile; on GPUs, CUDA graphs")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 = autocast in local training")
     threads_per_rank: int | Literal["auto"] = Field(
         1, description="auto = cores / ranks of the node: bits then depend on it"
@@ -98,6 +99,8 @@ class Config(Section):
             raise ValueError("compression.error_feedback=ef21 needs server.weighting=uniform")
         if isinstance(self.threads_per_rank, int) and self.threads_per_rank < 1:
             raise ValueError("threads_per_rank must be a positive number or auto")
+        if self.compile and self.stack > 1:
+            raise ValueError("compile=true trains clients one at a time: set stack=1, or compile=false")
         if self.method == "centralized" and self.num_clients != 1:
             raise ValueError("method=centralized trains one model on all data: set num_clients=1")
         if self.method == "scaffold" and (self.server.weighting != "uniform" or self.server.buffers != "average"):

@@ -83,7 +83,7 @@ class Stack:
             leaves = {name: leaf for rows in self._rows for name, leaf in rows.views(0, 2)[0].items()}
             self._stacked(leaves, {name: torch.stack([part, part]) for name, part in examples.items()})
         except (RuntimeError, ValueError, TypeError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = str(error).strip().splitlines()[0].partition(". ")[0]
             raise UserError(f"stack={self.config.stack}: these networks train alone ({reason}); set stack=1") from None
 
     def put(self, row: int, networks: Sequence[tuple[Network, Optimizer]]) -> None:

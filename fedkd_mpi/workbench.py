@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedkd_mpi.batches import Batches
 from fedkd_mpi.client import Client
+from fedkd_mpi.compiled import compiled
 from fedkd_mpi.config import Config
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.methods import Method
@@ -56,6 +57,7 @@ class Workbench:
             learning_rate = config.network(method.role).learning_rate
             self.student_optimizer = make_optimizer(student.trainable, config.optimizer, learning_rate)
             self._gradients = torch.zeros_like(student.trainable) if config.exchange == "gradient_sum" else None
+        self._compiled = compiled(method.loss, device, task.input_shape) if config.compile else None
         bfloat16 = config.precision == "bfloat16"
         self._precision = lambda: torch.autocast(device.split(":")[0], torch.bfloat16) if bfloat16 else nullcontext()
 
@@ -178,7 +180,9 @@ class Workbench:
             for network, _ in networks:
                 network.zero_grad()
             with self._precision():
-                loss, *own = self.method.loss(self.private.module, self.student and self.student.module, batch)
+                full = len(batches.plan[step]) == self.config.local.batch_size
+                losses = self._compiled if self._compiled and full else self.method.loss
+                loss, *own = losses(self.private.module, self.student and self.student.module, batch)
             loss.backward()
             if self.student:
                 self.method.correct(self.student, start, state)

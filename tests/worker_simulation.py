@@ -52,6 +52,7 @@ CASES = {
     "wide": ["num_clients=32"],
     **CODECS,
 }
+COMPILED = {"compiled": ["num_clients=3", "compile=true"]}  # apart: it needs a C++ compiler
 
 
 def main(folder: Path, cases: list[str]) -> None:
@@ -67,7 +68,7 @@ def main(folder: Path, cases: list[str]) -> None:
 
     for case in cases:
         with observed() as runs:
-            code = run.main(["--output", str(folder / f"{case}.h5"), *SMALL, *CASES[case]])
+            code = run.main(["--output", str(folder / f"{case}.h5"), *SMALL, *(CASES | COMPILED)[case]])
         if code:
             sys.exit(code)
         tensors = {
