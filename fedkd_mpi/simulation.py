@@ -17,6 +17,8 @@ from fedkd_mpi.streams import generator
 from fedkd_mpi.wire import Header, Record
 from fedkd_mpi.workbench import EVALUATION_BATCH, Outcome, score
 
+WAITING = 8 * 2**20  # bytes of updates that wait: encoded between trainings, small ones would take a third longer
+
 
 def simulate(run: Simulation, ledger: Ledger, boundary: Callable[[int], str | None], first: int = 0) -> str | None:
     """Run the rounds from `first` on; rank 0 is the server, and in a world of one process it hosts the clients as well.
@@ -41,10 +43,7 @@ def play_round(run: Simulation, ledger: Ledger, index: int, watch: Stopwatch) ->
         cohort=cohort.sample(run.config.seed, index, run.config.num_clients, run.config.cohort),
         evaluated=index == run.config.rounds - 1 or (index + 1) % run.config.evaluate.every == 0,
     )
-    own: list[Contribution] = []
-    for clients in run.rest.each(together(run, this.cohort)):
-        own += take_part(run, watch, this, clients)
-    own.sort(key=lambda contribution: contribution.client)
+    own = take_part(run, watch, this)
     if run.student:
         communicate(run, watch, this, own)
     with watch("evaluate"):
@@ -63,8 +62,23 @@ def together(run: Simulation, cohort: Iterable[int]) -> list[list[Client]]:
     return [family[at : at + size] for family in found.values() for at in range(0, len(family), size)]
 
 
-def take_part(run: Simulation, watch: Stopwatch, this: Round, clients: Sequence[Client]) -> list[Contribution]:
-    """Train clients on the student replica, at once where they are several, and encode their updates for the uplink."""
+def take_part(run: Simulation, watch: Stopwatch, this: Round) -> list[Contribution]:
+    """Train this process's clients of the cohort on the student replica and encode their updates for the uplink."""
+    contributions: list[Contribution] = []
+    waiting: list[tuple[Client, Outcome | RunFault]] = []
+    size = run.replica.nbytes if run.student else 0
+    room = 0 if run.rest.in_memory else WAITING  # a client at rest would have to be read again
+    for clients in run.rest.each(together(run, this.cohort)):
+        waiting += zip(clients, train(run, this, clients), strict=True)
+        if len(waiting) * size >= room:
+            contributions += contribute(run, watch, this, waiting)
+            waiting.clear()
+    contributions += contribute(run, watch, this, waiting)
+    return sorted(contributions, key=lambda contribution: contribution.client)
+
+
+def train(run: Simulation, this: Round, clients: Sequence[Client]) -> list[Outcome | RunFault]:
+    """Train clients, at once where they are several; raises the fault of one where on_nonfinite is abort."""
     first, how = clients[0], {"evaluate": this.evaluated}
     run.world.place.at(this.index, "training", first.id)
     with located(round=this.index, client=first.id):
@@ -75,25 +89,31 @@ def take_part(run: Simulation, watch: Stopwatch, this: Round, clients: Sequence[
                 outcomes = [run.workbench.train(first, this.index, run.replica, **how)]
             except RunFault as fault:
                 outcomes = [fault]
-    contributions = []
-    for client, outcome in zip(clients, outcomes, strict=True):
-        with located(round=this.index, client=client.id):
-            contributions.append(contribute(run, watch, this, client, outcome))
-    return contributions
+    for outcome in outcomes:
+        if isinstance(outcome, RunFault) and run.config.on_nonfinite == "abort":
+            raise outcome
+    return outcomes
 
 
 def contribute(
-    run: Simulation, watch: Stopwatch, this: Round, client: Client, outcome: Outcome | RunFault
-) -> Contribution:
-    """Encode what a local training gave for the uplink; raises its fault where on_nonfinite is abort."""
-    samples = len(client.train_indices)
-    if isinstance(outcome, RunFault):
-        if run.config.on_nonfinite == "abort":
-            raise outcome
-        return Contribution(client.id, exchange.make_message(this.index, client.id, samples, None), fault=outcome)
-    watch.add("train", outcome.seconds_train)
-    watch.add("evaluate", outcome.seconds_evaluate)
-    if not run.student:
+    run: Simulation, watch: Stopwatch, this: Round, trained: Iterable[tuple[Client, Outcome | RunFault]]
+) -> Iterator[Contribution]:
+    """Yield what each trained client sends: its update, encoded, or a message without one after a fault."""
+    for client, outcome in trained:
+        if isinstance(outcome, RunFault):
+            skipped = exchange.make_message(this.index, client.id, len(client.train_indices), None)
+            yield Contribution(client.id, skipped, fault=outcome)
+            continue
+        watch.add("train", outcome.seconds_train)
+        watch.add("evaluate", outcome.seconds_evaluate)
+        with located(round=this.index, client=client.id):
+            contribution = encode(run, watch, this, client, outcome)
+        yield contribution
+
+
+def encode(run: Simulation, watch: Stopwatch, this: Round, client: Client, outcome: Outcome) -> Contribution:
+    """Encode a client's update, where there is one, for the uplink."""
+    if outcome.update is None:
         return Contribution(client.id, None, outcome)
     before = watch.seconds["encode"]
     with watch("encode"):
@@ -101,9 +121,10 @@ def contribute(
         rng = generator(run.config.seed, "codec", this.index, client.id)
         records = run.codec.at(this.index).encode(run.student.exchanged(outcome.update), this.threshold, state, rng)
         client.tensors.update({f"codec.{name}": tensor for name, tensor in state.items()})
-        message = exchange.make_message(this.index, client.id, samples, records)
+        message = exchange.make_message(this.index, client.id, len(client.train_indices), records)
     seconds = watch.seconds["encode"] - before
     spectrum = run.student.spectrum(outcome.update) if run.config.log.spectra else []
+    outcome.update = None  # its memory is for the next ones
     return Contribution(client.id, message, outcome, [record.energy for record in records], spectrum, seconds)
 
 
