@@ -56,7 +56,8 @@ def measure(config: Config, result: Path) -> None:
     world = open_world()
     log = result.with_suffix(".h5")
     session = begin(config, world, log, overwrite=True)
-    boundary = Boundary(session.simulation, session.checkpoints, StopRequests(world, log, None), None)
+    ledger = Ledger(session.simulation, session.writer, lambda row: None)
+    boundary = Boundary(session.simulation, session.checkpoints, StopRequests(world, log, None), None, ledger.settle)
     saving: list[float] = []
     agreeing: list[float] = []
 
@@ -70,7 +71,7 @@ def measure(config: Config, result: Path) -> None:
 
     world.barrier()
     began = time.perf_counter()
-    simulate(session.simulation, Ledger(session.simulation, session.writer, lambda row: None), timed)
+    simulate(session.simulation, ledger, timed)
     seconds = time.perf_counter() - began
     if session.writer:
         session.writer.finish("completed")

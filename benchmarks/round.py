@@ -72,8 +72,8 @@ def measure(config: Config, result: Path) -> None:
     session = begin(config, world, log, overwrite=True)
     simulation, writer = session.simulation, session.writer
     rows: list[dict[str, Any]] = []
-    last: dict[str, Any] = {}
-    ledger = Ledger(simulation, writer, last.update)
+    logged: list[dict[str, Any]] = []
+    ledger = Ledger(simulation, writer, logged.append)
 
     def bare(round_index: int) -> float:
         copies = [
@@ -100,9 +100,6 @@ def measure(config: Config, result: Path) -> None:
             seconds[part.__name__] = part(round_index)
         slowest = world.gather_all(np.array([seconds["bare"]])).view(np.float64).max()
         if writer:
-            phases = {
-                name.removeprefix("seconds_"): value for name, value in last.items() if name.startswith("seconds_")
-            }
             ratio = seconds["whole"] / float(slowest)
             rows.append(
                 {
@@ -110,9 +107,11 @@ def measure(config: Config, result: Path) -> None:
                     "round_over_training": ratio,
                     "whole": seconds["whole"],
                     "bare": float(slowest),
-                    **phases,
                 }
             )
+    ledger.settle()
+    for row, of_round in zip(rows, logged, strict=False):
+        row |= {name.removeprefix("seconds_"): value for name, value in of_round.items() if name.startswith("seconds_")}
     if isinstance(writer, Writer):
         writer.finish("completed")
         result.write_text(json.dumps(rows), encoding="utf-8")

@@ -62,7 +62,8 @@ class Contribution:
 class Ledger:
     """Collects the reports of each round on rank 0 and appends them to the log; `writer` is None elsewhere.
 
-    `on_round` is called on rank 0 with the round's row of `rounds`.
+    They are appended by settle(), when the others have gone on: nobody waits for the log. `on_round` is called on rank
+    0 with the round's row of `rounds`.
     """
 
     def __init__(self, run: Simulation, writer: Writer | None, on_round: Callable[[dict[str, Any]], None]):
@@ -70,6 +71,7 @@ class Ledger:
         self.layers: list[Layer] = run.student.exchanged_layers if run.student else []
         self._dense = 4 * sum(layer.numel for layer in self.layers)
         self._components = components(self.layers) if run.config.log.spectra else 0
+        self._due: tuple[Round, np.ndarray, float] | None = None  # a round that is closed and not yet logged
         self._broadcasts = [0]  # bytes of the downlink messages before each round, added up
         self._last_seen = dict.fromkeys(range(run.config.num_clients), -1)
         if writer:
@@ -86,7 +88,7 @@ class Ledger:
     def close(
         self, this: Round, own: Sequence[Contribution], scores: np.ndarray, teachers: np.ndarray, watch: Stopwatch
     ) -> None:
-        """Report this process's part of a round and, on rank 0, log the round. Collective.
+        """Report this process's part of a round to rank 0, which logs it at the next settle(). Collective.
 
         `scores` [chunks, sums] and `teachers` [clients, sums] are what simulation.evaluate() gave.
         """
@@ -106,7 +108,14 @@ class Ledger:
             gathered = world.gather(np.concatenate(parts), sizes, payload=False, sleeping=True)
         world.take_counters()
         if gathered is not None:
-            self._log(this, gathered, seconds["total"])
+            self._due = this, gathered, seconds["total"]
+
+    def settle(self) -> None:
+        """Log the round that was closed last, unless it is logged: when this returns, it survives kill -9."""
+        due, self._due = self._due, None
+        if due:
+            self.run.world.place.at(due[0].index, "logging")
+            self._log(*due)
 
     def _recall(self, path: Path) -> None:
         """Take up the counts of the rounds that a resumed run's log holds."""

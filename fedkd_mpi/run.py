@@ -26,6 +26,7 @@ from fedkd_mpi.mpi import leave
 
 if TYPE_CHECKING:
     from fedkd_mpi.costlog import Writer
+    from fedkd_mpi.ledger import Ledger
     from fedkd_mpi.lock import Lock
     from fedkd_mpi.stopping import StopRequests
     from fedkd_mpi.world import World
@@ -165,14 +166,15 @@ def play(
     from fedkd_mpi.simulation import simulate
 
     writer, simulation = session.writer, session.simulation
-    world.on_fault = lambda _: _interrupt(writer)
+    progress = Progress(config, session.first)
+    ledger = Ledger(simulation, writer, progress.round)
+    world.on_fault = lambda _: _interrupt(writer, ledger)
     watchdog.on_warning = lambda text: _note(writer, world.place.round, text)
     watchdog.on_abort = lambda: costlog.mark(output, "interrupted")
     for finding in at_start(simulation, output.parent):
         print(f"fedkd_mpi: {finding.status}: {finding.found}: {finding.remedy}", file=sys.stderr, flush=True)
-    progress = Progress(config, session.first)
-    boundary = Boundary(simulation, session.checkpoints, stop, session.saved)
-    reason = simulate(simulation, Ledger(simulation, writer, progress.round), boundary, session.first)
+    boundary = Boundary(simulation, session.checkpoints, stop, session.saved, ledger.settle)
+    reason = simulate(simulation, ledger, boundary, session.first)
     if writer:
         progress.stop()
         if reason:
@@ -201,9 +203,11 @@ def describe(world: World, error: BaseException) -> str:
     return f"fedkd_mpi: {where}: {''.join(traceback.format_exception(error)).rstrip()}"
 
 
-def _interrupt(writer: Writer | None) -> None:
+def _interrupt(writer: Writer | None, ledger: Ledger) -> None:
     """Leave a readable log behind; that it cannot even be marked has been said by the fault itself."""
     if writer:
+        with suppress(RunFault):
+            ledger.settle()
         with suppress(RunFault):
             writer.finish("interrupted")
 

@@ -27,16 +27,23 @@ def simulate(run: Simulation, ledger: Ledger, boundary: Callable[[int], str | No
     reason to stop, that is returned, otherwise None. Raises RunFault naming round, client and layer.
     """
     watch = Stopwatch()
-    for index in range(first, run.config.rounds):
-        if reason := boundary(index):
-            return reason
-        with located(round=index):
-            play_round(run, ledger, index, watch)
-    return boundary(run.config.rounds)
+    try:
+        for index in range(first, run.config.rounds):
+            if reason := boundary(index):
+                return reason
+            with located(round=index):
+                play_round(run, ledger, index, watch)
+        return boundary(run.config.rounds)
+    finally:
+        ledger.settle()
 
 
 def play_round(run: Simulation, ledger: Ledger, index: int, watch: Stopwatch) -> None:
-    """Run one round: sample, train, encode, gather, aggregate, broadcast, apply, score, log. Collective."""
+    """Run one round: sample, train, encode, gather, aggregate, broadcast, apply, score, report. Collective.
+
+    It is logged while the next one begins, or by ledger.settle().
+    """
+    ledger.settle()
     this = Round(
         index=index,
         threshold=run.config.threshold(index),
@@ -48,7 +55,7 @@ def play_round(run: Simulation, ledger: Ledger, index: int, watch: Stopwatch) ->
         communicate(run, watch, this, own)
     with watch("evaluate"):
         scores, teachers = evaluate(run, this)
-    run.world.place.at(index, "logging")
+    run.world.place.at(index, "reporting")
     ledger.close(this, own, scores, teachers, watch)
 
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -87,11 +88,19 @@ def slurm_end() -> float | None:
 class Boundary:
     """Called by all processes between two rounds: saves what is due and returns why to stop, None to go on.
 
-    `saved` is the number of rounds in the newest checkpoint, None without one.
+    `settle` logs what is not yet logged: a checkpoint never holds more rounds than the log. `saved` is the number of
+    rounds in the newest checkpoint, None without one.
     """
 
-    def __init__(self, run: Simulation, checkpoints: Checkpoints, stop: StopRequests, saved: int | None):
-        self.run, self.checkpoints, self.stop, self.saved = run, checkpoints, stop, saved
+    def __init__(
+        self,
+        run: Simulation,
+        checkpoints: Checkpoints,
+        stop: StopRequests,
+        saved: int | None,
+        settle: Callable[[], None],
+    ):
+        self.run, self.checkpoints, self.stop, self.saved, self.settle = run, checkpoints, stop, saved, settle
         self.seconds_saving = 0.0
         self._seconds_round = self._seconds_save = 0.0  # the longest so far
         self._left: float | None = None
@@ -116,6 +125,7 @@ class Boundary:
 
     def _save(self, done: int) -> None:
         began = time.monotonic()
+        self.settle()
         self.run.world.place.at(done, "writing the checkpoint")
         self.checkpoints.save(self.run, done)
         self.saved = done
