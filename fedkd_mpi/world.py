@@ -55,9 +55,7 @@ class World:
     """
 
     def __init__(self, mpi: ModuleType | None = None, *, library: str = "none", finalize: bool = False):
-        self.library = library
-        self.counters = Counters()
-        self.count_limit = COUNT_LIMIT
+        self.library, self.counters, self.count_limit = library, Counters(), COUNT_LIMIT
         self.on_fault: Callable[[str], None] = lambda text: None  # rank 0's last act, e.g. closing the log
         self.place = Place()  # what a watchdog tells of this process
         self.mpi_rank, self.world_size, self.local_rank, self.node_size = 0, 1, 0, 1
@@ -240,6 +238,7 @@ class World:
     def close(self) -> None:
         """Free the shared memory, whose views are void from then on, and leave MPI."""
         self.barrier()
+        self.on_fault = lambda text: None  # it may hold the whole run, which holds the world
         while self._windows:
             self._windows.pop().Free()
         if self._mpi is not None:

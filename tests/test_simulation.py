@@ -12,12 +12,16 @@ import pytest
 import torch
 from matrices import smallest_ranks
 from simulate import play, start
-from worker_simulation import CASES
+from worker_simulation import CASES, SMALL
 
 from fedkd_mpi import cohort, costlog, exchange, simulation
+from fedkd_mpi.config import load
 from fedkd_mpi.exchange import Message
+from fedkd_mpi.ledger import Ledger
 from fedkd_mpi.network import Network
 from fedkd_mpi.prepare import Simulation
+from fedkd_mpi.session import begin
+from fedkd_mpi.world import World
 
 EVERY = [case for case in CASES if case != "wide"]
 LAUNCHES = [("openmpi", 2), ("openmpi", 3), ("openmpi", 5), ("mpich", 3)]
@@ -221,3 +225,21 @@ def test_a_round_without_any_update_leaves_the_student_as_it_was(monkeypatch: py
     assert (rounds["global_student_accuracy"] > 0).all()
     assert (log["events"]["round"].tolist(), log["events"]["client"].tolist()) == ([0, 0, 1, 1], [0, 1, 0, 1])
     assert all("not finite (layer teacher.layers.0.weight)" in text for text in log["events"]["message"])
+
+
+def test_a_round_is_logged_while_the_next_begins_or_whatever_ends_the_run(tmp_path: Path):
+    config, world, rows = load(overrides=[*SMALL, "num_clients=4", "rounds=5"]), World(), []
+    session = begin(config, world, tmp_path / "log.h5", overwrite=False)
+    ledger = Ledger(session.simulation, session.writer, lambda row: rows.append(row["round"]))
+    logged = []
+
+    def boundary(done: int) -> None:
+        logged.append(rows.copy())
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        simulation.simulate(session.simulation, ledger, boundary)
+    assert logged == [[], [], [0], [0, 1]]
+    assert rows == [0, 1, 2]
+    assert costlog.read(tmp_path / "log.h5")["rounds"]["round"].tolist() == [0, 1, 2]
