@@ -23,6 +23,7 @@ PROGRAMS = {
     "codecs": [],
     "server": [],
     "round": [*SMALL_ROUND, "--naive"],
+    "local_training": ["--setting", "stack=2", "--repetitions", "1", "num_clients=2", "local.epochs=1"],
     "shared_basis": ["--rounds", "2", "num_clients=2", "local.epochs=1"],
     "startup": ["--ranks", "2", "--seconds", "1", "--repetitions", "1"],
 }
