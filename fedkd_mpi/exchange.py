@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -35,7 +36,7 @@ class Message:
     header: np.ndarray
     payload: np.ndarray
 
-    @property
+    @cached_property
     def parsed(self) -> wire.Header:
         """The header's fields."""
         return wire.unpack_header(self.header)

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedkd_mpi import stacked
 from fedkd_mpi.scaling import exponent_of, ordinary_exponent, times_power_of_two
 from fedkd_mpi.spectrum import BOUNDARY, LANES, eigenvectors, energy_of, gram, rounded, smallest_rank, spread, undecided
 from fedkd_mpi.subspace import HOPELESS, WIDTHS, few, refined, steep
@@ -59,35 +61,26 @@ def exact(matrix: Tensor, threshold: float) -> Factors:
     matrix is float32 [P, Q]; K may be full, and is 0 only for an all-zero matrix (Wu et al. 2022, Methods).
     Raises ValueError if the matrix is not finite: LAPACK would fail to converge, or not return at all.
     """
-    return exact_each([matrix], threshold)[0]
+    ((left, right, energy),) = exact_each([matrix], threshold)
+    return Factors(left.contiguous(), right.contiguous(), energy)
 
 
 def exact_each(matrices: Sequence[Tensor], threshold: float) -> list[Factors]:
-    """Return exact() of every matrix; those of a shape (either way round) with a short side below LARGE are one call.
+    """Return exact() of every matrix, those of a shape (either way round) with a short side below LARGE as a stack.
 
-    A GPU decomposes a stack in about the time of one; a CPU gains the calls alone. Raises ValueError as exact() does.
+    A GPU decomposes a stack in about the time of one; a CPU gains the calls alone, and gives the bits that each matrix
+    has by itself. Factors may be views. Raises ValueError as exact() does.
     """
-    prepared = [_prepare(matrix) for matrix in matrices]
-    alike: dict[torch.Size, list[int]] = {}
-    for index, part in enumerate(prepared):
-        if part and part.wide.shape[0] < LARGE:
-            alike.setdefault(part.wide.shape, []).append(index)
-    spectra: dict[int, tuple[Tensor, np.ndarray]] = {}
-    for group in alike.values():
-        if len(group) > 1:
-            stack = torch.stack([prepared[index].wide for index in group])
-            spectra.update(zip(group, zip(*eigenvectors(stack @ stack.mT), strict=True), strict=True))
-    results = []
-    for index, (matrix, part) in enumerate(zip(matrices, prepared, strict=True)):
-        if part is None:
-            results.append(_nothing(matrix))
-            continue
-        if index in spectra:
-            basis, energy = _cut(part.wide, *spectra[index], threshold)
-        else:
-            basis, energy = _found(part.wide, threshold)
-        results.append(_assemble(matrix, part, basis, basis.T @ part.wide, energy))
-    return results
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for index, matrix in enumerate(matrices):
+        if 0 < min(matrix.shape) < LARGE and zero_rows(matrix) is None:
+            alike.setdefault(tuple(sorted(matrix.shape)), []).append(index)
+    found: dict[int, Factors] = {}
+    for group in chain.from_iterable(stacked.portions(group, matrices[group[0]]) for group in alike.values()):
+        for index, factors in zip(group, stacked.cut([matrices[i] for i in group], threshold), strict=True):
+            if factors:
+                found[index] = Factors(*factors)
+    return [found[index] if index in found else _alone(matrix, threshold) for index, matrix in enumerate(matrices)]
 
 
 def fast(matrix: Tensor, threshold: float, start: Tensor | None) -> Factors:
@@ -190,16 +183,20 @@ def _found(wide: Tensor, threshold: float) -> tuple[Tensor, float]:
     symmetric = gram(wide)
     if worth_trying and (found := few(symmetric, wide, threshold, too_few)):
         return found
-    return _cut(wide, *eigenvectors(symmetric), threshold)
-
-
-def _cut(wide: Tensor, basis: Tensor, energies: np.ndarray, threshold: float) -> tuple[Tensor, float]:
-    """The K directions of all of them, and their energy; float64 decides where the cumulative energy is near T."""
+    basis, energies = eigenvectors(symmetric)
     cumulative = energies.cumsum() / energies.sum()
     rank = smallest_rank(cumulative, threshold)
     if undecided(cumulative, threshold):
         return refined(wide, basis[:, : rank + 2], threshold)
     return basis[:, :rank], float(cumulative[rank - 1])
+
+
+def _alone(matrix: Tensor, threshold: float) -> Factors:
+    prepared = _prepare(matrix)
+    if prepared is None:
+        return _nothing(matrix)
+    basis, energy = _found(prepared.wide, threshold)
+    return _assemble(matrix, prepared, basis, basis.T @ prepared.wide, energy)
 
 
 def _nothing(matrix: Tensor) -> Factors:

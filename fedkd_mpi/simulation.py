@@ -103,36 +103,44 @@ def train(run: Simulation, this: Round, clients: Sequence[Client]) -> list[Outco
 
 
 def contribute(
-    run: Simulation, watch: Stopwatch, this: Round, trained: Iterable[tuple[Client, Outcome | RunFault]]
-) -> Iterator[Contribution]:
-    """Yield what each trained client sends: its update, encoded, or a message without one after a fault."""
+    run: Simulation, watch: Stopwatch, this: Round, trained: Sequence[tuple[Client, Outcome | RunFault]]
+) -> list[Contribution]:
+    """Return what each trained client sends: its update, encoded, or a message without one after a fault."""
+    contributions: list[Contribution] = []
+    updates: list[tuple[Client, Contribution]] = []
     for client, outcome in trained:
         if isinstance(outcome, RunFault):
             skipped = exchange.make_message(this.index, client.id, len(client.train_indices), None)
-            yield Contribution(client.id, skipped, fault=outcome)
+            contributions.append(Contribution(client.id, skipped, fault=outcome))
             continue
         watch.add("train", outcome.seconds_train)
         watch.add("evaluate", outcome.seconds_evaluate)
-        with located(round=this.index, client=client.id):
-            contribution = encode(run, watch, this, client, outcome)
-        yield contribution
+        contributions.append(Contribution(client.id, None, outcome))
+        if outcome.update is not None:
+            updates.append((client, contributions[-1]))
+    encode(run, watch, this, updates)
+    return contributions
 
 
-def encode(run: Simulation, watch: Stopwatch, this: Round, client: Client, outcome: Outcome) -> Contribution:
-    """Encode a client's update, where there is one, for the uplink."""
-    if outcome.update is None:
-        return Contribution(client.id, None, outcome)
-    before = watch.seconds["encode"]
+def encode(run: Simulation, watch: Stopwatch, this: Round, updates: Sequence[tuple[Client, Contribution]]) -> None:
+    """Encode the updates of clients for the uplink, all at once; each is given its share of the time."""
+    before, codec = watch.seconds["encode"], run.codec.at(this.index)
     with watch("encode"):
-        state = client.part("codec.")
-        rng = generator(run.config.seed, "codec", this.index, client.id)
-        records = run.codec.at(this.index).encode(run.student.exchanged(outcome.update), this.threshold, state, rng)
-        client.tensors.update({f"codec.{name}": tensor for name, tensor in state.items()})
-        message = exchange.make_message(this.index, client.id, len(client.train_indices), records)
-    seconds = watch.seconds["encode"] - before
-    spectrum = run.student.spectrum(outcome.update) if run.config.log.spectra else []
-    outcome.update = None  # its memory is for the next ones
-    return Contribution(client.id, message, outcome, [record.energy for record in records], spectrum, seconds)
+        views = [run.student.exchanged(part.outcome.update) for _, part in updates]
+        states = [client.part("codec.") for client, _ in updates]
+        rngs = (generator(run.config.seed, "codec", this.index, client.id) for client, _ in updates)
+        encoded = codec.encode_each(views, this.threshold, states, rngs)
+        for (client, part), state in zip(updates, states, strict=True):
+            with located(round=this.index, client=client.id):
+                records = next(encoded)
+            client.tensors.update({f"codec.{name}": tensor for name, tensor in state.items()})
+            part.message = exchange.make_message(this.index, client.id, len(client.train_indices), records)
+            part.energies = [record.energy for record in records]
+    for _, part in updates:
+        part.seconds_encode = (watch.seconds["encode"] - before) / len(updates)
+        if run.config.log.spectra:
+            part.spectrum = run.student.spectrum(part.outcome.update)
+        part.outcome.update = None  # its memory is for the next ones
 
 
 def communicate(run: Simulation, watch: Stopwatch, this: Round, own: list[Contribution]) -> None:

@@ -46,8 +46,8 @@ def smallest_rank(cumulative: np.ndarray, threshold: float) -> int:
     return min(above + 1, cumulative.size) if threshold < 1 else cumulative.size
 
 
-def undecided(cumulative: np.ndarray, threshold: float) -> bool:
-    return bool((np.abs(cumulative[:-1] - threshold) < BOUNDARY).any())
+def undecided(cumulative: np.ndarray, threshold: float) -> np.ndarray | np.bool_:
+    return (np.abs(cumulative[..., :-1] - threshold) < BOUNDARY).any(-1)
 
 
 def rounded(width: float) -> int:

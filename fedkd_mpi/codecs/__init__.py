@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,6 +49,17 @@ class Codec:
         `state` is the sender's; `rng` is the stream of this sender and round, for codecs that round at random.
         """
         raise NotImplementedError
+
+    def encode_each(
+        self,
+        updates: Sequence[Sequence[Tensor]],
+        threshold: float,
+        states: Sequence[State],
+        rngs: Iterable[np.random.Generator],
+    ) -> Iterator[list[Record]]:
+        """Yield what encode() returns for each of several senders; a codec may know a faster way to the same bits."""
+        for update, state, rng in zip(updates, states, rngs, strict=True):
+            yield self.encode(update, threshold, state, rng)
 
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
         """Return float32 tensors, in the layers' shapes unless receive() says otherwise; means may be taken of them.
@@ -119,26 +130,32 @@ def raw(tensor: Tensor) -> Record:
 
 def floats(*tensors: Tensor) -> np.ndarray:
     """Return the tensors' entries one after another as float32 bytes: uint8 [4 * entries]."""
-    import torch
-
     from fedkd_mpi.staging import to_host
 
-    # one copy, also of one tensor: a record must not follow the live weights
-    flat = to_host(torch.cat([tensor.detach().reshape(-1) for tensor in tensors]))
-    return np.ascontiguousarray(flat.numpy(), dtype="<f4").view(np.uint8)
+    if tensors[0].is_cuda:
+        import torch
+
+        tensors = (torch.cat([tensor.reshape(-1) for tensor in tensors]),)  # one way to the host is faster than two
+    # a copy, also of one tensor: a record must not follow the live weights
+    return np.concatenate([to_host(tensor).numpy() for tensor in tensors], axis=None, dtype="<f4").view(np.uint8)
 
 
-def read_floats(record: Record, layer: Layer, count: int, device: str = "cpu") -> Tensor:
+def read_numbers(record: Record, layer: Layer, count: int) -> np.ndarray:
     """Return a copy of the `count` float32 entries of a record; raises WireError if its length differs."""
-    import torch
-
-    from fedkd_mpi.staging import to_device
-
     if record.data.size != 4 * count:
         raise WireError(f"layer {layer.name}: {record.data.size} bytes where {4 * count} belong")
     numbers = np.empty(count, "<f4")
     numbers.view(np.uint8)[:] = record.data
-    return to_device(torch.from_numpy(numbers), device)
+    return numbers
+
+
+def read_floats(record: Record, layer: Layer, count: int, device: str = "cpu") -> Tensor:
+    """Return read_numbers() as a tensor on a device."""
+    import torch
+
+    from fedkd_mpi.staging import to_device
+
+    return to_device(torch.from_numpy(read_numbers(record, layer, count)), device)
 
 
 def paper_numbers(layer: Layer, rank: int) -> int:
