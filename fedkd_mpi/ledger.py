@@ -104,8 +104,10 @@ class Ledger:
         if not world.is_root:
             process["bytes_sent"] += sizes[world.mpi_rank]  # this very report
         parts = [np.ascontiguousarray(part).reshape(-1).view(np.uint8) for part in (rows, scores, teachers, process)]
+        # Where nothing was scored, all come here straight from the downlink: falling asleep would take longer.
+        sleeping = not self.layers or this.evaluated or self.run.scores_teachers(this.index)
         with watch("wait"):
-            gathered = world.gather(np.concatenate(parts), sizes, payload=False, sleeping=True)
+            gathered = world.gather(np.concatenate(parts), sizes, payload=False, sleeping=sleeping)
         world.take_counters()
         if gathered is not None:
             self._due = this, gathered, seconds["total"]
@@ -234,9 +236,9 @@ class Ledger:
 
     def _paper_bytes(self, messages: dict[str, np.ndarray]) -> int:
         sent = messages["bytes"] > HEADER_BYTES  # a skipped update holds no numbers
-        rows = messages["layer_rank"][sent]
+        columns = messages["layer_rank"][sent].T
         return 4 * sum(
-            paper_numbers(layer, int(rank)) for row in rows for layer, rank in zip(self.layers, row, strict=True)
+            int(paper_numbers(layer, ranks).sum()) for layer, ranks in zip(self.layers, columns, strict=True)
         )
 
     def _catchup(self, this: Round) -> int:

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 import h5py
@@ -34,7 +35,7 @@ class LiveFile:
         self._file = h5py.File(h5f.open(os.fsencode(path), h5f.ACC_RDWR | h5f.ACC_SWMR_WRITE, fapl=access))
         data = {table: {name: self._file[table][name] for name in names} for table, names in columns.items()}
         self.widths = {table: {name: each.shape[1:] for name, each in names.items()} for table, names in data.items()}
-        self._ids = {table: {name: (each.id, each.dtype) for name, each in data[table].items()} for table in data}
+        self._columns = {table: {name: _Column(each) for name, each in names.items()} for table, names in data.items()}
         self._rows = {table: len(next(iter(names.values()))) for table, names in data.items()}
         self._chunks = {table: [_chunk(each) for each in names.values()] for table, names in data.items()}
         self._base = path.stat().st_size + _FILE_OVERHEAD - self._chunk_bytes(self._rows)
@@ -50,11 +51,11 @@ class LiveFile:
         for table, columns in rows.items():
             for name, values in columns.items():
                 if (table, name) != (last, "round"):
-                    self._extend(table, name, values)
+                    self._columns[table][name].extend(self._rows[table], values)
         # Readers go by the `round` column: it may reach the file only when all the rest is there.
         self._file.flush()
         self._reserve(room)  # flushing cuts off what was not needed
-        self._extend(last, "round", rows[last]["round"])
+        self._columns[last]["round"].extend(self._rows[last], rows[last]["round"])
         self._file.flush()
         self._rows = grown
 
@@ -63,15 +64,6 @@ class LiveFile:
         # Where HDF5 failed to write, closing fails again.
         with suppress(OSError, RuntimeError):
             self._file.close()
-
-    def _extend(self, table: str, name: str, values: np.ndarray) -> None:
-        # As dataset.resize() and dataset[start:] = values, in half the time or less.
-        (dataset, dtype), start = self._ids[table][name], self._rows[table]
-        dataset.set_extent((start + len(values), *values.shape[1:]))
-        if values.size:
-            space = dataset.get_space()
-            space.select_hyperslab((start,) + (0,) * (values.ndim - 1), values.shape)
-            dataset.write(h5s.create_simple(values.shape), space, np.ascontiguousarray(values, dtype))
 
     def _chunk_bytes(self, rows: Mapping[str, int]) -> int:
         return sum(-(-rows[table] // count) * size for table, chunks in self._chunks.items() for count, size in chunks)
@@ -82,6 +74,29 @@ class LiveFile:
         if missing > 0:
             with self._path.open("ab") as file:
                 file.write(bytes(missing))
+
+
+class _Column:
+    """One growing dataset: dataset.resize() and dataset[start:] = values, in a third of the time."""
+
+    def __init__(self, dataset: h5py.Dataset):
+        self._dataset, self._dtype = dataset.id, dataset.dtype
+        self._type, self._space = dataset.id.get_type(), dataset.id.get_space()
+
+    def extend(self, start: int, values: np.ndarray) -> None:
+        shape = (start + len(values), *values.shape[1:])
+        self._dataset.set_extent(shape)
+        if values.size:
+            self._space.set_extent_simple(shape, shape)
+            self._space.select_hyperslab((start,) + (0,) * (values.ndim - 1), values.shape)
+            self._dataset.write(
+                _memory(values.shape), self._space, np.ascontiguousarray(values, self._dtype), self._type
+            )
+
+
+@lru_cache(maxsize=64)
+def _memory(shape: tuple[int, ...]) -> h5s.SpaceID:
+    return h5s.create_simple(shape)
 
 
 def _chunk(dataset: h5py.Dataset) -> tuple[int, int]:
