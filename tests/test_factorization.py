@@ -65,6 +65,37 @@ def test_together_the_matrices_have_the_ranks_and_energies_that_each_has_alone(t
         assert factors.energy == pytest.approx(alone.energy, abs=1e-5)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 130), st.integers(1, 130)),
+    decays=st.lists(st.sampled_from([0.0, 0.3, 0.6, 0.7, 0.75, 0.8, 0.9, 1.0]), min_size=2, max_size=20),
+    threshold=st.sampled_from((*THRESHOLDS, 1.0)),
+    seed=st.integers(0, 2**16),
+)
+def test_the_bits_of_a_matrix_do_not_depend_on_those_it_is_factorised_with(
+    shape: tuple[int, int], decays: list[float], threshold: float, seed: int
+):
+    # which clients share a process, and so whose updates are encoded together, depends on the number of ranks
+    matrices = [with_spectrum(d ** np.arange(min(shape)), *shape, seed + i) for i, d in enumerate(decays)]
+    matrices = [matrix.T if i % 3 == 0 else matrix for i, matrix in enumerate(matrices)]
+    for matrix, factors in zip(matrices, exact_each(matrices, threshold), strict=True):
+        alone = exact(matrix.clone(), threshold)
+        assert torch.equal(factors.left, alone.left)
+        assert torch.equal(factors.right, alone.right)
+        assert factors.energy == alone.energy
+
+
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+@pytest.mark.parametrize("decay", [0.3, 0.6, 0.7, 0.75, 0.8, 0.9, 1.0])
+@pytest.mark.parametrize("size", [48, 64, 100, 127])
+def test_a_few_leading_directions_do_only_where_no_smaller_rank_would(size: int, decay: float, threshold: float):
+    matrices = [with_spectrum(decay ** np.arange(size), size, 150, seed) for seed in range(3)]
+    for matrix, factors in zip(matrices, exact_each(matrices, threshold), strict=True):
+        assert factors.rank in smallest_ranks(matrix, threshold, tie=1e-7)
+        kept = energy(matrix, factors.left.double() @ factors.right.double())
+        assert kept == pytest.approx(factors.energy, abs=1e-5)
+
+
 def test_a_rank_at_the_threshold_is_decided_in_float64_in_a_stack_too():
     sigma = np.sqrt(np.array([0.95 + 2e-7, 0.03, 0.02 - 2e-7]))
     for matrix in exact_each([with_spectrum(sigma, 30, 50, seed) for seed in range(4)], 0.95):
