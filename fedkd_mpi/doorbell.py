@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-NAP_SHARE = 0.2  # sleep between two looks, as a share of the time waited so far: short waits end promptly ...
+WARY, TRUSTING = 0.2, 1.0  # sleep between two looks, as a share of the time waited so far, without and with rings ...
 SHORTEST_NAP, LONGEST_NAP = 50e-6, 1.0  # ... within these bounds, in seconds ...
 LONGEST_NAP_OF_ROOT = 50e-3  # ... and this one for rank 0, because all others wait for it
 AFTER_RING = 1e-3  # what the ring speaks of may come a moment later, over another network; this time doubles
@@ -21,6 +21,7 @@ class Doorbell:
     """
 
     def __init__(self, *, root: bool):
+        self._share = WARY
         self._longest = LONGEST_NAP_OF_ROOT if root else LONGEST_NAP
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("", 0))
@@ -42,13 +43,19 @@ class Doorbell:
                     self._socket.sendto(b"", address)
 
     def sleep_until(self, done: Callable[[], bool], look: Callable[[], None]) -> float:
-        """Sleep until done(), calling look() whenever it is not yet; return the seconds that it took."""
-        start, soon = time.perf_counter(), math.inf
+        """Sleep until done(), calling look() whenever it is not yet; return the seconds that it took.
+
+        Whoever heard a ring during the last wait counts on one: looks cost time that others could compute in.
+        """
+        start, soon, heard = time.perf_counter(), math.inf, None
         while not done():
             look()
             waited = time.perf_counter() - start
-            rung = self._nap(min(max(waited * NAP_SHARE, SHORTEST_NAP), self._longest, soon))
+            rung = self._nap(min(max(waited * self._share, SHORTEST_NAP), self._longest, soon))
             soon = AFTER_RING if rung else 2 * soon
+            heard = heard or rung
+        if heard is not None:
+            self._share = TRUSTING if heard else WARY
         return time.perf_counter() - start
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from fedkd_mpi.scaling import ordinary_exponent
 from fedkd_mpi.spectrum import smallest_rank, undecided
 from fedkd_mpi.subspace import LEADING, Spectra, leading, refined
 
-CACHED = 2**18  # bytes of matrices that a CPU takes at a time: more of them leave its cache, and want new pages
+CACHED = 2**20  # bytes of matrices that a CPU takes at a time: more of them leave its cache, and want new pages
 
 
 def portions(indices: Sequence[int], matrix: Tensor) -> list[Sequence[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from fedkd_mpi.stack import Stack
 
 Arrays = dict[str, np.ndarray]
+AHEAD = 2**20  # bytes of samples prepared for the next round: a few milliseconds of work
+KEPT = 2**25 - 2**12  # bytes: just below the most that glibc adapts to
 EVALUATION_BATCH = 512  # fixed: another batch size could give other bits
 
 
@@ -52,6 +54,7 @@ class Workbench:
         self.config, self.task, self.method, self.arrays, self.device = config, task, method, arrays, device
         self._privates: dict[int, tuple[Network, Optimizer]] = {}  # by architecture of the teacher
         self._stacks: dict[int, Stack] = {}  # likewise
+        self._ahead: dict[Client, tuple[int, Batches]] = {}  # batches prepared for a round to come
         self.student = student
         if student:
             learning_rate = config.network(method.role).learning_rate
@@ -59,6 +62,8 @@ class Workbench:
             self._gradients = torch.zeros_like(student.trainable) if config.exchange == "gradient_sum" else None
         self._compiled = compiled(method.loss, device, task.input_shape) if config.compile else None
         bfloat16 = config.precision == "bfloat16"
+        # glibc keeps freed blocks up to the size of the largest it saw freed; others cost new pages each time.
+        np.empty(KEPT, np.uint8)
         self._precision = lambda: torch.autocast(device.split(":")[0], torch.bfloat16) if bfloat16 else nullcontext()
 
     def bring(self, client: int) -> Network:
@@ -141,7 +146,21 @@ class Workbench:
         skips = self.config.on_nonfinite == "skip"
         return {name: tensor.clone() for name, tensor in client.tensors.items()} if skips else None
 
+    def look_ahead(self, clients: Iterable[Client], round_index: int) -> None:
+        """Prepare the batches of the first of these clients for a round to come, while this process has to wait."""
+        self._ahead.clear()
+        room = AHEAD
+        for client in clients:
+            batches = self._batches(client, round_index)
+            room -= batches.nbytes
+            if room < 0:
+                break
+            self._ahead[client] = round_index, batches
+
     def _batches(self, client: Client, round_index: int) -> Batches:
+        prepared_for, batches = self._ahead.pop(client, (-1, None))
+        if batches is not None and prepared_for == round_index:
+            return batches
         examples = self.task.prepare(self.arrays, client.train_indices, self.device)
         return Batches(self.config, self.task, examples, round_index, client.id)
 

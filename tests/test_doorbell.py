@@ -49,6 +49,31 @@ def test_after_a_ring_that_came_too_early_the_looks_are_close_together(
     bells[1].sleep_until(lambda: next(looks) == 5, lambda: None)
 
 
+def test_whoever_heard_a_ring_looks_less_often_the_next_time(bells: list[Doorbell], monkeypatch: pytest.MonkeyPatch):
+    now, naps = [0.0], []
+    monkeypatch.setattr(doorbell.time, "perf_counter", lambda: now[0])
+
+    def wait(ring_at: int) -> int:
+        """Wait a second by a clock that only naps move, with a ring in the last nap if any; return the looks."""
+        naps.clear()
+
+        def nap(seconds: float) -> bool:
+            naps.append(seconds)
+            now[0] += seconds
+            return len(naps) == ring_at
+
+        monkeypatch.setattr(bells[1], "_nap", nap)
+        begun = now[0]
+        bells[1].sleep_until(lambda: now[0] - begun > 1.0, lambda: None)
+        return len(naps)
+
+    wary = wait(ring_at=0)
+    wait(ring_at=1)
+    trusting = wait(ring_at=0)
+    assert trusting < wary / 2
+    assert wait(ring_at=0) == wary
+
+
 def test_without_rings_naps_end_by_themselves(bells: list[Doorbell]):
     silent = Doorbell(root=False)
     silent.ring(0)
