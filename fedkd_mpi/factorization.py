@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd_mpi import stacked
+from fedkd_mpi import small_matrices
 from fedkd_mpi.scaling import exponent_of, ordinary_exponent, times_power_of_two
 from fedkd_mpi.spectrum import BOUNDARY, LANES, eigenvectors, energy_of, gram, rounded, smallest_rank, spread, undecided
 from fedkd_mpi.subspace import HOPELESS, WIDTHS, few, refined, steep
@@ -76,8 +76,8 @@ def exact_each(matrices: Sequence[Tensor], threshold: float) -> list[Factors]:
         if 0 < min(matrix.shape) < LARGE and zero_rows(matrix) is None:
             alike.setdefault(tuple(sorted(matrix.shape)), []).append(index)
     found: dict[int, Factors] = {}
-    for group in chain.from_iterable(stacked.portions(group, matrices[group[0]]) for group in alike.values()):
-        for index, factors in zip(group, stacked.cut([matrices[i] for i in group], threshold), strict=True):
+    for group in chain.from_iterable(small_matrices.portions(group, matrices[group[0]]) for group in alike.values()):
+        for index, factors in zip(group, small_matrices.cut([matrices[i] for i in group], threshold), strict=True):
             if factors:
                 found[index] = Factors(*factors)
     return [found[index] if index in found else _alone(matrix, threshold) for index, matrix in enumerate(matrices)]

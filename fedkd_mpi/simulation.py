@@ -123,7 +123,8 @@ def contribute(
         contributions.append(Contribution(client.id, None, outcome))
         if outcome.update is not None:
             updates.append((client, contributions[-1]))
-    encode(run, watch, this, updates)
+    if updates:
+        encode(run, watch, this, updates)
     return contributions
 
 
@@ -166,7 +167,7 @@ def communicate(run: Simulation, watch: Stopwatch, this: Round, own: list[Contri
             answer = exchange.make_message(this.index, exchange.SERVER, 0, records)
     for _ in arriving:  # elsewhere than on the server nothing comes, but all send
         pass
-    if not run.server and this.index + 1 < run.config.rounds:
+    if run.workbench and not run.server and this.index + 1 < run.config.rounds:
         following = cohort_of(run, this.index + 1)
         run.workbench.look_ahead((run.clients[client] for client in following if client in run.clients), this.index + 1)
     run.world.place.at(this.index, "downlink")

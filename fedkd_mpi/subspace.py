@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd_mpi.batched import pick, products
+from fedkd_mpi.matrix_stacks import pick, products
 from fedkd_mpi.spectrum import BOUNDARY, eigenvectors, energy_of, rounded, smallest_rank, spread, undecided
 
 WIDTHS = (0.04, 0.12)  # shares of the short side: blocks tried on the Gram matrix, one after another

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matrices import MATRICES, energy, random, smallest_ranks, with_spectrum
 
-from fedkd_mpi.codecs import RAW
+from fedkd_mpi import codecs
+from fedkd_mpi.codecs import CODECS, RAW
 from fedkd_mpi.codecs.svd import LOW_RANK
 from fedkd_mpi.errors import RunFault, UserError
-from fedkd_mpi.wire import RECORD_BYTES, Record, WireError, pack
+from fedkd_mpi.sections import Compression
+from fedkd_mpi.wire import RECORD_BYTES, Layer, Record, WireError, pack
 
 
 @pytest.mark.parametrize("name", MATRICES)
@@ -199,3 +203,41 @@ def test_fault_8_an_update_that_is_not_finite_is_named(bad: float):
     with pytest.raises(RunFault, match="not finite") as caught:
         make("svd", *update).encode(update, 0.95, {}, np.random.default_rng(0))
     assert caught.value.layer == "layer1"
+    sound = [random(6, 6, 2), random(6, 9, 3)]
+    coded = make("svd", *update).encode_each([sound, update], 0.95, [{}, {}], [np.random.default_rng(0)] * 2)
+    assert len(next(coded)) == 2
+    with pytest.raises(RunFault, match="not finite") as caught:  # in its turn, so that its sender can be named
+        next(coded)
+    assert caught.value.layer == "layer1"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"codec": name} for name in CODECS),
+        {"codec": "svd", "warm_start": True},
+        {"codec": "svd", "error_feedback": "ef"},
+        {"codec": "svd", "byte_budget": 30_000},
+    ],
+    ids=lambda options: " ".join(map(str, options.values())),
+)
+def test_what_a_sender_sends_does_not_depend_on_those_it_is_encoded_with(options: dict[str, Any]):
+    # which clients share a process depends on the number of ranks
+    shapes = [(64, 100), (100, 64), (7,), (10, 64), (128, 130), (8, 3, 3, 3), (300, 5)]
+    senders = [
+        [random(*shape[:1], int(np.prod(shape[1:])), seed + 31 * i).reshape(shape) for i, shape in enumerate(shapes)]
+        for seed in range(5)
+    ]
+    senders[3][0].mul_(0.8 ** torch.arange(100.0))
+    codec = codecs.build(
+        Compression(**options), [Layer(str(i), shape, len(shape) > 1) for i, shape in enumerate(shapes)]
+    )
+    together, alone = ([{} for _ in senders] for _ in range(2))
+    for number in range(2):
+        rngs = [np.random.default_rng([seed, number]) for seed in range(5)]
+        messages = [pack(records) for records in codec.at(number).encode_each(senders, 0.95, together, rngs)]
+        for seed, update in enumerate(senders):
+            records = codec.at(number).encode(update, 0.95, alone[seed], np.random.default_rng([seed, number]))
+            assert pack(records).tobytes() == messages[seed].tobytes()
+            assert together[seed].keys() == alone[seed].keys()
+            assert all(torch.equal(together[seed][key], alone[seed][key]) for key in alone[seed])

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd_mpi.batched import decomposed, empty, pick, products, stack
+from fedkd_mpi.matrix_stacks import decomposed, empty, pick, products, stack
 from fedkd_mpi.scaling import ordinary_exponent
 from fedkd_mpi.spectrum import smallest_rank, undecided
 from fedkd_mpi.subspace import LEADING, Spectra, leading, refined
 
-CACHED = 2**20  # bytes of matrices that a CPU takes at a time: more of them leave its cache, and want new pages
+CACHED = 2**20  # bytes of matrices that a CPU takes at a time: the fewest calls for what stays in its cache
 
 
 def portions(indices: Sequence[int], matrix: Tensor) -> list[Sequence[int]]:
