@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd_mpi import small_matrices
 from fedkd_mpi.scaling import exponent_of, ordinary_exponent, times_power_of_two
 from fedkd_mpi.spectrum import BOUNDARY, LANES, eigenvectors, energy_of, gram, rounded, smallest_rank, spread, undecided
 from fedkd_mpi.subspace import HOPELESS, WIDTHS, few, refined, steep
 
 LARGE = 128  # short side from which an eigendecomposition costs more than trying without
+ALIGNED = 4  # square matrices of such sizes all begin on 64 bytes in a stack: LAPACK's bits depend on that
 WARM = 48  # the same where a start is known
 SPARSE = 192  # rows, or columns, from which it is worth looking for zero ones
 NARROW = 0.15  # share of the short side up to which a block of directions is multiplied by the matrix itself
@@ -61,26 +60,36 @@ def exact(matrix: Tensor, threshold: float) -> Factors:
     matrix is float32 [P, Q]; K may be full, and is 0 only for an all-zero matrix (Wu et al. 2022, Methods).
     Raises ValueError if the matrix is not finite: LAPACK would fail to converge, or not return at all.
     """
-    ((left, right, energy),) = exact_each([matrix], threshold)
-    return Factors(left.contiguous(), right.contiguous(), energy)
+    return exact_each([matrix], threshold)[0]
 
 
 def exact_each(matrices: Sequence[Tensor], threshold: float) -> list[Factors]:
-    """Return exact() of every matrix, those of a shape (either way round) with a short side below LARGE as a stack.
+    """Return exact() of every matrix; those of a shape (either way round) with a short side below LARGE are one call.
 
-    A GPU decomposes a stack in about the time of one; a CPU gains the calls alone, and gives the bits that each matrix
-    has by itself. Factors may be views. Raises ValueError as exact() does.
+    A GPU decomposes a stack in about the time of one; a CPU gains the calls alone, and gives each the bits that it has
+    by itself, whatever it is with. Raises ValueError as exact() does.
     """
-    alike: dict[tuple[int, ...], list[int]] = {}
-    for index, matrix in enumerate(matrices):
-        if 0 < min(matrix.shape) < LARGE and zero_rows(matrix) is None:
-            alike.setdefault(tuple(sorted(matrix.shape)), []).append(index)
-    found: dict[int, Factors] = {}
-    for group in chain.from_iterable(small_matrices.portions(group, matrices[group[0]]) for group in alike.values()):
-        for index, factors in zip(group, small_matrices.cut([matrices[i] for i in group], threshold), strict=True):
-            if factors:
-                found[index] = Factors(*factors)
-    return [found[index] if index in found else _alone(matrix, threshold) for index, matrix in enumerate(matrices)]
+    prepared = [_prepare(matrix) for matrix in matrices]
+    alike: dict[torch.Size, list[int]] = {}
+    for index, part in enumerate(prepared):
+        if part and part.wide.shape[0] < LARGE and (matrices[index].is_cuda or part.wide.shape[0] % ALIGNED == 0):
+            alike.setdefault(part.wide.shape, []).append(index)
+    spectra: dict[int, tuple[Tensor, np.ndarray, np.bool_]] = {}
+    for group in alike.values():
+        if len(group) > 1:
+            grams = _grams([prepared[index].wide for index in group])
+            spectra.update(zip(group, zip(*_spectrum(grams, threshold), strict=True), strict=True))
+    results = []
+    for index, (matrix, part) in enumerate(zip(matrices, prepared, strict=True)):
+        if part is None:
+            results.append(_nothing(matrix))
+            continue
+        if index in spectra:
+            basis, energy = _cut(part.wide, *spectra[index], threshold)
+        else:
+            basis, energy = _found(part.wide, threshold)
+        results.append(_assemble(matrix, part, basis, basis.T @ part.wide, energy))
+    return results
 
 
 def fast(matrix: Tensor, threshold: float, start: Tensor | None) -> Factors:
@@ -174,6 +183,17 @@ def _zero_columns(matrix: Tensor) -> Tensor | None:
     return matrix.any(0)
 
 
+def _grams(wides: Sequence[Tensor]) -> Tensor:
+    """Gram matrices of one shape [n, size, size]; a product in a batch may be rounded otherwise in a larger one."""
+    if wides[0].is_cuda:
+        stack = torch.stack(wides)
+        return stack @ stack.mT
+    grams = wides[0].new_empty(len(wides), *wides[0].shape[:1] * 2)
+    for wide, result in zip(wides, grams.unbind(), strict=True):
+        torch.mm(wide, wide.T, out=result)
+    return grams
+
+
 def _found(wide: Tensor, threshold: float) -> tuple[Tensor, float]:
     """The K directions and their energy, by the cheapest way that proves K."""
     worth_trying = wide.shape[0] >= LARGE and threshold < 1
@@ -183,20 +203,22 @@ def _found(wide: Tensor, threshold: float) -> tuple[Tensor, float]:
     symmetric = gram(wide)
     if worth_trying and (found := few(symmetric, wide, threshold, too_few)):
         return found
+    return _cut(wide, *_spectrum(symmetric, threshold), threshold)
+
+
+def _spectrum(symmetric: Tensor, threshold: float) -> tuple[Tensor, np.ndarray, np.ndarray | np.bool_]:
+    """All directions, the shares of the energy in the first of them, and whether one is near T; also of stacks."""
     basis, energies = eigenvectors(symmetric)
-    cumulative = energies.cumsum() / energies.sum()
+    cumulative = energies.cumsum(-1) / energies.sum(-1, keepdims=True)
+    return basis, cumulative, undecided(cumulative, threshold)
+
+
+def _cut(wide: Tensor, basis: Tensor, cumulative: np.ndarray, near: np.bool_, threshold: float) -> tuple[Tensor, float]:
+    """The K directions of all of them, and their energy; float64 decides where the cumulative energy is near T."""
     rank = smallest_rank(cumulative, threshold)
-    if undecided(cumulative, threshold):
+    if near:
         return refined(wide, basis[:, : rank + 2], threshold)
     return basis[:, :rank], float(cumulative[rank - 1])
-
-
-def _alone(matrix: Tensor, threshold: float) -> Factors:
-    prepared = _prepare(matrix)
-    if prepared is None:
-        return _nothing(matrix)
-    basis, energy = _found(prepared.wide, threshold)
-    return _assemble(matrix, prepared, basis, basis.T @ prepared.wide, energy)
 
 
 def _nothing(matrix: Tensor) -> Factors:

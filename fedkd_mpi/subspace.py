@@ -9,13 +9,10 @@ and never forms S; few() forms it and lets a Cholesky factorisation of mu - S te
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd_mpi.matrix_stacks import pick, products
 from fedkd_mpi.spectrum import BOUNDARY, eigenvectors, energy_of, rounded, smallest_rank, spread, undecided
 
 WIDTHS = (0.04, 0.12)  # shares of the short side: blocks tried on the Gram matrix, one after another
@@ -23,8 +20,6 @@ HOPELESS = 2.5  # times the error budget outside of one block: the next one will
 SWEEPS = 4  # of subspace iteration at most
 STEEP = (16, 32)  # directions in a block of steep(), one after another
 FLAT = (1.5, 3.0)  # times the error budget outside of a block at first sight: it is too narrow; so is the next one
-LEADING = 48  # short side from which leading() is worth a try, with as many directions as the narrower block of STEEP
-HOPEFUL = 1.0  # times the error budget outside of that block at first sight: more than that will not do
 NEAR = 16.0  # times the K-th value outside of a block at first sight: more than that will not do
 
 
@@ -64,6 +59,7 @@ def _iterated(
     wide: Tensor, block: Tensor, projected: Tensor, threshold: float, total: float
 ) -> tuple[Tensor, float] | None:
     """Take the block further until K is proven, or until that is seen to fail."""
+    width = block.shape[1]
     for _ in range(SWEEPS - 2):
         block = torch.linalg.qr(wide @ projected.T).Q
         projected = block.T @ wide
@@ -76,43 +72,14 @@ def _iterated(
         basis = block @ turn
         residuals = wide @ (projected.T @ turn) - basis * torch.from_numpy(values).to(basis)
         errors = torch.linalg.vector_norm(residuals, dim=0).double().square().cpu().numpy()
-        if _certain(values[None], errors[None], np.array([total]), threshold)[0]:
+        following = values[rank] if rank < width else 0.0
+        # the largest eigenvalue of [[following, e], [e, left]] bounds that of S outside of the first K
+        mu = (following + left) / 2 + np.hypot((following - left) / 2, np.sqrt(errors[rank:].sum()))
+        if _too_few(values[: rank - 1], mu, errors[:rank].sum(), threshold * total):
             if undecided(cumulative, threshold):
                 return refined(wide, basis[:, : rank + 2], threshold)
             return basis[:, :rank], float(cumulative[rank - 1])
     return None
-
-
-class Spectra(NamedTuple):
-    """Directions of several Gram matrices [n, short, k] and the share of the energy in the first j of them [n, k]."""
-
-    basis: Tensor
-    cumulative: np.ndarray
-
-
-def leading(symmetric: Tensor, threshold: float) -> tuple[list[int], Spectra]:
-    """Return the directions of those Gram matrices of a stack whose K is proven by a narrow block, and their indices.
-
-    symmetric is [n, short, short], on the CPU. What is outside of the block is bounded as in steep().
-    """
-    width, size = STEEP[0], symmetric.shape[1]
-    totals = symmetric.diagonal(dim1=1, dim2=2).sum(-1, dtype=torch.float64).numpy()
-    block = torch.linalg.qr(symmetric[..., torch.arange(width) * size // width]).Q
-    image = products(symmetric, block)
-    seen = (block * image).sum(1).sum(1, dtype=torch.float64).numpy()
-    indices = np.flatnonzero(1 - seen / totals <= HOPEFUL * (1 - threshold))
-    if len(indices) == 0:
-        return [], Spectra(image[:0], np.empty((0, width)))
-    symmetric, image = pick(symmetric, indices), pick(image, indices)
-    block = torch.linalg.qr(image).Q
-    image = products(symmetric, block)
-    turn, values = eigenvectors(products(block.mT, image))
-    basis = products(block, turn)
-    residuals = products(image, turn) - basis * torch.from_numpy(values).to(basis)[:, None]
-    errors = torch.linalg.vector_norm(residuals, dim=1).double().square().numpy()
-    proven = np.flatnonzero(_certain(values, errors, totals[indices], threshold))
-    cumulative = values.cumsum(-1) / totals[indices, None]
-    return indices[proven].tolist(), Spectra(basis[proven], cumulative[proven])
 
 
 def few(symmetric: Tensor, wide: Tensor, threshold: float, too_few: int) -> tuple[Tensor, float] | None:
@@ -175,27 +142,6 @@ def _proven(symmetric: Tensor, basis: Tensor, image: Tensor, values: np.ndarray,
     rest = torch.addmm(symmetric, torch.cat([half, basis], 1), torch.cat([basis, half], 1).T, beta=-1)
     rest.diagonal().add_(mu)
     return int(torch.linalg.cholesky_ex(rest).info) == 0
-
-
-def _certain(values: np.ndarray, errors: np.ndarray, totals: np.ndarray, threshold: float) -> np.ndarray:
-    """Whether K is proven, of several blocks: bool [n].
-
-    `values` are Ritz values [n, width], falling; `errors` the squared norms of their residuals; `totals` the traces.
-    """
-    width = values.shape[1]
-    cumulative, place = values.cumsum(-1) / totals[:, None], np.arange(width)
-    ranks = (cumulative <= threshold).sum(-1) + 1  # width + 1 where the block does not hold enough
-    outside = np.maximum(totals - values.sum(-1), 0) + BOUNDARY * totals
-    following = (values * (place == ranks[:, None])).sum(-1)
-    first, but_one = place < ranks[:, None], place < ranks[:, None] - 1
-    # the largest eigenvalue of [[following, e], [e, outside]] bounds that of S outside of the first K
-    coupling = np.sqrt((errors * ~first).sum(-1))
-    mu = (following + outside) / 2 + np.hypot((following - outside) / 2, coupling)
-    squared_error = (errors * first).sum(-1)[:, None]
-    gaps = values - mu[:, None]
-    above = 2 * squared_error / np.maximum(gaps + np.sqrt(gaps**2 + 4 * squared_error), 1e-300)
-    too_few = ((values + above) * but_one).sum(-1) < threshold * totals * (1 + BOUNDARY)
-    return (ranks <= width) & too_few & ((gaps >= 0) | ~but_one).all(-1)
 
 
 def _too_few(values: np.ndarray, mu: float, squared_error: float, wanted: float) -> bool:

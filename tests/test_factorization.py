@@ -85,17 +85,6 @@ def test_the_bits_of_a_matrix_do_not_depend_on_those_it_is_factorised_with(
         assert factors.energy == alone.energy
 
 
-@pytest.mark.parametrize("threshold", THRESHOLDS)
-@pytest.mark.parametrize("decay", [0.3, 0.6, 0.7, 0.75, 0.8, 0.9, 1.0])
-@pytest.mark.parametrize("size", [48, 64, 100, 127])
-def test_a_few_leading_directions_do_only_where_no_smaller_rank_would(size: int, decay: float, threshold: float):
-    matrices = [with_spectrum(decay ** np.arange(size), size, 150, seed) for seed in range(3)]
-    for matrix, factors in zip(matrices, exact_each(matrices, threshold), strict=True):
-        assert factors.rank in smallest_ranks(matrix, threshold, tie=1e-7)
-        kept = energy(matrix, factors.left.double() @ factors.right.double())
-        assert kept == pytest.approx(factors.energy, abs=1e-5)
-
-
 def test_a_rank_at_the_threshold_is_decided_in_float64_in_a_stack_too():
     sigma = np.sqrt(np.array([0.95 + 2e-7, 0.03, 0.02 - 2e-7]))
     for matrix in exact_each([with_spectrum(sigma, 30, 50, seed) for seed in range(4)], 0.95):
