@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, np.ndarray]
 AHEAD = 2**20  # bytes of samples prepared for the next round: a few milliseconds of work
-KEPT = 2**25 - 2**12  # bytes: just below the most that glibc adapts to
 EVALUATION_BATCH = 512  # fixed: another batch size could give other bits
 
 
@@ -62,8 +61,6 @@ class Workbench:
             self._gradients = torch.zeros_like(student.trainable) if config.exchange == "gradient_sum" else None
         self._compiled = compiled(method.loss, device, task.input_shape) if config.compile else None
         bfloat16 = config.precision == "bfloat16"
-        # glibc keeps freed blocks up to the size of the largest it saw freed; others cost new pages each time.
-        np.empty(KEPT, np.uint8)
         self._precision = lambda: torch.autocast(device.split(":")[0], torch.bfloat16) if bfloat16 else nullcontext()
 
     def bring(self, client: int) -> Network:
