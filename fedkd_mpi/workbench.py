@@ -54,6 +54,7 @@ class Workbench:
         self._privates: dict[int, tuple[Network, Optimizer]] = {}  # by architecture of the teacher
         self._stacks: dict[int, Stack] = {}  # likewise
         self._ahead: dict[Client, tuple[int, Batches]] = {}  # batches prepared for a round to come
+        self._sample_bytes = 0.0  # as seen last
         self.student = student
         if student:
             learning_rate = config.network(method.role).learning_rate
@@ -148,18 +149,19 @@ class Workbench:
         self._ahead.clear()
         room = AHEAD
         for client in clients:
-            batches = self._batches(client, round_index)
-            room -= batches.nbytes
+            room -= len(client.train_indices) * self._sample_bytes
             if room < 0:
                 break
-            self._ahead[client] = round_index, batches
+            self._ahead[client] = round_index, self._batches(client, round_index)
 
     def _batches(self, client: Client, round_index: int) -> Batches:
         prepared_for, batches = self._ahead.pop(client, (-1, None))
         if batches is not None and prepared_for == round_index:
             return batches
         examples = self.task.prepare(self.arrays, client.train_indices, self.device)
-        return Batches(self.config, self.task, examples, round_index, client.id)
+        batches = Batches(self.config, self.task, examples, round_index, client.id)
+        self._sample_bytes = batches.nbytes / len(client.train_indices)
+        return batches
 
     def _load_private(self, client: Client) -> None:
         self.bring(client.id)

@@ -136,7 +136,7 @@ GROWING = {
         "student_loss": _number("1", "mean training loss of the student"),
         "teacher_loss": _number("1", "mean training loss of the teacher"),
         "seconds_train": _seconds("local training"),
-        "seconds_encode": _seconds("encoding the update"),
+        "seconds_encode": _seconds("encoding the update; an equal share, where several were encoded at once"),
         "seconds_evaluate": _seconds("scoring teacher and student on the client's own test samples"),
     },
     "mpi": {
