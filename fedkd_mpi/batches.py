@@ -32,11 +32,6 @@ class Batches:
     def __len__(self) -> int:
         return len(self.plan)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the samples that the batches are gathered from."""
-        return sum(tensor.nbytes for tensor in self._examples.values())
-
     def batch(self, step: int) -> Examples:
         """Return the samples of a step."""
         index = self.plan[step].to(self._device)

@@ -47,7 +47,7 @@ def play_round(run: Simulation, ledger: Ledger, index: int, watch: Stopwatch) ->
     this = Round(
         index=index,
         threshold=run.config.threshold(index),
-        cohort=cohort_of(run, index),
+        cohort=cohort.sample(run.config.seed, index, run.config.num_clients, run.config.cohort),
         evaluated=index == run.config.rounds - 1 or (index + 1) % run.config.evaluate.every == 0,
     )
     own = take_part(run, watch, this)
@@ -57,11 +57,6 @@ def play_round(run: Simulation, ledger: Ledger, index: int, watch: Stopwatch) ->
         scores, teachers = evaluate(run, this)
     run.world.place.at(index, "reporting")
     ledger.close(this, own, scores, teachers, watch)
-
-
-def cohort_of(run: Simulation, index: int) -> list[int]:
-    """Return the clients that take part in a round."""
-    return cohort.sample(run.config.seed, index, run.config.num_clients, run.config.cohort)
 
 
 def together(run: Simulation, cohort: Iterable[int]) -> list[list[Client]]:
@@ -167,9 +162,6 @@ def communicate(run: Simulation, watch: Stopwatch, this: Round, own: list[Contri
             answer = exchange.make_message(this.index, exchange.SERVER, 0, records)
     for _ in arriving:  # elsewhere than on the server nothing comes, but all send
         pass
-    if run.workbench and not run.server and this.index + 1 < run.config.rounds:
-        following = cohort_of(run, this.index + 1)
-        run.workbench.look_ahead((run.clients[client] for client in following if client in run.clients), this.index + 1)
     run.world.place.at(this.index, "downlink")
     answer = exchange.downlink(run.world, watch, answer)
     with watch("broadcast"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from fedkd_mpi.stack import Stack
 
 Arrays = dict[str, np.ndarray]
-AHEAD = 2**20  # bytes of samples prepared for the next round: a few milliseconds of work
 EVALUATION_BATCH = 512  # fixed: another batch size could give other bits
 
 
@@ -53,8 +52,6 @@ class Workbench:
         self.config, self.task, self.method, self.arrays, self.device = config, task, method, arrays, device
         self._privates: dict[int, tuple[Network, Optimizer]] = {}  # by architecture of the teacher
         self._stacks: dict[int, Stack] = {}  # likewise
-        self._ahead: dict[Client, tuple[int, Batches]] = {}  # batches prepared for a round to come
-        self._sample_bytes = 0.0  # as seen last
         self.student = student
         if student:
             learning_rate = config.network(method.role).learning_rate
@@ -144,24 +141,9 @@ class Workbench:
         skips = self.config.on_nonfinite == "skip"
         return {name: tensor.clone() for name, tensor in client.tensors.items()} if skips else None
 
-    def look_ahead(self, clients: Iterable[Client], round_index: int) -> None:
-        """Prepare the batches of the first of these clients for a round to come, while this process has to wait."""
-        self._ahead.clear()
-        room = AHEAD
-        for client in clients:
-            room -= len(client.train_indices) * self._sample_bytes
-            if room < 0:
-                break
-            self._ahead[client] = round_index, self._batches(client, round_index)
-
     def _batches(self, client: Client, round_index: int) -> Batches:
-        prepared_for, batches = self._ahead.pop(client, (-1, None))
-        if batches is not None and prepared_for == round_index:
-            return batches
         examples = self.task.prepare(self.arrays, client.train_indices, self.device)
-        batches = Batches(self.config, self.task, examples, round_index, client.id)
-        self._sample_bytes = batches.nbytes / len(client.train_indices)
-        return batches
+        return Batches(self.config, self.task, examples, round_index, client.id)
 
     def _load_private(self, client: Client) -> None:
         self.bring(client.id)

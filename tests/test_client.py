@@ -33,24 +33,6 @@ def test_the_update_is_a_difference_and_the_replica_stays():
     assert torch.equal(outcome.update, kept)
 
 
-def test_batches_prepared_ahead_are_those_of_their_round():
-    bench, ahead = make(), make()
-    for number in range(3):
-        # the second client's are asked for in another round than they were prepared for
-        ahead.workbench.look_ahead(ahead.clients[:1], number)
-        ahead.workbench.look_ahead(ahead.clients, number if number < 2 else 7)
-        for client in (0, 1):
-            assert torch.equal(ahead.train(client, number).update, bench.train(client, number).update)
-
-
-def test_what_is_prepared_ahead_is_bounded(monkeypatch: pytest.MonkeyPatch):
-    bench = make()
-    one = bench.workbench._batches(bench.clients[0], 0).nbytes
-    monkeypatch.setattr("fedkd_mpi.workbench.AHEAD", 2 * one)
-    bench.workbench.look_ahead(bench.clients, 0)
-    assert list(bench.workbench._ahead) == bench.clients[:2]
-
-
 @pytest.mark.parametrize(
     "optimizer", [["optimizer.momentum=0.9"], ["optimizer.name=adam", "optimizer.momentum=0"]], ids=["sgd", "adam"]
 )
