@@ -135,7 +135,7 @@ def floats(*tensors: Tensor) -> np.ndarray:
     if tensors[0].is_cuda:
         import torch
 
-        tensors = (torch.cat([tensor.reshape(-1) for tensor in tensors]),)  # one way to the host is faster than two
+        tensors = (torch.cat([tensor.reshape(-1) for tensor in tensors]),)  # one copy to the host, not several
     # a copy, also of one tensor: a record must not follow the live weights
     return np.concatenate([to_host(tensor).numpy() for tensor in tensors], axis=None, dtype="<f4").view(np.uint8)
 

@@ -47,17 +47,17 @@ class Svd(Codec):
         rngs: Iterable[np.random.Generator],
     ) -> Iterator[list[Record]]:
         """Yield the records of each update; on a CPU, without a warm start, matrices of all are factorised together."""
-        together = not self.warm and all(part.device.type == "cpu" for update in updates for part in update[:1])
-        try:
-            matrices = [matrix for update in updates for matrix in self._matrices(update)]
-            found = iter(exact_each(matrices, threshold) if together else ())
-        except ValueError:  # whose update is not finite, and which layer, shows when its turn comes
-            together = False
-        if not together:
-            yield from super().encode_each(updates, threshold, states, rngs)
-            return
-        for update in updates:
-            yield self._records(update, found)
+        matrices = [matrix for update in updates for matrix in self._matrices(update)]
+        if not (self.warm or any(matrix.is_cuda for matrix in matrices)):
+            try:
+                found = iter(exact_each(matrices, threshold))
+            except ValueError:
+                pass  # one is not finite: whose, and which layer, is said below, when its turn comes
+            else:
+                for update in updates:
+                    yield self._records(update, found)
+                return
+        yield from super().encode_each(updates, threshold, states, rngs)
 
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
         """Return the tensors; raises WireError on an unknown encoding, an impossible rank or a wrong length."""
