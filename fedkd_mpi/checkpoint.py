@@ -225,7 +225,7 @@ def _restore(run: Simulation, manifest: Manifest) -> None:
                 _require_size(tensor, run.workbench.bring(int(client)).state, path)
         for client in file["clients"]:
             if client in run.clients:
-                run.rest.used(run.clients[client])
+                (run.crew or run.rest).used(run.clients[client])
 
 
 def _tensors(path: Path, clients: Container[int] | None = None) -> Iterator[tuple[str, Tensor]]:

@@ -58,6 +58,9 @@ class Config(Section):
     threads_per_rank: int | Literal["auto"] = Field(
         1, description="auto = cores / ranks of the node: bits then depend on it"
     )
+    balance: bool = Field(
+        True, description="a node's processes train its clients together, not each its own; on CPUs, states in memory"
+    )
     on_nonfinite: Literal["abort", "skip"] = "abort"
     task: str = "image_classification"
     data: Data
@@ -197,7 +200,7 @@ def parse(tree: dict[str, Any]) -> Config:
 
 
 # Keys that change no bit: a resumed run may have other values.
-CARE = ("checkpoint", "watchdog", "time_limit", "clients_in_memory")
+CARE = ("checkpoint", "watchdog", "time_limit", "clients_in_memory", "balance")
 
 
 def with_care(config: Config, overrides: Sequence[str]) -> Config:

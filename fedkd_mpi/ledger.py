@@ -48,7 +48,10 @@ class Round:
 
 @dataclass
 class Contribution:
-    """What one client did in a round; `message` is None without an exchange, `outcome` None after a fault."""
+    """What one client did in a round; `message` is None without an exchange, `outcome` None after a fault.
+
+    `report` is what the log is told of it, one row; where another process did it for this one, only that is known.
+    """
 
     client: int
     message: Message | None
@@ -57,6 +60,7 @@ class Contribution:
     spectrum: Sequence[float] = ()
     seconds_encode: float = 0.0
     fault: RunFault | None = None
+    report: np.ndarray | None = None
 
 
 class Ledger:
@@ -99,7 +103,7 @@ class Ledger:
             process[name] = getattr(counters, name)
         for name in PHASES:
             process[name] = seconds[name]
-        rows = np.array([self._row(contribution) for contribution in own], self._of_client)
+        rows = np.concatenate([np.zeros(0, self._of_client), *(part.report for part in own)])
         sizes = [self._size(this, mpi_rank) for mpi_rank in range(world.world_size)]
         if not world.is_root:
             process["bytes_sent"] += sizes[world.mpi_rank]  # this very report
@@ -111,6 +115,10 @@ class Ledger:
         world.take_counters()
         if gathered is not None:
             self._due = this, gathered, seconds["total"]
+
+    def report(self, part: Contribution) -> np.ndarray:
+        """Return the row [1] that the process which did a client's part gives the client's host to report."""
+        return np.array([self._row(part)], self._of_client)
 
     def settle(self) -> None:
         """Log the round that was closed last, unless it is logged: when this returns, it survives kill -9."""

@@ -25,6 +25,12 @@ class Place:
     def in_collective(self) -> Iterator[None]:
         """Note the arrival at a collective, and inside the block that others are waited for."""
         self.arrived += 1
+        with self.held_up():
+            yield
+
+    @contextmanager
+    def held_up(self) -> Iterator[None]:
+        """Note inside the block that others are waited for."""
         self.waiting += 1
         try:
             yield

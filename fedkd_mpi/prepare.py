@@ -27,6 +27,8 @@ from fedkd_mpi.world import World
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fedkd_mpi.crew import Crew
+
 
 @dataclass(frozen=True)
 class Data:
@@ -63,6 +65,7 @@ class Simulation:
     server: Server | None
     teacher_numbers: list[int]  # what a dense exchange of each client's teacher would send, for comparison
     downlink_state: dict[str, Tensor] = field(default_factory=dict)  # what the codec's receiver keeps, like the replica
+    crew: Crew | None = None  # with whom this process trains the clients of its node, None = alone those it hosts
 
     @property
     def test_size(self) -> int:

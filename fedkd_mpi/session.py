@@ -105,12 +105,15 @@ def announce(
 
 def build(config: Config, world: World) -> Simulation:
     """Read the data and build this process's networks and clients; raises the same UserError on every process."""
+    from fedkd_mpi.crew import gather_crew
     from fedkd_mpi.prepare import load_data, prepare
 
     world.place.at(0, "reading the data")
     data = load_data(config, world)
     world.place.at(0, "building networks and clients")
-    return world.together(lambda: prepare(config, world, data))
+    run = world.together(lambda: prepare(config, world, data))
+    run.crew = gather_crew(run)
+    return run
 
 
 def create_log(run: Simulation, output: Path, overwrite: bool, started: str) -> costlog.Writer:

@@ -22,8 +22,13 @@ def lay_out(arrays: Mapping[str, np.ndarray]) -> tuple[list[Entry], int]:
     entries, end = [], 0
     for name, array in arrays.items():
         entries.append((name, array.dtype.str, array.shape, end))
-        end += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+        end += padded(array.nbytes)
     return entries, end
+
+
+def padded(size: int) -> int:
+    """Return where what follows so many bytes may begin."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def views(entries: Sequence[Entry], block: Any) -> dict[str, np.ndarray]:

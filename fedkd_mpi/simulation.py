@@ -50,7 +50,7 @@ def play_round(run: Simulation, ledger: Ledger, index: int, watch: Stopwatch) ->
         cohort=cohort.sample(run.config.seed, index, run.config.num_clients, run.config.cohort),
         evaluated=index == run.config.rounds - 1 or (index + 1) % run.config.evaluate.every == 0,
     )
-    own = take_part(run, watch, this)
+    own = take_part(run, watch, this, ledger)
     if run.student:
         communicate(run, watch, this, own)
     with watch("evaluate"):
@@ -60,27 +60,34 @@ def play_round(run: Simulation, ledger: Ledger, index: int, watch: Stopwatch) ->
 
 
 def together(run: Simulation, cohort: Iterable[int]) -> list[list[Client]]:
-    """Return this process's clients of a cohort in groups that are trained at once: of one family, `stack` at most."""
-    found: dict[int, list[Client]] = {}
+    """Return the clients of a cohort that this process may train in groups trained at once: of one family, `stack`."""
+    own, found = run.crew.clients if run.crew else run.clients, {}
     for client in cohort:
-        if client in run.clients:
-            found.setdefault(int(run.families[client]), []).append(run.clients[client])
+        if client in own:
+            found.setdefault(int(run.families[client]), []).append(own[client])
     size = run.config.stack
     return [family[at : at + size] for family in found.values() for at in range(0, len(family), size)]
 
 
-def take_part(run: Simulation, watch: Stopwatch, this: Round) -> list[Contribution]:
-    """Train this process's clients of the cohort on the student replica and encode their updates for the uplink."""
+def take_part(run: Simulation, watch: Stopwatch, this: Round, ledger: Ledger) -> list[Contribution]:
+    """Train clients of the cohort on the student replica and encode their updates for the uplink.
+
+    Returns the contributions of those that this process hosts, whoever on its node has trained them (crew.py).
+    """
     contributions: list[Contribution] = []
     waiting: list[tuple[Client, Outcome | RunFault]] = []
     size = run.replica.nbytes if run.student else 0
     room = 0 if run.rest.in_memory else WAITING  # a client at rest would have to be read again
-    for clients in run.rest.each(together(run, this.cohort)):
+    for clients in (run.crew or run.rest).each(together(run, this.cohort)):
         waiting += zip(clients, train(run, this, clients), strict=True)
         if len(waiting) * size >= room:
-            contributions += contribute(run, watch, this, waiting)
+            contributions += contribute(run, watch, this, waiting, ledger)
             waiting.clear()
-    contributions += contribute(run, watch, this, waiting)
+    contributions += contribute(run, watch, this, waiting, ledger)
+    if run.crew:
+        run.world.place.at(this.index, "waiting for clients in training elsewhere")
+        with watch("wait"):
+            contributions += run.crew.await_others(this.cohort, contributions)
     return sorted(contributions, key=lambda contribution: contribution.client)
 
 
@@ -103,9 +110,16 @@ def train(run: Simulation, this: Round, clients: Sequence[Client]) -> list[Outco
 
 
 def contribute(
-    run: Simulation, watch: Stopwatch, this: Round, trained: Sequence[tuple[Client, Outcome | RunFault]]
+    run: Simulation,
+    watch: Stopwatch,
+    this: Round,
+    trained: Sequence[tuple[Client, Outcome | RunFault]],
+    ledger: Ledger,
 ) -> list[Contribution]:
-    """Return what each trained client sends: its update, encoded, or a message without one after a fault."""
+    """Return what each trained client sends: its update, encoded, or a message without one after a fault.
+
+    Of clients that another process hosts, that one is given it.
+    """
     contributions: list[Contribution] = []
     updates: list[tuple[Client, Contribution]] = []
     for client, outcome in trained:
@@ -120,7 +134,9 @@ def contribute(
             updates.append((client, contributions[-1]))
     if updates:
         encode(run, watch, this, updates)
-    return contributions
+    for part in contributions:
+        part.report = ledger.report(part)
+    return run.crew.hand_over(contributions) if run.crew else contributions
 
 
 def encode(run: Simulation, watch: Stopwatch, this: Round, updates: Sequence[tuple[Client, Contribution]]) -> None:

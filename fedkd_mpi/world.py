@@ -195,6 +195,16 @@ class World:
             raise UserError(error)
         return result
 
+    def tell_node(self, message: Any) -> Any:
+        """Return the node leader's message (JSON-able) on all processes of its node."""
+        text = np.frombuffer(json.dumps(message).encode(), np.uint8)
+        if self.node_size > 1:
+            length = np.array([text.size])
+            self._broadcast(self._node, _flat(length), 0)
+            text = text.copy() if self.is_node_leader else np.empty(length[0], np.uint8)
+            self._broadcast(self._node, text, 0)
+        return json.loads(text.tobytes())
+
     def share(
         self, arrays: dict[str, np.ndarray] | None = None, meta: dict | None = None
     ) -> tuple[dict[str, np.ndarray], dict]:
@@ -205,7 +215,7 @@ class World:
         """
         arrays = arrays or {}
         entries, size = shared_memory.lay_out(arrays)
-        entries, size, meta = self._tell_node([entries, size, meta or {}])
+        entries, size, meta = self.tell_node([entries, size, meta or {}])
         if self.node_size == 1:
             shared = {name: array.view() for name, array in arrays.items()}
             self.together(lambda: None)
@@ -223,6 +233,16 @@ class World:
         for array in shared.values():
             array.flags.writeable = False
         return shared, meta
+
+    def wait_for(self, done: Callable[[], bool]) -> None:
+        """Sleep until done(), which others bring about, who then ring(): no collective."""
+        with self.place.held_up():
+            self._sleep_until(done)
+
+    def ring(self, *mpi_ranks: int) -> None:
+        """Wake processes that wait_for() something, or just let them look."""
+        if self._bell:
+            self._bell.ring(*mpi_ranks)
 
     def fault(self, text: str) -> NoReturn:
         """End the whole job with exit code 1, printing `text`, which names the place, to stderr and once.
@@ -258,15 +278,6 @@ class World:
             self.counters.add(sent=flat.size * (communicator.size - 1), payload=payload)
         else:
             self.counters.add(received=flat.size, payload=payload)
-
-    def _tell_node(self, message: Any) -> Any:
-        text = np.frombuffer(json.dumps(message).encode(), np.uint8)
-        if self.node_size > 1:
-            length = np.array([text.size])
-            self._broadcast(self._node, _flat(length), 0)
-            text = text.copy() if self.is_node_leader else np.empty(length[0], np.uint8)
-            self._broadcast(self._node, text, 0)
-        return json.loads(text.tobytes())
 
     def _sleep_until(self, done: Callable[[], bool]) -> None:
         self.counters.seconds_waited += self._bell.sleep_until(done, self._hear)

@@ -1,0 +1,143 @@
+"""The processes of a node as one crew: whoever is free trains the next client, whichever process hosts it.
+
+The host sends what came of it, and keeps it in checkpoints: messages, bytes and the log are as if it had trained the
+client itself. As many processes train as the node has cores for, the longest clients first, so that they end together
+also where cores are of unequal speed or others use them; the rest of the processes sleep meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedkd_mpi.batches import work
+from fedkd_mpi.client import Client
+from fedkd_mpi.exchange import Message
+from fedkd_mpi.ledger import Contribution
+from fedkd_mpi.shelf import Shelf
+from fedkd_mpi.world import World
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedkd_mpi.config import Config
+    from fedkd_mpi.prepare import Simulation
+
+CORES = 4096  # of a node, numbered
+COPIES = 4  # of a client's networks, about what its state takes: values, moments, residuals
+
+
+class Crew:
+    """This process as one of its node's. Every client of the node has two boxes: its state, and what it sends."""
+
+    def __init__(self, run: Simulation, own: Sequence[int], workers: Sequence[int]):
+        """Begin with the clients in `own`, those that processes of this node host; mpi ranks in `workers` train."""
+        self.run, self.workers = run, workers
+        self.clients = {client: Client(client, *run.data.clients[client]) for client in own} | run.clients
+        self._local = run.config.local
+        self._box = {client: 2 * place for place, client in enumerate(own)}
+        numbers = sum(run.teacher_numbers[client] for client in own)
+        numbers += len(own) * (run.student.state.numel() if run.student else 0)
+        self._shelf = Shelf(run.world, 2 * len(own), COPIES * 4 * numbers)
+        self._numbers = 0  # taken by all workers in the rounds before
+        self._received = dict.fromkeys(run.clients, 0)
+
+    def each(self, groups: Sequence[Sequence[Client]]) -> Iterator[Sequence[Client]]:
+        """Yield those of the groups of clients, the same on all processes of the node, that this process trains."""
+        groups = sorted(groups, key=self._work)
+        first, self._numbers = self._numbers, self._numbers + len(groups) + len(self.workers)
+        if self.run.world.mpi_rank not in self.workers:
+            return
+        while (number := self._shelf.take_number() - first) < len(groups):
+            for client in groups[number]:
+                client.lay(partial(self._state, client.id))
+            yield groups[number]
+
+    def used(self, client: Client) -> None:
+        """Put a client's new state where the whole node has it; raises RunFault where there is no room."""
+        self._shelf.update(self._box[client.id], {name: tensor.numpy() for name, tensor in client.tensors.items()})
+        client.lay(partial(self._state, client.id))
+
+    def hand_over(self, contributions: Sequence[Contribution]) -> list[Contribution]:
+        """Keep the clients' states, give what they send to their hosts, and return those that this process hosts."""
+        mine, hosts = [], set()
+        for part in contributions:
+            self.used(self.clients[part.client])
+            if part.client in self.run.clients:
+                mine.append(part)
+                continue
+            arrays = {"report": part.report}
+            if part.message:
+                arrays |= {"header": part.message.header, "payload": part.message.payload}
+            self._shelf.fill(self._box[part.client] + 1, arrays)
+            hosts.add(int(self.run.hosts[part.client]))
+        self.run.world.ring(*hosts)
+        return mine
+
+    def await_others(self, cohort: Sequence[int], done: Sequence[Contribution]) -> list[Contribution]:
+        """Return what other processes did for the clients of a cohort that this one hosts; `done` is what it did."""
+        known = {part.client for part in done}
+        missing = [client for client in cohort if client in self.run.clients and client not in known]
+        boxes = [self._box[client] + 1 for client in missing]
+        wanted = [self._received[client] + 1 for client in missing]
+        if missing:
+            self.run.world.wait_for(lambda: self._shelf.versions(boxes) == wanted)
+        self._received.update(zip(missing, wanted, strict=True))
+        for client in cohort:
+            if client in self.run.clients:
+                self.clients[client].lay(partial(self._state, client))
+        return [self._contribution(client, self._shelf.read(box)) for client, box in zip(missing, boxes, strict=True)]
+
+    def _state(self, client: int) -> dict[str, Tensor]:
+        import torch
+
+        return {name: torch.from_numpy(array) for name, array in self._shelf.read(self._box[client]).items()}
+
+    def _contribution(self, client: int, arrays: dict[str, np.ndarray]) -> Contribution:
+        message = Message(arrays["header"], arrays["payload"]) if "header" in arrays else None
+        return Contribution(client, message, report=arrays["report"])
+
+    def _work(self, group: Sequence[Client]) -> int:
+        return -sum(work(len(client.train_indices), self._local) for client in group)
+
+
+def gather_crew(run: Simulation) -> Crew | None:
+    """Return the crew of this process, None where its node's processes train each their own clients. Collective.
+
+    So it is on GPUs, where clients live on the device, with clients_in_memory, with balance=false, and on a node where
+    every client has a process that trains it.
+    """
+    config, world = run.config, run.world
+    if not config.balance or config.clients_in_memory or run.device != "cpu" or world.world_size == 1:
+        return None
+    nodes = world.gather_all(np.array([world.tell_node(world.mpi_rank)])).view(np.int64)[:, 0]
+    own = np.flatnonzero(nodes[run.hosts] == nodes[world.mpi_rank]).tolist()
+    hosts = sorted(set(run.hosts[own].tolist()))
+    workers = seats(config, world, hosts)
+    several = world.gather_all(np.array([len(own) > len(workers)]))
+    if not several.any():
+        return None
+    return Crew(run, own, workers)
+
+
+def seats(config: Config, world: World, hosts: Sequence[int]) -> list[int]:
+    """Return which of a node's processes that host clients find a core, or as many as their threads are, for each.
+
+    Collective: every process tells which cores it may use.
+    """
+    import torch
+
+    cores = np.zeros(CORES, bool)
+    cores[[core for core in os.sched_getaffinity(0) if core < CORES]] = True
+    allowed = np.unpackbits(world.gather_all(np.packbits(cores)), axis=1).astype(bool)
+    threads, free, found = torch.get_num_threads(), np.ones(CORES, bool), []
+    for mpi_rank in hosts:
+        usable = np.flatnonzero(allowed[mpi_rank] & free)
+        if not found or len(usable) >= threads:
+            found.append(mpi_rank)
+            free[usable[:threads]] = False
+    return found
