@@ -2,10 +2,11 @@
 
     python -m benchmarks round [--ranks 3] [--config fashion_mnist.yaml] [--rounds 4] [--naive] [KEY=VALUE ...]
 
-In every round each process runs its clients twice, in turns first and second: once as the run command does (codec, MPI,
-log, evaluation), once as the bare training loop on the same clients, with nothing around it. `round_over_training` is
-the median over rounds of (seconds of the round) / (seconds of the bare training on the slowest process). With
---naive, `naive_over_round` compares with benchmarks/naive.py on as many threads as processes train (ranks - 1).
+In every round the clients are trained twice, in turns first and second: once as the run command does (codec, MPI, log,
+evaluation), once as the bare training loop on the same clients, handed to the same processes in the same way, with
+nothing around it. `round_over_training` is the median over rounds of (seconds of the round) / (seconds of the bare
+training on the slowest process). With --naive, `naive_over_round` compares with benchmarks/naive.py on as many threads
+as processes train (ranks - 1).
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def measure(config: Config, result: Path) -> None:
     from fedkd_mpi.ledger import Ledger
     from fedkd_mpi.mpi import open_world
     from fedkd_mpi.session import begin
-    from fedkd_mpi.simulation import play_round
+    from fedkd_mpi.simulation import play_round, together
     from fedkd_mpi.stopwatch import Stopwatch
 
     world = open_world()
@@ -76,13 +77,17 @@ def measure(config: Config, result: Path) -> None:
     ledger = Ledger(simulation, writer, logged.append)
 
     def bare(round_index: int) -> float:
-        copies = [
-            Client(c.id, c.train_indices, c.test_indices, {n: t.clone() for n, t in c.tensors.items()})
-            for c in simulation.clients.values()
-        ]
+        groups = together(simulation, range(config.num_clients))
+        copies = {
+            c.id: Client(c.id, c.train_indices, c.test_indices, {n: t.clone() for n, t in c.copy().items()})
+            for group in groups
+            for c in group
+        }
+        world.barrier()
         began = time.perf_counter()
-        for client in copies:
-            simulation.workbench.train(client, round_index, simulation.replica, evaluate=False)
+        for group in (simulation.crew or simulation.rest).each(groups):
+            for client in group:
+                simulation.workbench.train(copies[client.id], round_index, simulation.replica, evaluate=False)
         return time.perf_counter() - began
 
     def whole(round_index: int) -> float:
@@ -96,7 +101,6 @@ def measure(config: Config, result: Path) -> None:
         seconds = {}
         # Bare training first in even rounds; in odd ones it repeats the round just played, from where that ended.
         for part in (bare, whole) if round_index % 2 == 0 else (whole, bare):
-            world.barrier()
             seconds[part.__name__] = part(round_index)
         slowest = world.gather_all(np.array([seconds["bare"]])).view(np.float64).max()
         if writer:

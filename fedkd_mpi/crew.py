@@ -45,6 +45,8 @@ class Crew:
         self._shelf = Shelf(run.world, 2 * len(own), COPIES * 4 * numbers)
         self._numbers = 0  # taken by all workers in the rounds before
         self._received = dict.fromkeys(run.clients, 0)
+        for client in self.clients.values():
+            self._lay(client)
 
     def each(self, groups: Sequence[Sequence[Client]]) -> Iterator[Sequence[Client]]:
         """Yield those of the groups of clients, the same on all processes of the node, that this process trains."""
@@ -54,13 +56,13 @@ class Crew:
             return
         while (number := self._shelf.take_number() - first) < len(groups):
             for client in groups[number]:
-                client.lay(partial(self._state, client.id))
+                self._lay(client)
             yield groups[number]
 
     def used(self, client: Client) -> None:
         """Put a client's new state where the whole node has it; raises RunFault where there is no room."""
         self._shelf.update(self._box[client.id], {name: tensor.numpy() for name, tensor in client.tensors.items()})
-        client.lay(partial(self._state, client.id))
+        self._lay(client)
 
     def hand_over(self, contributions: Sequence[Contribution]) -> list[Contribution]:
         """Keep the clients' states, give what they send to their hosts, and return those that this process hosts."""
@@ -89,8 +91,12 @@ class Crew:
         self._received.update(zip(missing, wanted, strict=True))
         for client in cohort:
             if client in self.run.clients:
-                self.clients[client].lay(partial(self._state, client))
+                self._lay(self.clients[client])
         return [self._contribution(client, self._shelf.read(box)) for client, box in zip(missing, boxes, strict=True)]
+
+    def _lay(self, client: Client) -> None:
+        """Have the client's state read anew when it is asked for: any process may have changed it."""
+        client.lay(partial(self._state, client.id))
 
     def _state(self, client: int) -> dict[str, Tensor]:
         import torch

@@ -103,7 +103,7 @@ class Ledger:
             process[name] = getattr(counters, name)
         for name in PHASES:
             process[name] = seconds[name]
-        rows = np.concatenate([np.zeros(0, self._of_client), *(part.report for part in own)])
+        rows = np.concatenate([np.zeros(0, np.uint8), *(part.report for part in own)])
         sizes = [self._size(this, mpi_rank) for mpi_rank in range(world.world_size)]
         if not world.is_root:
             process["bytes_sent"] += sizes[world.mpi_rank]  # this very report
@@ -117,8 +117,8 @@ class Ledger:
             self._due = this, gathered, seconds["total"]
 
     def report(self, part: Contribution) -> np.ndarray:
-        """Return the row [1] that the process which did a client's part gives the client's host to report."""
-        return np.array([self._row(part)], self._of_client)
+        """Return one row, as uint8: what the process that did a client's part gives to the one that reports it."""
+        return np.array([self._row(part)], self._of_client).view(np.uint8)
 
     def settle(self) -> None:
         """Log the round that was closed last, unless it is logged: when this returns, it survives kill -9."""

@@ -10,6 +10,7 @@ import json
 import mmap
 import os
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +50,7 @@ class Shelf:
         finally:
             if world.is_node_leader:
                 Path(path).unlink()
+        weakref.finalize(self, os.close, self._file)
         self._memory = mmap.mmap(self._file, size)
         self._board = np.frombuffer(self._memory, np.int64, BOXES + count * 3)
         self._boxes = self._board[BOXES:].reshape(count, 3)
