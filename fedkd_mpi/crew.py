@@ -24,7 +24,6 @@ from fedkd_mpi.world import World
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedkd_mpi.config import Config
     from fedkd_mpi.prepare import Simulation
 
 CORES = 4096  # of a node, numbered
@@ -114,8 +113,8 @@ class Crew:
 def gather_crew(run: Simulation) -> Crew | None:
     """Return the crew of this process, None where its node's processes train each their own clients. Collective.
 
-    So it is on GPUs, where clients live on the device, with clients_in_memory, with balance=false, and on a node where
-    every client has a process that trains it.
+    So it is on GPUs, where clients live on the device, with clients_in_memory, with balance=false, and where on every
+    node one process trains all its clients, or every client has a core and a process of its own.
     """
     config, world = run.config, run.world
     if not config.balance or config.clients_in_memory or run.device != "cpu" or world.world_size == 1:
@@ -123,14 +122,12 @@ def gather_crew(run: Simulation) -> Crew | None:
     nodes = world.gather_all(np.array([world.tell_node(world.mpi_rank)])).view(np.int64)[:, 0]
     own = np.flatnonzero(nodes[run.hosts] == nodes[world.mpi_rank]).tolist()
     hosts = sorted(set(run.hosts[own].tolist()))
-    workers = seats(config, world, hosts)
-    several = world.gather_all(np.array([len(own) > len(workers)]))
-    if not several.any():
-        return None
-    return Crew(run, own, workers)
+    workers = seats(world, hosts)
+    helps = len(hosts) > 1 and len(own) > len(workers)
+    return Crew(run, own, workers) if world.gather_all(np.array([helps])).any() else None
 
 
-def seats(config: Config, world: World, hosts: Sequence[int]) -> list[int]:
+def seats(world: World, hosts: Sequence[int]) -> list[int]:
     """Return which of a node's processes that host clients find a core, or as many as their threads are, for each.
 
     Collective: every process tells which cores it may use.

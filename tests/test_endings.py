@@ -23,7 +23,7 @@ def assert_interrupted(path: Path, rounds: int) -> None:
 
 
 def test_a_client_that_raises_ends_the_job_with_one_message(mpi_vendor: str, tmp_path: Path):
-    arguments = [*COMMAND, "task=worker_parts:Breaking", "--output", "own.h5"]
+    arguments = [*COMMAND, "task=worker_parts:Breaking", "balance=false", "--output", "own.h5"]
     done = mpirun(3, *arguments, mpi=mpi_vendor, cwd=tmp_path, env=PARTS, timeout=120)
     assert done.returncode == 1
     assert re.findall(r"fedkd_mpi: rank (\d) on \S+, round (\d), client (\d)", done.stderr) == [("2", "1", "2")]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from torch import Tensor, nn
 
 from fedkd_mpi.models.output import Output
+from fedkd_mpi.mpi import launched
 from fedkd_mpi.tasks.image_classification import ImageClassification
 
 VICTIMS = [0]  # training samples; the client that trains on one of them is the one that misbehaves
@@ -33,6 +35,15 @@ class Breaking(ImageClassification):
             self.trained += 1
             if self.trained == 2:
                 raise ZeroDivisionError("no such thing")
+        return super().prepare(arrays, indices, device)
+
+
+class Slow(ImageClassification):
+    """Makes rank 1 wait half a second for every batch of training samples."""
+
+    def prepare(self, arrays: Mapping[str, np.ndarray], indices: np.ndarray, device: str) -> dict[str, Tensor]:
+        if len(arrays["y"]) > 1000 and launched()[0] == 1:
+            time.sleep(0.5)
         return super().prepare(arrays, indices, device)
 
 

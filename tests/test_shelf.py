@@ -1,0 +1,131 @@
+"""Boxes of arrays that the processes of a node share."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedkd_mpi import shelf as shelves
+from fedkd_mpi.errors import RunFault, UserError
+from fedkd_mpi.shared_memory import FOLDER
+from fedkd_mpi.shelf import Shelf
+from fedkd_mpi.world import World
+
+BOXES = 3
+KINDS = st.sampled_from(["<f4", "<i8", "|u1"])
+SHAPES = st.lists(st.integers(0, 40), max_size=2).map(tuple)
+CONTENTS = st.dictionaries(st.text(min_size=1, max_size=5), st.tuples(KINDS, SHAPES), max_size=4)
+ACTIONS = st.lists(st.tuples(st.integers(0, BOXES - 1), st.sampled_from(["fill", "update", "change"]), CONTENTS))
+
+
+def assert_holds(shelf: Shelf, box: int, expected: dict[str, np.ndarray]) -> None:
+    found = shelf.read(box)
+    assert list(found) == list(expected)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, strict=True)
+        assert found[name].ctypes.data % 64 == 0
+
+
+@given(ACTIONS)
+def test_a_box_holds_what_was_put_into_it_last(actions: list) -> None:
+    shelf = Shelf(World(), BOXES, 0)
+    expected: list[dict[str, np.ndarray]] = [{} for _ in range(BOXES)]
+    rng = np.random.default_rng(0)
+    for box, action, contents in actions:
+        arrays = {name: rng.integers(0, 99, shape).astype(kind) for name, (kind, shape) in contents.items()}
+        if action == "change":  # what is read, and only some of it replaced, as training does
+            arrays = shelf.read(box) | arrays
+            for array in arrays.values():
+                array += 1
+        copies = {name: array.copy() for name, array in arrays.items()}
+        (shelf.fill if action == "fill" else shelf.update)(box, arrays)
+        expected[box] = copies
+        for each, held in enumerate(expected):
+            assert_holds(shelf, each, held)
+
+
+def test_only_another_layout_is_a_new_version() -> None:
+    shelf, first = Shelf(World(), 1, 0), np.arange(6.0)
+    assert shelf.versions([0]) == [0]
+    shelf.update(0, {"a": first})
+    view = shelf.read(0)["a"]
+    view[2] = 7.0
+    shelf.update(0, {"a": view})
+    shelf.update(0, {"a": first + 1})
+    assert shelf.versions([0]) == [1]
+    assert view.tolist() == (first + 1).tolist()
+    shelf.update(0, {"a": first, "b": first})
+    shelf.fill(0, {"a": first, "b": first})
+    assert shelf.versions([0]) == [3]
+
+
+def test_a_box_that_grows_and_shrinks_does_not_fill_the_memory() -> None:
+    shelf = Shelf(World(), 1, 0)
+    for size in [1000, 1200] * 500:
+        shelf.fill(0, {"a": np.zeros(size)})
+    assert os.fstat(shelf._file).st_size < 2 * shelves.LEAST
+
+
+def test_a_node_without_room_ends_the_run_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf = Shelf(World(), 1, 0)
+
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(RunFault, match=r"No space left on device.*enlarge /dev/shm, or .*balance=false"):
+        shelf.fill(0, {"a": np.zeros(10)})
+
+
+def test_where_memory_has_no_room_the_file_lies_in_tmpdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    made = []
+    create = shelves._create
+    monkeypatch.setattr(shelves, "_create", lambda folder, size: made.append(folder) or create(folder, size))
+    Shelf(World(), 1, 2**60).fill(0, {"a": np.zeros(10)})
+    Shelf(World(), 1, 0)
+    assert made == [tmp_path, FOLDER if FOLDER.is_dir() else tmp_path]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.mpi
+def test_processes_see_each_others_boxes_and_take_different_numbers(world: World) -> None:
+    shelf, size = Shelf(world, world.world_size, 0), world.world_size
+    numbers = np.array([shelf.take_number() for _ in range(50)])
+    everyone = world.gather_all(numbers).view(np.int64)
+    assert sorted(everyone.ravel().tolist()) == list(range(50 * size))
+    before, after = (world.mpi_rank - 1) % size, (world.mpi_rank + 1) % size
+    for turn in range(1, 5):
+        shelf.fill(world.mpi_rank, {"a": np.full(10**turn, world.mpi_rank), "turn": np.array(turn)})
+        world.barrier()
+        assert shelf.versions(list(range(size))) == [turn] * size
+        arrays = shelf.read(after)
+        assert arrays["turn"] == turn
+        np.testing.assert_array_equal(arrays["a"], np.full(10**turn, after))
+        world.barrier()
+        arrays["a"][0] = -1  # in place, in another one's box
+        world.barrier()
+        assert shelf.read(world.mpi_rank)["a"][0] == -1
+        assert shelf.read(before)["a"][1] == before
+        world.barrier()
+    assert not list(FOLDER.glob("fedkd-clients-*"))
+
+
+@pytest.mark.mpi
+def test_processes_that_do_not_share_a_folder_are_refused_everywhere(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if world.mpi_rank == world.world_size - 1 and world.world_size > 1:
+        monkeypatch.setattr(os, "open", lambda path, *_: (_ for _ in ()).throw(FileNotFoundError(2, "No such file")))
+    if world.world_size > 1:
+        with pytest.raises(UserError, match=r"do not all see .*No such file.*set balance=false"):
+            Shelf(world, 1, 0)
+    monkeypatch.undo()
+    world.barrier()
+    assert not list(FOLDER.glob("fedkd-clients-*"))
