@@ -125,14 +125,14 @@ GROWING = {
     "uplink": {
         "round": _index("round of the update"),
         "client": _index("client that sent it"),
-        "mpi_rank": _index("MPI process that hosted the client in this round"),
+        "mpi_rank": _index("MPI process that hosted the client in this round, and sent what it sent"),
         **_MESSAGE,
     },
     "downlink": {"round": _index("round of the broadcast"), **_MESSAGE},
     "training": {
         "round": _index("round of the local training"),
         "client": _index("client that trained"),
-        "mpi_rank": _index("MPI process that hosted the client in this round"),
+        "mpi_rank": _index("MPI process that hosted the client in this round, and sent what it sent"),
         "student_loss": _number("1", "mean training loss of the student"),
         "teacher_loss": _number("1", "mean training loss of the teacher"),
         "seconds_train": _seconds("local training"),
