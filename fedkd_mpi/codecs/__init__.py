@@ -156,9 +156,3 @@ def read_floats(record: Record, layer: Layer, count: int, device: str = "cpu") -
     from fedkd_mpi.staging import to_device
 
     return to_device(torch.from_numpy(read_numbers(record, layer, count)), device)
-
-
-def paper_numbers(layer: Layer, ranks: np.ndarray) -> np.ndarray:
-    """Return the paper's counts of numbers for a layer: PK + K^2 + KQ at rank K, all entries if raw (rank -1)."""
-    rows, columns = layer.matrix_shape
-    return np.where(ranks < 0, layer.numel, ranks * (rows + columns + ranks))
