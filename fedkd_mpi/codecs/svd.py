@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd_mpi.codecs import RAW, Codec, State, Sum, floats, raw, read_floats, read_numbers
+from fedkd_mpi.codecs import RAW, Codec, State, Sum, floats, raw, read_floats
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.factorization import Factors, exact_each, fast
 from fedkd_mpi.sections import Compression
@@ -18,7 +18,8 @@ from fedkd_mpi.staging import to_device
 from fedkd_mpi.wire import Layer, Record, WireError
 
 TOGETHER = 96  # sum of ranks from which more factors side by side make no faster product
-ENTRIES = 2**16  # numbers that small layers may collect
+ENTRIES = 2**16  # numbers up to which a product takes less time than its call does: small layers collect so many
+VECTORS = -1  # stands for all layers that are no matrices
 LOW_RANK = 1  # U diag(s) [P, K] then V [K, Q], float32
 
 Numbers = TypeVar("Numbers", np.ndarray, Tensor)
@@ -29,6 +30,7 @@ class Svd(Codec):
 
     def __init__(self, compression: Compression, layers: Sequence[Layer]):
         self.layers, self.warm = layers, bool(compression.warm_start)
+        self._sizes = [(layer.numel, *layer.matrix_shape) for layer in layers]
 
     def encode(
         self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
@@ -61,7 +63,15 @@ class Svd(Codec):
 
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
         """Return the tensors; raises WireError on an unknown encoding, an impossible rank or a wrong length."""
-        return [self._decode(record, layer, device) for record, layer in zip(records, self.layers, strict=True)]
+        tensors = []
+        for index, (record, layer) in enumerate(zip(records, self.layers, strict=True)):
+            self.require(record, index)
+            numbers = read_floats(record, layer, record.data.size // 4, device)
+            if record.encoding != RAW:
+                left, right = split(numbers, record.rank, layer)
+                numbers = left @ right
+            tensors.append(numbers.reshape(layer.shape))
+        return tensors
 
     def _matrices(self, update: Sequence[Tensor]) -> list[Tensor]:
         pairs = zip(update, self.layers, strict=True)
@@ -85,23 +95,19 @@ class Svd(Codec):
             raise RunFault(str(error), layer=wrong.name) from None
         return found
 
-    def _decode(self, record: Record, layer: Layer, device: str) -> Tensor:
-        numbers = read_floats(record, layer, self.entries(record, layer), device)
-        if record.encoding != RAW:
-            left, right = split(numbers, record.rank, layer)
-            numbers = left @ right
-        return numbers.reshape(layer.shape)
-
-    def entries(self, record: Record, layer: Layer) -> int:
-        """Return how many numbers a record holds; raises WireError on an unknown encoding or an impossible rank."""
+    def require(self, record: Record, index: int) -> None:
+        """Raise WireError, naming the layer, on an unknown encoding, an impossible rank or a wrong length."""
+        (numel, rows, columns), layer = self._sizes[index], self.layers[index]
         if record.encoding == RAW:
-            return layer.numel
-        if record.encoding != LOW_RANK or not layer.compressible:
+            count = numel
+        elif record.encoding != LOW_RANK or not layer.compressible:
             raise WireError(f"layer {layer.name}: encoding {record.encoding} is unknown to codec svd")
-        rows, columns = layer.matrix_shape
-        if not 0 <= record.rank <= min(rows, columns):
+        elif not 0 <= record.rank <= min(rows, columns):
             raise WireError(f"layer {layer.name}: rank {record.rank} of a {rows} x {columns} matrix")
-        return record.rank * (rows + columns)
+        else:
+            count = record.rank * (rows + columns)
+        if record.data.size != 4 * count:
+            raise WireError(f"layer {layer.name}: {record.data.size} bytes where {4 * count} belong")
 
     def sum(self, device: str) -> Sum:
         """Return a sum that multiplies the factors of several messages at once."""
@@ -123,10 +129,12 @@ def split(numbers: Numbers, rank: int, layer: Layer) -> tuple[Numbers, Numbers]:
 
 @dataclass
 class _Pile:
-    """Factors of one layer on the host, side by side: `rank` and `entries` of all of them together."""
+    """Records of one layer on the host, as they came; `rank` and `entries` of all together, a raw one's rank is 1."""
 
-    lefts: list[np.ndarray] = field(default_factory=list)
-    rights: list[np.ndarray] = field(default_factory=list)
+    numel: int
+    parts: list[bytes] = field(default_factory=list)
+    ranks: list[int] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
     rank: int = 0
     entries: int = 0
 
@@ -134,44 +142,75 @@ class _Pile:
 class FactoredSum(Sum):
     """Collects factors, side by side, and adds their product when their ranks together come to TOGETHER.
 
-    One product of wide factors is faster than many of narrow ones, and no dense tensor is made of a single message. A
-    raw tensor is one row, with the weight as its left factor. No pile grows beyond its layer, or ENTRIES.
+    One product of wide factors is faster than many of narrow ones, and no dense tensor is made of a single message. Of
+    raw tensors the weights are the left factor; those that are no matrices are collected as one. No pile grows beyond
+    its layer, or ENTRIES.
     """
 
     codec: Svd
 
     def __init__(self, codec: Svd, device: str):
         super().__init__(codec, device)
-        self._piles: dict[tuple[int, int], _Pile] = {}  # by layer and number of rows
+        self._piles: dict[tuple[int, bool], _Pile] = {}  # by layer, and whether its records are raw
+        self._vectors = torch.zeros(sum(layer.numel for layer in codec.layers if not layer.compressible), device=device)
 
     def add(self, records: Sequence[Record], weight: float) -> None:
         """Add weight times a message; raises WireError, naming the layer, if a record does not fit."""
-        layers = self.codec.layers
-        self.totals = self.totals or [torch.zeros(layer.shape, device=self.device) for layer in layers]
-        factor = np.full((1, 1), weight, np.float32)
-        for index, (record, layer) in enumerate(zip(records, layers, strict=True)):
-            numbers = read_numbers(record, layer, self.codec.entries(record, layer))
-            if record.encoding == RAW:
-                left, right = factor, numbers[None]
-            else:
-                left, right = split(numbers, record.rank, layer)
-                left = left if weight == 1 else left * factor
-            pile = self._piles.setdefault((index, len(left)), _Pile())
-            pile.lefts.append(left)
-            pile.rights.append(right)
-            pile.rank += len(right)
-            pile.entries += numbers.size
-            if pile.rank >= TOGETHER or pile.entries >= max(layer.numel, ENTRIES):
-                self._multiply(index, len(left))
+        self.totals = self.totals or self._zeros()
+        vectors = []
+        for index, (record, layer) in enumerate(zip(records, self.codec.layers, strict=True)):
+            self.codec.require(record, index)
+            if not layer.compressible:
+                vectors.append(record.data)
+            elif record.encoding == RAW:
+                self._collect((index, True), record.data.tobytes(), 1, weight)
+            elif record.rank:
+                self._collect((index, False), record.data.tobytes(), record.rank, weight)
+        if vectors:
+            self._collect((VECTORS, True), b"".join(vectors), 1, weight)
 
     def take(self) -> list[Tensor]:
         """Return the sum; empty if nothing was added."""
-        for index, rows in sorted(self._piles):
-            self._multiply(index, rows)
+        for key in sorted(self._piles):
+            self._multiply(key)
         return self.totals
 
-    def _multiply(self, index: int, rows: int) -> None:
-        pile = self._piles.pop((index, rows))
-        parts = np.concatenate(pile.lefts, axis=1), np.concatenate(pile.rights)
-        left, right = (to_device(torch.from_numpy(part), self.device) for part in parts)
-        self.totals[index].view(rows, -1).addmm_(left, right)
+    def _zeros(self) -> list[Tensor]:
+        """The totals of all layers; those that are no matrices lie side by side, as they are added up."""
+        layers, at, totals = self.codec.layers, 0, []
+        for layer in layers:
+            if layer.compressible:
+                totals.append(torch.zeros(layer.shape, device=self.device))
+            else:
+                totals.append(self._vectors[at : at + layer.numel].view(layer.shape))
+                at += layer.numel
+        return totals
+
+    def _collect(self, key: tuple[int, bool], part: bytes, rank: int, weight: float) -> None:
+        pile = self._piles.get(key)
+        if pile is None:
+            total = self._vectors if key[0] == VECTORS else self.totals[key[0]]
+            pile = self._piles[key] = _Pile(total.numel())
+        pile.parts.append(part)
+        pile.ranks.append(rank)
+        pile.weights.append(weight)
+        pile.rank += rank
+        pile.entries += len(part) // 4
+        if pile.entries >= ENTRIES and (pile.rank >= TOGETHER or pile.entries >= pile.numel):
+            self._multiply(key)
+
+    def _multiply(self, key: tuple[int, bool]) -> None:
+        pile, (index, is_raw) = self._piles.pop(key), key
+        total = self._vectors if index == VECTORS else self.totals[index]
+        weights = np.array(pile.weights, np.float32)
+        if is_raw:
+            left = weights[None]
+            right = np.frombuffer(bytearray().join(pile.parts), "<f4").reshape(len(pile.parts), -1)
+        else:
+            rows, columns = self.codec.layers[index].matrix_shape
+            each = list(zip(pile.parts, pile.ranks, strict=True))
+            left = np.concatenate([np.ndarray((rows, rank), "<f4", part) for part, rank in each], axis=1)
+            left *= weights.repeat(pile.ranks)
+            right = np.concatenate([np.ndarray((rank, columns), "<f4", part, 4 * rows * rank) for part, rank in each])
+        left, right = (to_device(torch.from_numpy(factor), self.device) for factor in (left, right))
+        total.view(len(left), -1).addmm_(left, right)
