@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -17,9 +16,8 @@ from fedkd_mpi.sections import Compression
 from fedkd_mpi.staging import to_device
 from fedkd_mpi.wire import Layer, Record, WireError
 
-TOGETHER = 96  # sum of ranks from which more factors side by side make no faster product
-ENTRIES = 2**16  # numbers up to which a product takes less time than its call does: small layers collect so many
-VECTORS = -1  # stands for all layers that are no matrices
+ENTRIES = 2**18  # numbers that messages may always collect before they are added up: below, calls take longer than work
+NUMBER = np.dtype("<f4")
 LOW_RANK = 1  # U diag(s) [P, K] then V [K, Q], float32
 
 Numbers = TypeVar("Numbers", np.ndarray, Tensor)
@@ -30,7 +28,7 @@ class Svd(Codec):
 
     def __init__(self, compression: Compression, layers: Sequence[Layer]):
         self.layers, self.warm = layers, bool(compression.warm_start)
-        self._sizes = [(layer.numel, *layer.matrix_shape) for layer in layers]
+        self.sizes = [self._bytes(layer) for layer in layers]
 
     def encode(
         self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
@@ -64,8 +62,9 @@ class Svd(Codec):
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
         """Return the tensors; raises WireError on an unknown encoding, an impossible rank or a wrong length."""
         tensors = []
-        for index, (record, layer) in enumerate(zip(records, self.layers, strict=True)):
-            self.require(record, index)
+        for record, layer, sizes in zip(records, self.layers, self.sizes, strict=True):
+            if not fits(record, sizes):
+                raise self.misfit(record, layer)
             numbers = read_floats(record, layer, record.data.size // 4, device)
             if record.encoding != RAW:
                 left, right = split(numbers, record.rank, layer)
@@ -95,19 +94,20 @@ class Svd(Codec):
             raise RunFault(str(error), layer=wrong.name) from None
         return found
 
-    def require(self, record: Record, index: int) -> None:
-        """Raise WireError, naming the layer, on an unknown encoding, an impossible rank or a wrong length."""
-        (numel, rows, columns), layer = self._sizes[index], self.layers[index]
-        if record.encoding == RAW:
-            count = numel
-        elif record.encoding != LOW_RANK or not layer.compressible:
-            raise WireError(f"layer {layer.name}: encoding {record.encoding} is unknown to codec svd")
-        elif not 0 <= record.rank <= min(rows, columns):
-            raise WireError(f"layer {layer.name}: rank {record.rank} of a {rows} x {columns} matrix")
-        else:
-            count = record.rank * (rows + columns)
-        if record.data.size != 4 * count:
-            raise WireError(f"layer {layer.name}: {record.data.size} bytes where {4 * count} belong")
+    def misfit(self, record: Record, layer: Layer) -> WireError:
+        """Return what is wrong with a record that does not fit: its encoding, its rank or its length."""
+        rows, columns = layer.matrix_shape
+        if record.encoding != RAW and not (record.encoding == LOW_RANK and layer.compressible):
+            return WireError(f"layer {layer.name}: encoding {record.encoding} is unknown to codec svd")
+        if record.encoding == LOW_RANK and not 0 <= record.rank <= min(rows, columns):
+            return WireError(f"layer {layer.name}: rank {record.rank} of a {rows} x {columns} matrix")
+        count = 4 * (layer.numel if record.encoding == RAW else record.rank * (rows + columns))
+        return WireError(f"layer {layer.name}: {record.data.size} bytes where {count} belong")
+
+    @staticmethod
+    def _bytes(layer: Layer) -> tuple[int, int, int]:
+        rows, columns = layer.matrix_shape
+        return 4 * layer.numel, 4 * (rows + columns), min(rows, columns) if layer.compressible else -1
 
     def sum(self, device: str) -> Sum:
         """Return a sum that multiplies the factors of several messages at once."""
@@ -121,96 +121,96 @@ def _record(tensor: Tensor, factors: Factors) -> Record:
     return Record(LOW_RANK, factors.rank, floats(factors.left, factors.right), factors.energy)
 
 
+def fits(record: Record, sizes: tuple[int, int, int]) -> bool:
+    """Tell whether a record can be of a layer of so many bytes, so many for each of the factors' ranks, and rank."""
+    encoding, rank, data, _ = record
+    if encoding == LOW_RANK:
+        return 0 <= rank <= sizes[2] and data.size == rank * sizes[1]
+    return encoding == RAW and data.size == sizes[0]
+
+
 def split(numbers: Numbers, rank: int, layer: Layer) -> tuple[Numbers, Numbers]:
     """Return U diag(s) and V, views of the numbers of a record."""
     rows, columns = layer.matrix_shape
     return numbers[: rows * rank].reshape(rows, rank), numbers[rows * rank :].reshape(rank, columns)
 
 
-@dataclass
-class _Pile:
-    """Records of one layer on the host, as they came; `rank` and `entries` of all together, a raw one's rank is 1."""
-
-    numel: int
-    parts: list[bytes] = field(default_factory=list)
-    ranks: list[int] = field(default_factory=list)
-    weights: list[float] = field(default_factory=list)
-    rank: int = 0
-    entries: int = 0
-
-
 class FactoredSum(Sum):
-    """Collects factors, side by side, and adds their product when their ranks together come to TOGETHER.
+    """Collects messages and adds them up together, each layer's factors side by side in one product.
 
     One product of wide factors is faster than many of narrow ones, and no dense tensor is made of a single message. Of
-    raw tensors the weights are the left factor; those that are no matrices are collected as one. No pile grows beyond
-    its layer, or ENTRIES.
+    raw tensors the weights are the left factor. What is collected is less than ENTRIES, or half the update, and one
+    message.
     """
 
     codec: Svd
 
     def __init__(self, codec: Svd, device: str):
         super().__init__(codec, device)
-        self._piles: dict[tuple[int, bool], _Pile] = {}  # by layer, and whether its records are raw
-        self._vectors = torch.zeros(sum(layer.numel for layer in codec.layers if not layer.compressible), device=device)
+        numbers = [0 if layer.compressible else layer.numel for layer in codec.layers]
+        self._vectors = torch.zeros(sum(numbers), device=device)  # the totals of layers that are no matrices
+        self._each = self._vectors.split(numbers)
+        self._waiting: list[tuple[float, list[int], list[bytes], bytes]] = []  # weight, ranks, matrices, vectors
+        self._most = self._room = 4 * max(ENTRIES, sum(layer.numel for layer in codec.layers) // 2)
 
     def add(self, records: Sequence[Record], weight: float) -> None:
         """Add weight times a message; raises WireError, naming the layer, if a record does not fit."""
-        self.totals = self.totals or self._zeros()
-        vectors = []
-        for index, (record, layer) in enumerate(zip(records, self.codec.layers, strict=True)):
-            self.codec.require(record, index)
-            if not layer.compressible:
+        ranks, parts, vectors = [], [], []
+        for record, layer, sizes in zip(records, self.codec.layers, self.codec.sizes, strict=True):
+            if not fits(record, sizes):
+                raise self.codec.misfit(record, layer)
+            ranks.append(-1 if record.encoding == RAW else record.rank)
+            if layer.compressible:
+                parts.append(record.data.tobytes())
+            else:
+                parts.append(b"")
                 vectors.append(record.data)
-            elif record.encoding == RAW:
-                self._collect((index, True), record.data.tobytes(), 1, weight)
-            elif record.rank:
-                self._collect((index, False), record.data.tobytes(), record.rank, weight)
-        if vectors:
-            self._collect((VECTORS, True), b"".join(vectors), 1, weight)
+            self._room -= record.data.size
+        self._waiting.append((weight, ranks, parts, b"".join(vectors)))
+        if self._room <= 0:
+            self._multiply()
 
     def take(self) -> list[Tensor]:
         """Return the sum; empty if nothing was added."""
-        for key in sorted(self._piles):
-            self._multiply(key)
+        if self._waiting:
+            self._multiply()
         return self.totals
 
-    def _zeros(self) -> list[Tensor]:
-        """The totals of all layers; those that are no matrices lie side by side, as they are added up."""
-        layers, at, totals = self.codec.layers, 0, []
-        for layer in layers:
+    def _multiply(self) -> None:
+        layers = self.codec.layers
+        self.totals = self.totals or [
+            part.view(layer.shape) if not layer.compressible else torch.zeros(layer.shape, device=self.device)
+            for layer, part in zip(layers, self._each, strict=True)
+        ]
+        waiting, self._waiting, self._room = self._waiting, [], self._most
+        if len(self._vectors):
+            self._add_raw(self._vectors, [(weight, vectors) for weight, _, _, vectors in waiting])
+        for index, (total, layer) in enumerate(zip(self.totals, layers, strict=True)):
             if layer.compressible:
-                totals.append(torch.zeros(layer.shape, device=self.device))
-            else:
-                totals.append(self._vectors[at : at + layer.numel].view(layer.shape))
-                at += layer.numel
-        return totals
+                if whole := [(weight, parts[index]) for weight, ranks, parts, _ in waiting if ranks[index] < 0]:
+                    self._add_raw(total.view(-1), whole)
+                factors = [
+                    (weight, ranks[index], parts[index]) for weight, ranks, parts, _ in waiting if ranks[index] > 0
+                ]
+                if factors:
+                    self._add_factors(total.view(len(total), -1), factors)
 
-    def _collect(self, key: tuple[int, bool], part: bytes, rank: int, weight: float) -> None:
-        pile = self._piles.get(key)
-        if pile is None:
-            total = self._vectors if key[0] == VECTORS else self.totals[key[0]]
-            pile = self._piles[key] = _Pile(total.numel())
-        pile.parts.append(part)
-        pile.ranks.append(rank)
-        pile.weights.append(weight)
-        pile.rank += rank
-        pile.entries += len(part) // 4
-        if pile.entries >= ENTRIES and (pile.rank >= TOGETHER or pile.entries >= pile.numel):
-            self._multiply(key)
+    def _add_raw(self, total: Tensor, tensors: Sequence[tuple[float, bytes]]) -> None:
+        weights, parts = zip(*tensors, strict=True)
+        self._add_product(total[None], torch.from_numpy(np.array([weights], np.float32)), parts)
 
-    def _multiply(self, key: tuple[int, bool]) -> None:
-        pile, (index, is_raw) = self._piles.pop(key), key
-        total = self._vectors if index == VECTORS else self.totals[index]
-        weights = np.array(pile.weights, np.float32)
-        if is_raw:
-            left = weights[None]
-            right = np.frombuffer(bytearray().join(pile.parts), "<f4").reshape(len(pile.parts), -1)
-        else:
-            rows, columns = self.codec.layers[index].matrix_shape
-            each = list(zip(pile.parts, pile.ranks, strict=True))
-            left = np.concatenate([np.ndarray((rows, rank), "<f4", part) for part, rank in each], axis=1)
-            left *= weights.repeat(pile.ranks)
-            right = np.concatenate([np.ndarray((rank, columns), "<f4", part, 4 * rows * rank) for part, rank in each])
-        left, right = (to_device(torch.from_numpy(factor), self.device) for factor in (left, right))
-        total.view(len(left), -1).addmm_(left, right)
+    def _add_factors(self, total: Tensor, factors: Sequence[tuple[float, int, bytes]]) -> None:
+        (weights, ranks, parts), rows = zip(*factors, strict=True), len(total)
+        left = torch.empty(rows, sum(ranks))
+        lefts = [np.ndarray((rows, rank), NUMBER, part) for rank, part in zip(ranks, parts, strict=True)]
+        np.concatenate(lefts, axis=1, out=left.numpy())
+        if set(weights) != {1}:
+            left *= torch.from_numpy(np.repeat(np.array(weights, np.float32), ranks))
+        cuts = [memoryview(part)[4 * rows * rank :] for rank, part in zip(ranks, parts, strict=True)]
+        self._add_product(total, left, cuts)
+
+    def _add_product(self, total: Tensor, left: Tensor, rights: Sequence[bytes | memoryview]) -> None:
+        # torch's memory begins on 64 bytes; BLAS may round otherwise where it does not
+        right = torch.empty(left.shape[1], total.shape[1])
+        right.view(-1).numpy().view(np.uint8)[:] = np.frombuffer(b"".join(rights), np.uint8)
+        total.addmm_(to_device(left, self.device), to_device(right, self.device))
