@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd_mpi.codecs import RAW, Codec, State, Sum, floats, raw, read_floats
+from fedkd_mpi.codecs import RAW, Codec, State, Sum, floats, raw
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.factorization import Factors, exact_each, fast
 from fedkd_mpi.sections import Compression
@@ -19,8 +18,6 @@ from fedkd_mpi.wire import Layer, Record, WireError
 ENTRIES = 2**18  # numbers that messages may always collect before they are added up: below, calls take longer than work
 NUMBER = np.dtype("<f4")
 LOW_RANK = 1  # U diag(s) [P, K] then V [K, Q], float32
-
-Numbers = TypeVar("Numbers", np.ndarray, Tensor)
 
 
 class Svd(Codec):
@@ -61,16 +58,30 @@ class Svd(Codec):
 
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
         """Return the tensors; raises WireError on an unknown encoding, an impossible rank or a wrong length."""
-        tensors = []
         for record, layer, sizes in zip(records, self.layers, self.sizes, strict=True):
             if not fits(record, sizes):
                 raise self.misfit(record, layer)
-            numbers = read_floats(record, layer, record.data.size // 4, device)
-            if record.encoding != RAW:
-                left, right = split(numbers, record.rank, layer)
-                numbers = left @ right
-            tensors.append(numbers.reshape(layer.shape))
-        return tensors
+        if not records:
+            return []
+        sizes = [record.data.size // 4 for record in records]
+        numbers = torch.empty(sum(sizes))  # begins on 64 bytes: BLAS may round otherwise where its memory does not
+        np.concatenate([record.data for record in records], out=numbers.numpy().view(np.uint8))
+        parts = to_device(numbers, device).split(sizes)
+        return [self._decode(*each) for each in zip(records, parts, self.layers, strict=True)]
+
+    def sum(self, device: str) -> Sum:
+        """Return a sum that multiplies the factors of several messages at once."""
+        return FactoredSum(self, device)
+
+    def misfit(self, record: Record, layer: Layer) -> WireError:
+        """Return what is wrong with a record that does not fit: its encoding, its rank or its length."""
+        rows, columns = layer.matrix_shape
+        if record.encoding != RAW and not (record.encoding == LOW_RANK and layer.compressible):
+            return WireError(f"layer {layer.name}: encoding {record.encoding} is unknown to codec svd")
+        if record.encoding == LOW_RANK and not 0 <= record.rank <= min(rows, columns):
+            return WireError(f"layer {layer.name}: rank {record.rank} of a {rows} x {columns} matrix")
+        count = 4 * (layer.numel if record.encoding == RAW else record.rank * (rows + columns))
+        return WireError(f"layer {layer.name}: {record.data.size} bytes where {count} belong")
 
     def _matrices(self, update: Sequence[Tensor]) -> list[Tensor]:
         pairs = zip(update, self.layers, strict=True)
@@ -94,24 +105,17 @@ class Svd(Codec):
             raise RunFault(str(error), layer=wrong.name) from None
         return found
 
-    def misfit(self, record: Record, layer: Layer) -> WireError:
-        """Return what is wrong with a record that does not fit: its encoding, its rank or its length."""
-        rows, columns = layer.matrix_shape
-        if record.encoding != RAW and not (record.encoding == LOW_RANK and layer.compressible):
-            return WireError(f"layer {layer.name}: encoding {record.encoding} is unknown to codec svd")
-        if record.encoding == LOW_RANK and not 0 <= record.rank <= min(rows, columns):
-            return WireError(f"layer {layer.name}: rank {record.rank} of a {rows} x {columns} matrix")
-        count = 4 * (layer.numel if record.encoding == RAW else record.rank * (rows + columns))
-        return WireError(f"layer {layer.name}: {record.data.size} bytes where {count} belong")
+    def _decode(self, record: Record, numbers: Tensor, layer: Layer) -> Tensor:
+        if record.encoding != RAW:
+            rows, columns = layer.matrix_shape
+            cut = rows * record.rank
+            numbers = numbers[:cut].view(rows, record.rank) @ numbers[cut:].view(record.rank, columns)
+        return numbers.view(layer.shape)
 
     @staticmethod
     def _bytes(layer: Layer) -> tuple[int, int, int]:
         rows, columns = layer.matrix_shape
         return 4 * layer.numel, 4 * (rows + columns), min(rows, columns) if layer.compressible else -1
-
-    def sum(self, device: str) -> Sum:
-        """Return a sum that multiplies the factors of several messages at once."""
-        return FactoredSum(self, device)
 
 
 def _record(tensor: Tensor, factors: Factors) -> Record:
@@ -127,12 +131,6 @@ def fits(record: Record, sizes: tuple[int, int, int]) -> bool:
     if encoding == LOW_RANK:
         return 0 <= rank <= sizes[2] and data.size == rank * sizes[1]
     return encoding == RAW and data.size == sizes[0]
-
-
-def split(numbers: Numbers, rank: int, layer: Layer) -> tuple[Numbers, Numbers]:
-    """Return U diag(s) and V, views of the numbers of a record."""
-    rows, columns = layer.matrix_shape
-    return numbers[: rows * rank].reshape(rows, rank), numbers[rows * rank :].reshape(rank, columns)
 
 
 class FactoredSum(Sum):
@@ -210,7 +208,6 @@ class FactoredSum(Sum):
         self._add_product(total, left, cuts)
 
     def _add_product(self, total: Tensor, left: Tensor, rights: Sequence[bytes | memoryview]) -> None:
-        # torch's memory begins on 64 bytes; BLAS may round otherwise where it does not
-        right = torch.empty(left.shape[1], total.shape[1])
+        right = torch.empty(left.shape[1], total.shape[1])  # begins on 64 bytes, as in decode()
         right.view(-1).numpy().view(np.uint8)[:] = np.frombuffer(b"".join(rights), np.uint8)
         total.addmm_(to_device(left, self.device), to_device(right, self.device))

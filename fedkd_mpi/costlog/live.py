@@ -38,20 +38,24 @@ class LiveFile:
         data = {table: {name: self._file[table][name] for name in names} for table, names in columns.items()}
         self.widths = {table: {name: each.shape[1:] for name, each in names.items()} for table, names in data.items()}
         self._tables = {table: _Table(names) for table, names in data.items()}
-        self._base = path.stat().st_size + _FILE_OVERHEAD - self._chunk_bytes({})
+        self._chunks = self._chunk_bytes({})
+        self._base = path.stat().st_size + _FILE_OVERHEAD - self._chunks
 
     def append(self, rows: Tables, last: str) -> None:
         """Append rows to some tables: readers see them only from the moment the table `last` has them all.
 
         Raises OSError or RuntimeError where the file cannot be written.
         """
-        room = self._base + self._chunk_bytes({table: _height(columns) for table, columns in rows.items()})
-        self._reserve(room)
+        chunks = self._chunk_bytes({table: _height(columns) for table, columns in rows.items()})
+        if grows := chunks > self._chunks:
+            self._reserve(self._base + chunks)
+            self._chunks = chunks
         for table, columns in rows.items():
             self._tables[table].append(columns, but="round" if table == last else None)
         # Readers go by the `round` column: it may reach the file only when all the rest is there.
         self._file.flush()
-        self._reserve(room)  # flushing cuts off what was not needed
+        if grows:
+            self._reserve(self._base + chunks)  # flushing cuts off what was not needed
         self._tables[last].number(rows[last]["round"])
         self._file.flush()
 
@@ -83,6 +87,7 @@ class _Table:
         self._columns = {name: (each.id, each.id.get_type(), each.shape[1:]) for name, each in columns.items()}
         self._rows = self._length = _height(columns)
         widths = {width for _, _, width in self._columns.values() if 0 not in width}
+        self._numbers = h5s.create_simple((self._length,), (h5s.UNLIMITED,))
         self._spaces = {width: h5s.create_simple((self._length, *width)) for width in widths}
         self._chunks: Counter[int] = Counter()  # bytes of chunks, by their rows
         for each in columns.values():
@@ -112,9 +117,9 @@ class _Table:
         """Write the column `round` of the rows that were appended last: it ends with them."""
         dataset, kind, _ = self._columns["round"]
         dataset.set_extent((self._rows,))
-        space = h5s.create_simple((self._rows,))
-        space.select_hyperslab((self._rows - len(values),), values.shape)
-        dataset.write(_memory(values.shape), space, np.ascontiguousarray(values), kind)
+        self._numbers.set_extent_simple((self._rows,))
+        self._numbers.select_hyperslab((self._rows - len(values),), values.shape)
+        dataset.write(_memory(values.shape), self._numbers, np.ascontiguousarray(values), kind)
 
     def chunk_bytes(self, more: int) -> int:
         """Return the most bytes that the chunks of all rows take, and of so many more."""
