@@ -19,6 +19,8 @@ ENTRIES = 2**18  # numbers that messages may always collect before they are adde
 NUMBER = np.dtype("<f4")
 LOW_RANK = 1  # U diag(s) [P, K] then V [K, Q], float32
 
+Part = bytes | np.ndarray  # data of a record
+
 
 class Svd(Codec):
     """U diag(s) and V of each matrix, 4 K (P + Q) bytes; raw where that is not smaller, and for 1-D tensors."""
@@ -137,8 +139,7 @@ class FactoredSum(Sum):
     """Collects messages and adds them up together, each layer's factors side by side in one product.
 
     One product of wide factors is faster than many of narrow ones, and no dense tensor is made of a single message. Of
-    raw tensors the weights are the left factor. What is collected is less than ENTRIES, or half the update, and one
-    message.
+    raw tensors the weights are the left factor. What waits is less than ENTRIES, or an eighth of the update.
     """
 
     codec: Svd
@@ -148,8 +149,8 @@ class FactoredSum(Sum):
         numbers = [0 if layer.compressible else layer.numel for layer in codec.layers]
         self._vectors = torch.zeros(sum(numbers), device=device)  # the totals of layers that are no matrices
         self._each = self._vectors.split(numbers)
-        self._waiting: list[tuple[float, list[int], list[bytes], bytes]] = []  # weight, ranks, matrices, vectors
-        self._most = self._room = 4 * max(ENTRIES, sum(layer.numel for layer in codec.layers) // 2)
+        self._waiting: list[tuple[float, list[int], Sequence[Part], bytes]] = []  # weight, ranks, matrices, vectors
+        self._most = self._room = 4 * max(ENTRIES, sum(layer.numel for layer in codec.layers) // 8)
 
     def add(self, records: Sequence[Record], weight: float) -> None:
         """Add weight times a message; raises WireError, naming the layer, if a record does not fit."""
@@ -157,13 +158,14 @@ class FactoredSum(Sum):
         for record, layer, sizes in zip(records, self.codec.layers, self.codec.sizes, strict=True):
             if not fits(record, sizes):
                 raise self.codec.misfit(record, layer)
-            ranks.append(-1 if record.encoding == RAW else record.rank)
             if layer.compressible:
-                parts.append(record.data.tobytes())
+                ranks.append(-1 if record.encoding == RAW else record.rank)
+                parts.append(record.data)
             else:
-                parts.append(b"")
                 vectors.append(record.data)
             self._room -= record.data.size
+        if self._room > 0:
+            parts = [part.tobytes() for part in parts]  # what waits must not hold the memory of all that came with it
         self._waiting.append((weight, ranks, parts, b"".join(vectors)))
         if self._room <= 0:
             self._multiply()
@@ -183,21 +185,19 @@ class FactoredSum(Sum):
         waiting, self._waiting, self._room = self._waiting, [], self._most
         if len(self._vectors):
             self._add_raw(self._vectors, [(weight, vectors) for weight, _, _, vectors in waiting])
-        for index, (total, layer) in enumerate(zip(self.totals, layers, strict=True)):
-            if layer.compressible:
-                if whole := [(weight, parts[index]) for weight, ranks, parts, _ in waiting if ranks[index] < 0]:
-                    self._add_raw(total.view(-1), whole)
-                factors = [
-                    (weight, ranks[index], parts[index]) for weight, ranks, parts, _ in waiting if ranks[index] > 0
-                ]
-                if factors:
-                    self._add_factors(total.view(len(total), -1), factors)
+        matrices = (total for total, layer in zip(self.totals, layers, strict=True) if layer.compressible)
+        for index, total in enumerate(matrices):
+            of_layer = [(weight, ranks[index], parts[index]) for weight, ranks, parts, _ in waiting]
+            if whole := [(weight, part) for weight, rank, part in of_layer if rank < 0]:
+                self._add_raw(total.view(-1), whole)
+            if factors := [each for each in of_layer if each[1] > 0]:
+                self._add_factors(total.view(len(total), -1), factors)
 
-    def _add_raw(self, total: Tensor, tensors: Sequence[tuple[float, bytes]]) -> None:
+    def _add_raw(self, total: Tensor, tensors: Sequence[tuple[float, Part]]) -> None:
         weights, parts = zip(*tensors, strict=True)
         self._add_product(total[None], torch.from_numpy(np.array([weights], np.float32)), parts)
 
-    def _add_factors(self, total: Tensor, factors: Sequence[tuple[float, int, bytes]]) -> None:
+    def _add_factors(self, total: Tensor, factors: Sequence[tuple[float, int, Part]]) -> None:
         (weights, ranks, parts), rows = zip(*factors, strict=True), len(total)
         left = torch.empty(rows, sum(ranks))
         lefts = [np.ndarray((rows, rank), NUMBER, part) for rank, part in zip(ranks, parts, strict=True)]
@@ -207,7 +207,7 @@ class FactoredSum(Sum):
         cuts = [memoryview(part)[4 * rows * rank :] for rank, part in zip(ranks, parts, strict=True)]
         self._add_product(total, left, cuts)
 
-    def _add_product(self, total: Tensor, left: Tensor, rights: Sequence[bytes | memoryview]) -> None:
+    def _add_product(self, total: Tensor, left: Tensor, rights: Sequence[Part | memoryview]) -> None:
         right = torch.empty(left.shape[1], total.shape[1])  # begins on 64 bytes, as in decode()
         right.view(-1).numpy().view(np.uint8)[:] = np.frombuffer(b"".join(rights), np.uint8)
         total.addmm_(to_device(left, self.device), to_device(right, self.device))
