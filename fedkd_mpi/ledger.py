@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from fedkd_mpi import costlog
-from fedkd_mpi.codecs import paper_numbers
 from fedkd_mpi.cohort import arrival
 from fedkd_mpi.costlog import Writer
 from fedkd_mpi.costlog.schema import components
@@ -30,6 +29,7 @@ SHARED_PHASES = (
 SERVER_PHASES = ("aggregate", "wait", "gather", "broadcast")  # rank 0's own seconds
 LOSSES = ("teacher_loss", "student_loss")
 PHASES = SHARED_PHASES + SERVER_PHASES
+Counts = dict[str, tuple[np.dtype, np.ndarray]]
 
 
 @dataclass
@@ -73,9 +73,11 @@ class Ledger:
     def __init__(self, run: Simulation, writer: Writer | None, on_round: Callable[[dict[str, Any]], None]):
         self.run, self.writer, self.on_round = run, writer, on_round
         self.layers: list[Layer] = run.student.exchanged_layers if run.student else []
-        self._dense = 4 * sum(layer.numel for layer in self.layers)
+        self._numel = np.array([layer.numel for layer in self.layers], np.int64)
+        self._sides = np.array([sum(layer.matrix_shape) for layer in self.layers], np.int64)
+        self._dense = 4 * int(self._numel.sum())
         self._components = components(self.layers) if run.config.log.spectra else 0
-        self._due: tuple[Round, np.ndarray, float] | None = None  # a round that is closed and not yet logged
+        self._due: tuple[Round, np.ndarray, Counts, float] | None = None  # a round that is closed and not yet logged
         self._broadcasts = [0]  # bytes of the downlink messages before each round, added up
         self._last_seen = dict.fromkeys(range(run.config.num_clients), -1)
         if writer:
@@ -104,7 +106,8 @@ class Ledger:
         for name in PHASES:
             process[name] = seconds[name]
         rows = np.concatenate([np.zeros(0, np.uint8), *(part.report for part in own)])
-        sizes = [self._size(this, mpi_rank) for mpi_rank in range(world.world_size)]
+        counts = self._counts(this)
+        sizes = _sizes(counts).sum(axis=1).tolist()
         if not world.is_root:
             process["bytes_sent"] += sizes[world.mpi_rank]  # this very report
         parts = [np.ascontiguousarray(part).reshape(-1).view(np.uint8) for part in (rows, scores, teachers, process)]
@@ -114,7 +117,7 @@ class Ledger:
             gathered = world.gather(np.concatenate(parts), sizes, payload=False, sleeping=sleeping)
         world.take_counters()
         if gathered is not None:
-            self._due = this, gathered, seconds["total"]
+            self._due = this, gathered, counts, seconds["total"]
 
     def report(self, part: Contribution) -> np.ndarray:
         """Return one row, as uint8: what the process that did a client's part gives to the one that reports it."""
@@ -146,65 +149,62 @@ class Ledger:
         update = part.energies, part.spectrum, b""
         return out.teacher_loss, out.student_loss, *seconds, out.teacher_sums, out.student_sums, *update
 
-    def _counts(self, this: Round, mpi_rank: int) -> dict[str, tuple[np.dtype, int]]:
-        """What a process reports, in this order: the type and number of its rows."""
-        run = self.run
-        hosted, training = np.count_nonzero(run.hosts == mpi_rank), np.count_nonzero(run.hosts[this.cohort] == mpi_rank)
-        chunks = len(run.test_chunks(mpi_rank)) if this.evaluated and run.scores_student else 0
+    def _counts(self, this: Round) -> Counts:
+        """What every process reports, in this order: the type of its rows, and how many there are."""
+        run, size = self.run, self.run.world.world_size
+        none = np.zeros(size, np.int64)
+        chunks, hosted = none, none
+        if this.evaluated and run.scores_student:
+            chunks = np.array([len(run.test_chunks(mpi_rank)) for mpi_rank in range(size)])
+        if run.scores_teachers(this.index):
+            hosted = np.bincount(run.hosts, minlength=size)
         return {
-            "clients": (self._of_client, training),
+            "clients": (self._of_client, np.bincount(run.hosts[this.cohort], minlength=size)),
             "scores": (self._of_score, chunks),
-            "teachers": (self._of_score, hosted if run.scores_teachers(this.index) else 0),
-            "process": (self._of_process, 1),
+            "teachers": (self._of_score, hosted),
+            "process": (self._of_process, none + 1),
         }
 
-    def _size(self, this: Round, mpi_rank: int) -> int:
-        return sum(kind.itemsize * count for kind, count in self._counts(this, mpi_rank).values())
-
-    def _log(self, this: Round, gathered: np.ndarray, seconds_total: float) -> None:
-        reports: dict[str, list[np.ndarray]] = {"clients": [], "scores": [], "teachers": [], "process": []}
-        at = 0
-        for mpi_rank in range(self.run.world.world_size):
-            for name, (kind, count) in self._counts(this, mpi_rank).items():
-                end = at + kind.itemsize * count
-                reports[name].append(gathered[at:end].view(kind))
-                at = end
-        of = {name: np.concatenate(parts) for name, parts in reports.items()}
+    def _log(self, this: Round, gathered: np.ndarray, counts: Counts, seconds_total: float) -> None:
+        sizes = _sizes(counts)
+        parts = np.split(gathered, sizes.cumsum()[:-1])
+        of = {
+            name: np.concatenate(parts[at :: len(counts)]).view(kind)
+            for at, (name, (kind, _)) in enumerate(counts.items())
+        }
         hosts = self.run.hosts[this.cohort]
-        of["clients"] = of["clients"][arrival(hosts)]  # sums in client order: their bits are those of any placement
-        if len(of["teachers"]):
-            of["teachers"] = of["teachers"][arrival(self.run.hosts)]
-        process, clients = of["process"], of["clients"]
-        process["bytes_received"][0] += gathered.size - self._size(this, 0)  # these very reports
-        for client, message in zip(this.cohort, clients["fault"], strict=True):
-            if message:
-                self.writer.event(this.index, client, "warning", f"update skipped: {message.decode()}")
+        clients = of["clients"][arrival(hosts)]  # sums in client order: their bits are those of any placement
+        teachers = of["teachers"]["sums"][arrival(self.run.hosts)] if len(of["teachers"]) else of["teachers"]["sums"]
+        process = of["process"]
+        process["bytes_received"][0] += gathered.size - sizes[0].sum()  # these very reports
+        trained = clients["fault"] == b""
+        for place in np.flatnonzero(~trained):
+            text = f"update skipped: {clients['fault'][place].decode()}"
+            self.writer.event(this.index, this.cohort[place], "warning", text)
         who = {"client": np.array(this.cohort), "mpi_rank": hosts}
         uplink = self._messages(this.uplink, clients["energy"], clients["spectrum"]) | {
             name: ids[: len(this.uplink)] for name, ids in who.items()
         }
-        downlink = self._messages(
-            this.downlink,
-            np.array([this.downlink_energies]),
-            np.array([this.downlink_spectrum or np.zeros(self._components)]),
-        )
+        spectrum = np.array([this.downlink_spectrum or np.zeros(self._components)])
+        downlink = self._messages(this.downlink, np.array([this.downlink_energies]), spectrum)
+        scores = {role: self._metrics(clients[role]) for role in ("teacher", "student")}
+        finished = self.run.task.finish(of["scores"]["sums"].sum(axis=0))
         rounds = {
             "round": this.index,
             "threshold": this.threshold,
             "cohort_size": len(this.cohort),
-            "skipped_clients": int((clients["fault"] != b"").sum()),
+            "skipped_clients": len(trained) - int(trained.sum()),
             **self._costs(this, uplink, downlink),
-            **self._means(clients),
-            **self._metrics(of),
+            **{name: float(clients[name][trained].mean()) if trained.any() else np.nan for name in LOSSES},
+            **{f"{role}_{metric}": _mean(values) for role in scores for metric, values in scores[role].items()},
+            **{f"global_student_{metric}": finished[metric] for metric in self.run.task.metrics},
+            **{f"global_teacher_{metric}": _mean(values) for metric, values in self._metrics(teachers).items()},
             **{f"seconds_{phase}": float(process[phase].max()) for phase in SHARED_PHASES},
             **{f"seconds_{phase}": float(process[phase][0]) for phase in SERVER_PHASES},
             "seconds_total": seconds_total,
         }
         training = {name: clients[name] for name in (*LOSSES, *(f"seconds_{phase}" for phase in SHARED_PHASES))}
-        for role in ("teacher", "student"):
-            for metric in self.run.task.metrics:
-                values = [self.run.task.finish(sums)[metric] for sums in clients[role]]
-                training[f"{role}_{metric}"] = np.array(values, np.float64)
+        training |= {f"{role}_{metric}": values for role in scores for metric, values in scores[role].items()}
         mpi = {name: process[name] for name in COUNTERS}
         mpi |= {
             "seconds_compute": sum(process[p] for p in (*SHARED_PHASES, "aggregate")),
@@ -216,14 +216,12 @@ class Ledger:
     def _messages(
         self, receipts: Sequence[Receipt], energies: np.ndarray, spectra: np.ndarray
     ) -> dict[str, np.ndarray]:
-        shape = len(receipts), len(self.layers)
-        ranks, sizes = np.full(shape, -1), np.zeros(shape, np.int64)
-        for row, receipt in enumerate(receipts):
-            for column, (rank, size) in enumerate(receipt.layers):
-                ranks[row, column], sizes[row, column] = rank, size
+        shape, nothing = (len(receipts), len(self.layers)), [(-1, 0)] * len(self.layers)
+        layers = np.array([receipt.layers or nothing for receipt in receipts], np.int64).reshape(*shape, 2)
         total = np.array([receipt.bytes for receipt in receipts], np.int64)
-        columns = {"bytes": total, "header_bytes": total - sizes.sum(axis=1), "layer_rank": ranks, "layer_bytes": sizes}
-        columns["layer_energy"] = np.resize(energies, shape) if energies.size else np.full(shape, np.nan)
+        columns = {"bytes": total, "layer_rank": layers[..., 0], "layer_bytes": layers[..., 1]}
+        columns["header_bytes"] = total - columns["layer_bytes"].sum(axis=1)
+        columns["layer_energy"] = energies if energies.shape == shape else np.full(shape, np.nan)
         return columns | ({"spectrum": spectra[: len(receipts)]} if self._components else {})
 
     def _costs(self, this: Round, uplink: dict[str, np.ndarray], downlink: dict[str, np.ndarray]) -> dict[str, int]:
@@ -243,11 +241,9 @@ class Ledger:
         return costs
 
     def _paper_bytes(self, messages: dict[str, np.ndarray]) -> int:
-        sent = messages["bytes"] > HEADER_BYTES  # a skipped update holds no numbers
-        columns = messages["layer_rank"][sent].T
-        return 4 * sum(
-            int(paper_numbers(layer, ranks).sum()) for layer, ranks in zip(self.layers, columns, strict=True)
-        )
+        """Four for each of the paper's numbers: PK + K^2 + KQ of a layer at rank K, all entries if raw (rank -1)."""
+        ranks = messages["layer_rank"][messages["bytes"] > HEADER_BYTES]  # a skipped update holds no numbers
+        return 4 * int(np.where(ranks < 0, self._numel, ranks * (self._sides + ranks)).sum())
 
     def _catchup(self, this: Round) -> int:
         """Bytes the cohort's members would fetch first: the broadcasts they missed, or the dense student if less."""
@@ -258,23 +254,22 @@ class Ledger:
         self._last_seen.update(dict.fromkeys(this.cohort, this.index))
         return missed
 
-    def _means(self, clients: np.ndarray) -> dict[str, float]:
-        trained = clients[clients["fault"] == b""]
-        return {name: float(trained[name].mean()) if len(trained) else np.nan for name in LOSSES}
-
-    def _metrics(self, of: dict[str, np.ndarray]) -> dict[str, float]:
-        finish, metrics = self.run.task.finish, {}
-        for metric in self.run.task.metrics:
-            for role in ("teacher", "student"):
-                metrics[f"{role}_{metric}"] = _mean([finish(sums)[metric] for sums in of["clients"][role]])
-            metrics[f"global_student_{metric}"] = finish(of["scores"]["sums"].sum(axis=0))[metric]
-            metrics[f"global_teacher_{metric}"] = _mean([finish(sums)[metric] for sums in of["teachers"]["sums"]])
-        return metrics
+    def _metrics(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        """The metrics of rows of the task's sums."""
+        if not sums.any():  # no round without an evaluation rests on a sample
+            return {metric: np.full(len(sums), np.nan) for metric in self.run.task.metrics}
+        rows = [self.run.task.finish(row) for row in sums]
+        return {metric: np.array([row[metric] for row in rows], np.float64) for metric in self.run.task.metrics}
 
 
-def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if not np.isnan(value)]
-    return float(np.mean(known)) if known else np.nan
+def _sizes(counts: Counts) -> np.ndarray:
+    """The bytes of what every process reports [processes, kinds of rows]."""
+    return np.array([kind.itemsize * rows for kind, rows in counts.values()]).T
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else np.nan
 
 
 def _only(table: dict[str, np.ndarray]) -> dict[str, Any]:

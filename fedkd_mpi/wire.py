@@ -117,16 +117,16 @@ def unpack(header: Header, payload: np.ndarray, layers: int) -> list[Record]:
         raise WireError(f"message has {header.records} records, the student has {layers} layers")
     if zlib.crc32(payload) != header.checksum:
         raise WireError("checksum of the payload does not match")
-    records, at = [], 0
+    records, end, view, length = [], 0, memoryview(payload), payload.size
     for index in range(layers):
-        if at + RECORD_BYTES > payload.size:
+        at = end + RECORD_BYTES
+        if at > length:
             raise WireError(f"payload ends inside the head of record {index}")
-        encoding, rank, size = RECORD.unpack_from(payload, at)
-        at += RECORD_BYTES
-        if size > payload.size - at:
-            raise WireError(f"record {index} announces {size} bytes, {payload.size - at} are left")
-        records.append(Record(encoding, rank, payload[at : at + size]))
-        at += size
-    if at != payload.size:
-        raise WireError(f"{payload.size - at} bytes follow the last record")
+        encoding, rank, size = RECORD.unpack_from(view, end)
+        end = at + size
+        if end > length:
+            raise WireError(f"record {index} announces {size} bytes, {length - at} are left")
+        records.append(Record(encoding, rank, payload[at:end]))
+    if end != length:
+        raise WireError(f"{length - end} bytes follow the last record")
     return records

@@ -140,25 +140,14 @@ def floats(*tensors: Tensor) -> np.ndarray:
     return np.concatenate([to_host(tensor).numpy() for tensor in tensors], axis=None, dtype="<f4").view(np.uint8)
 
 
-def read_numbers(record: Record, layer: Layer, count: int) -> np.ndarray:
-    """Return a copy of the `count` float32 entries of a record; raises WireError if its length differs."""
-    if record.data.size != 4 * count:
-        raise WireError(f"layer {layer.name}: {record.data.size} bytes where {4 * count} belong")
-    numbers = np.empty(count, "<f4")
-    numbers.view(np.uint8)[:] = record.data
-    return numbers
-
-
 def read_floats(record: Record, layer: Layer, count: int, device: str = "cpu") -> Tensor:
-    """Return read_numbers() as a tensor on a device."""
+    """Return a copy of the `count` float32 entries of a record; raises WireError if its length differs."""
     import torch
 
     from fedkd_mpi.staging import to_device
 
-    return to_device(torch.from_numpy(read_numbers(record, layer, count)), device)
-
-
-def paper_numbers(layer: Layer, ranks: np.ndarray) -> np.ndarray:
-    """Return the paper's counts of numbers for a layer: PK + K^2 + KQ at rank K, all entries if raw (rank -1)."""
-    rows, columns = layer.matrix_shape
-    return np.where(ranks < 0, layer.numel, ranks * (rows + columns + ranks))
+    if record.data.size != 4 * count:
+        raise WireError(f"layer {layer.name}: {record.data.size} bytes where {4 * count} belong")
+    numbers = np.empty(count, "<f4")
+    numbers.view(np.uint8)[:] = record.data
+    return to_device(torch.from_numpy(numbers), device)

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd_mpi.codecs import RAW, Codec, State, Sum, floats, raw, read_floats, read_numbers
+from fedkd_mpi.codecs import RAW, Codec, State, Sum, floats, raw
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.factorization import Factors, exact_each, fast
 from fedkd_mpi.sections import Compression
 from fedkd_mpi.staging import to_device
 from fedkd_mpi.wire import Layer, Record, WireError
 
-TOGETHER = 96  # sum of ranks from which more factors side by side make no faster product
-ENTRIES = 2**16  # numbers that small layers may collect
+ENTRIES = 2**18  # numbers that messages may always collect before they are added up: below, calls take longer than work
+NUMBER = np.dtype("<f4")
 LOW_RANK = 1  # U diag(s) [P, K] then V [K, Q], float32
 
-Numbers = TypeVar("Numbers", np.ndarray, Tensor)
+Part = bytes | np.ndarray  # data of a record
 
 
 class Svd(Codec):
@@ -29,6 +27,7 @@ class Svd(Codec):
 
     def __init__(self, compression: Compression, layers: Sequence[Layer]):
         self.layers, self.warm = layers, bool(compression.warm_start)
+        self.sizes = [self._bytes(layer) for layer in layers]
 
     def encode(
         self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
@@ -61,7 +60,30 @@ class Svd(Codec):
 
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
         """Return the tensors; raises WireError on an unknown encoding, an impossible rank or a wrong length."""
-        return [self._decode(record, layer, device) for record, layer in zip(records, self.layers, strict=True)]
+        for record, layer, sizes in zip(records, self.layers, self.sizes, strict=True):
+            if not fits(record, sizes):
+                raise self.misfit(record, layer)
+        if not records:
+            return []
+        sizes = [record.data.size // 4 for record in records]
+        numbers = torch.empty(sum(sizes))  # begins on 64 bytes: BLAS may round otherwise where its memory does not
+        np.concatenate([record.data for record in records], out=numbers.numpy().view(np.uint8))
+        parts = to_device(numbers, device).split(sizes)
+        return [self._decode(*each) for each in zip(records, parts, self.layers, strict=True)]
+
+    def sum(self, device: str) -> Sum:
+        """Return a sum that multiplies the factors of several messages at once."""
+        return FactoredSum(self, device)
+
+    def misfit(self, record: Record, layer: Layer) -> WireError:
+        """Return what is wrong with a record that does not fit: its encoding, its rank or its length."""
+        rows, columns = layer.matrix_shape
+        if record.encoding != RAW and not (record.encoding == LOW_RANK and layer.compressible):
+            return WireError(f"layer {layer.name}: encoding {record.encoding} is unknown to codec svd")
+        if record.encoding == LOW_RANK and not 0 <= record.rank <= min(rows, columns):
+            return WireError(f"layer {layer.name}: rank {record.rank} of a {rows} x {columns} matrix")
+        count = 4 * (layer.numel if record.encoding == RAW else record.rank * (rows + columns))
+        return WireError(f"layer {layer.name}: {record.data.size} bytes where {count} belong")
 
     def _matrices(self, update: Sequence[Tensor]) -> list[Tensor]:
         pairs = zip(update, self.layers, strict=True)
@@ -85,27 +107,17 @@ class Svd(Codec):
             raise RunFault(str(error), layer=wrong.name) from None
         return found
 
-    def _decode(self, record: Record, layer: Layer, device: str) -> Tensor:
-        numbers = read_floats(record, layer, self.entries(record, layer), device)
+    def _decode(self, record: Record, numbers: Tensor, layer: Layer) -> Tensor:
         if record.encoding != RAW:
-            left, right = split(numbers, record.rank, layer)
-            numbers = left @ right
-        return numbers.reshape(layer.shape)
+            rows, columns = layer.matrix_shape
+            cut = rows * record.rank
+            numbers = numbers[:cut].view(rows, record.rank) @ numbers[cut:].view(record.rank, columns)
+        return numbers.view(layer.shape)
 
-    def entries(self, record: Record, layer: Layer) -> int:
-        """Return how many numbers a record holds; raises WireError on an unknown encoding or an impossible rank."""
-        if record.encoding == RAW:
-            return layer.numel
-        if record.encoding != LOW_RANK or not layer.compressible:
-            raise WireError(f"layer {layer.name}: encoding {record.encoding} is unknown to codec svd")
+    @staticmethod
+    def _bytes(layer: Layer) -> tuple[int, int, int]:
         rows, columns = layer.matrix_shape
-        if not 0 <= record.rank <= min(rows, columns):
-            raise WireError(f"layer {layer.name}: rank {record.rank} of a {rows} x {columns} matrix")
-        return record.rank * (rows + columns)
-
-    def sum(self, device: str) -> Sum:
-        """Return a sum that multiplies the factors of several messages at once."""
-        return FactoredSum(self, device)
+        return 4 * layer.numel, 4 * (rows + columns), min(rows, columns) if layer.compressible else -1
 
 
 def _record(tensor: Tensor, factors: Factors) -> Record:
@@ -115,63 +127,87 @@ def _record(tensor: Tensor, factors: Factors) -> Record:
     return Record(LOW_RANK, factors.rank, floats(factors.left, factors.right), factors.energy)
 
 
-def split(numbers: Numbers, rank: int, layer: Layer) -> tuple[Numbers, Numbers]:
-    """Return U diag(s) and V, views of the numbers of a record."""
-    rows, columns = layer.matrix_shape
-    return numbers[: rows * rank].reshape(rows, rank), numbers[rows * rank :].reshape(rank, columns)
-
-
-@dataclass
-class _Pile:
-    """Factors of one layer on the host, side by side: `rank` and `entries` of all of them together."""
-
-    lefts: list[np.ndarray] = field(default_factory=list)
-    rights: list[np.ndarray] = field(default_factory=list)
-    rank: int = 0
-    entries: int = 0
+def fits(record: Record, sizes: tuple[int, int, int]) -> bool:
+    """Tell whether a record can be of a layer of so many bytes, so many for each of the factors' ranks, and rank."""
+    encoding, rank, data, _ = record
+    if encoding == LOW_RANK:
+        return 0 <= rank <= sizes[2] and data.size == rank * sizes[1]
+    return encoding == RAW and data.size == sizes[0]
 
 
 class FactoredSum(Sum):
-    """Collects factors, side by side, and adds their product when their ranks together come to TOGETHER.
+    """Collects messages and adds them up together, each layer's factors side by side in one product.
 
-    One product of wide factors is faster than many of narrow ones, and no dense tensor is made of a single message. A
-    raw tensor is one row, with the weight as its left factor. No pile grows beyond its layer, or ENTRIES.
+    One product of wide factors is faster than many of narrow ones, and no dense tensor is made of a single message. Of
+    raw tensors the weights are the left factor. What waits is less than ENTRIES, or an eighth of the update.
     """
 
     codec: Svd
 
     def __init__(self, codec: Svd, device: str):
         super().__init__(codec, device)
-        self._piles: dict[tuple[int, int], _Pile] = {}  # by layer and number of rows
+        numbers = [0 if layer.compressible else layer.numel for layer in codec.layers]
+        self._vectors = torch.zeros(sum(numbers), device=device)  # the totals of layers that are no matrices
+        self._each = self._vectors.split(numbers)
+        self._waiting: list[tuple[float, list[int], Sequence[Part], bytes]] = []  # weight, ranks, matrices, vectors
+        self._most = self._room = 4 * max(ENTRIES, sum(layer.numel for layer in codec.layers) // 8)
 
     def add(self, records: Sequence[Record], weight: float) -> None:
         """Add weight times a message; raises WireError, naming the layer, if a record does not fit."""
-        layers = self.codec.layers
-        self.totals = self.totals or [torch.zeros(layer.shape, device=self.device) for layer in layers]
-        factor = np.full((1, 1), weight, np.float32)
-        for index, (record, layer) in enumerate(zip(records, layers, strict=True)):
-            numbers = read_numbers(record, layer, self.codec.entries(record, layer))
-            if record.encoding == RAW:
-                left, right = factor, numbers[None]
+        ranks, parts, vectors = [], [], []
+        for record, layer, sizes in zip(records, self.codec.layers, self.codec.sizes, strict=True):
+            if not fits(record, sizes):
+                raise self.codec.misfit(record, layer)
+            if layer.compressible:
+                ranks.append(-1 if record.encoding == RAW else record.rank)
+                parts.append(record.data)
             else:
-                left, right = split(numbers, record.rank, layer)
-                left = left if weight == 1 else left * factor
-            pile = self._piles.setdefault((index, len(left)), _Pile())
-            pile.lefts.append(left)
-            pile.rights.append(right)
-            pile.rank += len(right)
-            pile.entries += numbers.size
-            if pile.rank >= TOGETHER or pile.entries >= max(layer.numel, ENTRIES):
-                self._multiply(index, len(left))
+                vectors.append(record.data)
+            self._room -= record.data.size
+        if self._room > 0:
+            parts = [part.tobytes() for part in parts]  # what waits must not hold the memory of all that came with it
+        self._waiting.append((weight, ranks, parts, b"".join(vectors)))
+        if self._room <= 0:
+            self._multiply()
 
     def take(self) -> list[Tensor]:
         """Return the sum; empty if nothing was added."""
-        for index, rows in sorted(self._piles):
-            self._multiply(index, rows)
+        if self._waiting:
+            self._multiply()
         return self.totals
 
-    def _multiply(self, index: int, rows: int) -> None:
-        pile = self._piles.pop((index, rows))
-        parts = np.concatenate(pile.lefts, axis=1), np.concatenate(pile.rights)
-        left, right = (to_device(torch.from_numpy(part), self.device) for part in parts)
-        self.totals[index].view(rows, -1).addmm_(left, right)
+    def _multiply(self) -> None:
+        layers = self.codec.layers
+        self.totals = self.totals or [
+            part.view(layer.shape) if not layer.compressible else torch.zeros(layer.shape, device=self.device)
+            for layer, part in zip(layers, self._each, strict=True)
+        ]
+        waiting, self._waiting, self._room = self._waiting, [], self._most
+        if len(self._vectors):
+            self._add_raw(self._vectors, [(weight, vectors) for weight, _, _, vectors in waiting])
+        matrices = (total for total, layer in zip(self.totals, layers, strict=True) if layer.compressible)
+        for index, total in enumerate(matrices):
+            of_layer = [(weight, ranks[index], parts[index]) for weight, ranks, parts, _ in waiting]
+            if whole := [(weight, part) for weight, rank, part in of_layer if rank < 0]:
+                self._add_raw(total.view(-1), whole)
+            if factors := [each for each in of_layer if each[1] > 0]:
+                self._add_factors(total.view(len(total), -1), factors)
+
+    def _add_raw(self, total: Tensor, tensors: Sequence[tuple[float, Part]]) -> None:
+        weights, parts = zip(*tensors, strict=True)
+        self._add_product(total[None], torch.from_numpy(np.array([weights], np.float32)), parts)
+
+    def _add_factors(self, total: Tensor, factors: Sequence[tuple[float, int, Part]]) -> None:
+        (weights, ranks, parts), rows = zip(*factors, strict=True), len(total)
+        left = torch.empty(rows, sum(ranks))
+        lefts = [np.ndarray((rows, rank), NUMBER, part) for rank, part in zip(ranks, parts, strict=True)]
+        np.concatenate(lefts, axis=1, out=left.numpy())
+        if set(weights) != {1}:
+            left *= torch.from_numpy(np.repeat(np.array(weights, np.float32), ranks))
+        cuts = [memoryview(part)[4 * rows * rank :] for rank, part in zip(ranks, parts, strict=True)]
+        self._add_product(total, left, cuts)
+
+    def _add_product(self, total: Tensor, left: Tensor, rights: Sequence[Part | memoryview]) -> None:
+        right = torch.empty(left.shape[1], total.shape[1])  # begins on 64 bytes, as in decode()
+        right.view(-1).numpy().view(np.uint8)[:] = np.frombuffer(b"".join(rights), np.uint8)
+        total.addmm_(to_device(left, self.device), to_device(right, self.device))

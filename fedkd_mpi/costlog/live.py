@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
@@ -35,29 +36,27 @@ class LiveFile:
         self._file = h5py.File(h5f.open(os.fsencode(path), h5f.ACC_RDWR | h5f.ACC_SWMR_WRITE, fapl=access))
         data = {table: {name: self._file[table][name] for name in names} for table, names in columns.items()}
         self.widths = {table: {name: each.shape[1:] for name, each in names.items()} for table, names in data.items()}
-        self._columns = {table: {name: _Column(each) for name, each in names.items()} for table, names in data.items()}
-        self._rows = {table: len(next(iter(names.values()))) for table, names in data.items()}
-        self._chunks = {table: [_chunk(each) for each in names.values()] for table, names in data.items()}
-        self._base = path.stat().st_size + _FILE_OVERHEAD - self._chunk_bytes(self._rows)
+        self._tables = {table: _Table(names) for table, names in data.items()}
+        self._chunks = self._chunk_bytes({})
+        self._base = path.stat().st_size + _FILE_OVERHEAD - self._chunks
 
     def append(self, rows: Tables, last: str) -> None:
         """Append rows to some tables: readers see them only from the moment the table `last` has them all.
 
         Raises OSError or RuntimeError where the file cannot be written.
         """
-        grown = self._rows | {table: self._rows[table] + _height(columns) for table, columns in rows.items()}
-        room = self._base + self._chunk_bytes(grown)
-        self._reserve(room)
+        chunks = self._chunk_bytes({table: _height(columns) for table, columns in rows.items()})
+        if grows := chunks > self._chunks:
+            self._reserve(self._base + chunks)
+            self._chunks = chunks
         for table, columns in rows.items():
-            for name, values in columns.items():
-                if (table, name) != (last, "round"):
-                    self._columns[table][name].extend(self._rows[table], values)
+            self._tables[table].append(columns, but="round" if table == last else None)
         # Readers go by the `round` column: it may reach the file only when all the rest is there.
         self._file.flush()
-        self._reserve(room)  # flushing cuts off what was not needed
-        self._columns[last]["round"].extend(self._rows[last], rows[last]["round"])
+        if grows:
+            self._reserve(self._base + chunks)  # flushing cuts off what was not needed
+        self._tables[last].number(rows[last]["round"])
         self._file.flush()
-        self._rows = grown
 
     def close(self) -> None:
         """Close the file; all that was appended is in it already."""
@@ -65,8 +64,8 @@ class LiveFile:
         with suppress(OSError, RuntimeError):
             self._file.close()
 
-    def _chunk_bytes(self, rows: Mapping[str, int]) -> int:
-        return sum(-(-rows[table] // count) * size for table, chunks in self._chunks.items() for count, size in chunks)
+    def _chunk_bytes(self, more: Mapping[str, int]) -> int:
+        return sum(each.chunk_bytes(more.get(table, 0)) for table, each in self._tables.items())
 
     def _reserve(self, size: int) -> None:
         # HDF5 does not survive a full disk: it crashes at exit. So the disk is asked for room before HDF5 writes.
@@ -76,22 +75,46 @@ class LiveFile:
                 file.write(bytes(missing))
 
 
-class _Column:
-    """One growing dataset: dataset.resize() and dataset[start:] = values, without what h5py looks up every time."""
+class _Table:
+    """The columns of a growing table: HDF5 alone, without what h5py looks up every time."""
 
-    def __init__(self, dataset: h5py.Dataset):
-        self._dataset, self._dtype = dataset.id, dataset.dtype
-        self._type, self._space = dataset.id.get_type(), dataset.id.get_space()
+    def __init__(self, columns: Mapping[str, h5py.Dataset]):
+        self._columns = {name: (each.id, each.id.get_type(), each.shape[1:]) for name, each in columns.items()}
+        self._rows = _height(columns)
+        widths = {width for _, _, width in self._columns.values() if 0 not in width}
+        self._numbers = h5s.create_simple((self._rows,), (h5s.UNLIMITED,))
+        self._spaces = {width: h5s.create_simple((self._rows, *width)) for width in widths}
+        self._chunks: Counter[int] = Counter()  # bytes of chunks, by their rows
+        for each in columns.values():
+            pages = -(-each.dtype.itemsize * math.prod(each.chunks) // PAGE)
+            self._chunks[each.chunks[0]] += pages * PAGE + _CHUNK_OVERHEAD
 
-    def extend(self, start: int, values: np.ndarray) -> None:
-        shape = (start + len(values), *values.shape[1:])
-        self._dataset.set_extent(shape)
-        if values.size:
-            self._space.set_extent_simple(shape, shape)
-            self._space.select_hyperslab((start,) + (0,) * (values.ndim - 1), values.shape)
-            self._dataset.write(
-                _memory(values.shape), self._space, np.ascontiguousarray(values, self._dtype), self._type
-            )
+    def append(self, values: Mapping[str, np.ndarray], but: str | None) -> None:
+        """Write rows to all columns except one that number() is called for."""
+        first, count = self._rows, _height(values)
+        self._rows += count
+        if not count:
+            return
+        for width, space in self._spaces.items():
+            space.set_extent_simple((self._rows, *width))
+            space.select_hyperslab((first, *(0 for _ in width)), (count, *width))
+        for name, (dataset, kind, width) in self._columns.items():
+            if name != but:
+                dataset.set_extent((self._rows, *width))
+            if name != but and width in self._spaces:
+                dataset.write(_memory((count, *width)), self._spaces[width], np.ascontiguousarray(values[name]), kind)
+
+    def number(self, values: np.ndarray) -> None:
+        """Write the column `round` of the rows that were appended last: it ends with them."""
+        dataset, kind, _ = self._columns["round"]
+        dataset.set_extent((self._rows,))
+        self._numbers.set_extent_simple((self._rows,))
+        self._numbers.select_hyperslab((self._rows - len(values),), values.shape)
+        dataset.write(_memory(values.shape), self._numbers, np.ascontiguousarray(values), kind)
+
+    def chunk_bytes(self, more: int) -> int:
+        """Return the most bytes that the chunks of all rows take, and of so many more."""
+        return sum(-(-(self._rows + more) // count) * size for count, size in self._chunks.items())
 
 
 @lru_cache(maxsize=64)
@@ -99,10 +122,5 @@ def _memory(shape: tuple[int, ...]) -> h5s.SpaceID:
     return h5s.create_simple(shape)
 
 
-def _chunk(dataset: h5py.Dataset) -> tuple[int, int]:
-    pages = -(-dataset.dtype.itemsize * math.prod(dataset.chunks) // PAGE)
-    return dataset.chunks[0], pages * PAGE + _CHUNK_OVERHEAD
-
-
-def _height(columns: Mapping[str, np.ndarray]) -> int:
+def _height(columns: Mapping[str, np.ndarray | h5py.Dataset]) -> int:
     return len(next(iter(columns.values())))

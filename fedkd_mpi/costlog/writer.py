@@ -26,16 +26,22 @@ class Writer:
             self.rounds_completed = log.rounds_completed
             self._world_size, numbers = log.attrs["world_size"], log["rounds"]["round"]
             declared = schema.growing(log.attrs["metrics"])
-            self._columns = {
-                table: {name: column for name, column in columns.items() if name in log[table]}
-                for table, columns in declared.items()
+            columns = {
+                table: {name: column for name, column in names.items() if name in log[table]}
+                for table, names in declared.items()
             }
         self.path = path
         self._next = int(numbers[-1]) + 1 if len(numbers) else None
         self._lock, self._finished = threading.RLock(), False
         self._fault = f"the log {path} is closed"
-        self._file: LiveFile | None = LiveFile(path, self._columns)
-        self._widths = self._file.widths
+        self._file: LiveFile | None = LiveFile(path, columns)
+        widths = self._file.widths
+        self._columns = {
+            table: {name: (column, np.dtype(column.dtype), widths[table][name]) for name, column in names.items()}
+            for table, names in columns.items()
+        }
+        self._given = {table: self._columns[table].keys() - {"round"} for table in ("uplink", "downlink", "training")}
+        self._given |= {table: self._columns[table].keys() for table in ("rounds", "mpi")}
 
     @classmethod
     def create(
@@ -122,11 +128,10 @@ class Writer:
         byte sums do not agree; ValueError on wrong names, shapes or types, or a round out of turn.
         """
         with self._lock:
-            _check_names("rounds", rounds, self._columns["rounds"])
-            _check_names("uplink", uplink, self._columns["uplink"].keys() - {"round"})
-            _check_names("downlink", downlink, self._columns["downlink"].keys() - {"round"})
-            _check_names("training", training, self._columns["training"].keys() - {"round"})
-            _check_names("mpi", mpi, self._columns["mpi"])
+            given = {"rounds": rounds, "uplink": uplink, "downlink": downlink, "training": training, "mpi": mpi}
+            for table, values in given.items():
+                if values.keys() != self._given[table]:
+                    _check_names(table, values, self._given[table])
             number = int(rounds["round"])
             if number != (max(0, number) if self._next is None else self._next):
                 raise ValueError(f"round {number} in {self.path}, where round {self._next or 0} is due")
@@ -195,13 +200,12 @@ class Writer:
 
     def _checked(self, table: str, given: Mapping[str, Any], count: int) -> dict[str, np.ndarray]:
         rows = {}
-        for name, column in self._columns[table].items():
-            width = self._widths[table][name]
-            if column.axis == "mpi_rank":
-                values = _checked(f"{table}/{name}", column, given[name], (count, self._world_size))
-                rows[name] = files.widen(values, *width)
-            else:
-                rows[name] = _checked(f"{table}/{name}", column, given[name], (count, *width))
+        for name, (column, dtype, width) in self._columns[table].items():
+            values, of_process = given[name], column.axis == "mpi_rank"
+            shape = (count, self._world_size) if of_process else (count, *width)
+            if type(values) is not np.ndarray or values.dtype != dtype or values.shape != shape:
+                values = _checked(f"{table}/{name}", column, values, shape)
+            rows[name] = files.widen(values, *width) if of_process and shape[1:] != width else values
         return rows
 
     def _write(self, what: str, number: int, last: str, rows: files.Tables) -> None:
