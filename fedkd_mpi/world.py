@@ -1,7 +1,7 @@
 """The processes of a run: buffer collectives, sleeping waits, byte counters, shared arrays, the end of a failing job.
 
-Waiting costs nearly no CPU: each process sends rank 0 a message when it arrives, and sleeps (doorbell.py) until rank 0's
-lets it go on; a few bytes, such as lengths, travel in these. Payloads then move in blocking calls, at full speed.
+Waiting costs nearly no CPU: each process sends rank 0 a message when it arrives, and sleeps (doorbell.py) until one from
+rank 0 lets it go on. A few bytes, such as lengths, travel in these; payloads then move in blocking calls, at full speed.
 """
 
 from __future__ import annotations
@@ -144,10 +144,8 @@ class World:
                 into = [np.diff(edges).tolist(), (edges[:-1] - low).tolist(), self._mpi.BYTE]
                 window = None if whole is None else [whole[low : low + self.count_limit], *into]
                 channel.Gatherv([piece, self._mpi.BYTE], window)
-        if self.is_root:
-            self.counters.add(received=total - flat.size, payload=payload)
-        else:
-            self.counters.add(sent=flat.size, payload=payload)
+        sent, received = (0, total - flat.size) if self.is_root else (flat.size, 0)
+        self.counters.add(sent=sent, received=received, payload=payload)
         return whole
 
     def gather_all(self, own: np.ndarray) -> np.ndarray:
