@@ -1,7 +1,7 @@
 """The processes of a run: buffer collectives, sleeping waits, byte counters, shared arrays, the end of a failing job.
 
-Waiting costs nearly no CPU: each process sends rank 0 a message when it arrives, and sleeps (doorbell.py) until one from
-rank 0 lets it go on. A few bytes, such as lengths, travel in these; payloads then move in blocking calls, at full speed.
+Waiting costs nearly no CPU: each process sends rank 0 a message when it arrives, and sleeps (doorbell.py) until another
+lets it go on. A few bytes, such as lengths, travel in these; payloads then move in blocking calls, at full speed.
 """
 
 from __future__ import annotations
