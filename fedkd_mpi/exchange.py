@@ -1,4 +1,4 @@
-"""Messages between processes: fixed-size headers first, waited for asleep, then payloads at full speed."""
+"""Messages between processes: their lengths first, waited for asleep, then whole messages at full speed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fedkd_mpi.cohort import arrival
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.stopwatch import Stopwatch
 from fedkd_mpi.wire import SERVER, SKIPPED, UPDATE
-from fedkd_mpi.world import World
+from fedkd_mpi.world import NOTHING, World
 
 __all__ = ["SERVER", "SKIPPED", "UPDATE", "Message", "Receipt", "downlink", "make_message", "uplink"]
 
 
-WINDOW = 8 * 2**20  # bytes of payloads that the server holds at a time
+WINDOW = 8 * 2**20  # bytes of messages that the server holds at a time
 
 
 class Receipt(NamedTuple):
@@ -31,14 +31,23 @@ class Receipt(NamedTuple):
 
 @dataclass(frozen=True)
 class Message:
-    """A header and a payload, as uint8 arrays."""
+    """A header and the payload behind it, in one uint8 array."""
 
-    header: np.ndarray
-    payload: np.ndarray
+    whole: np.ndarray
+
+    @property
+    def header(self) -> np.ndarray:
+        """uint8 [HEADER_BYTES]."""
+        return self.whole[: wire.HEADER_BYTES]
+
+    @property
+    def payload(self) -> np.ndarray:
+        """uint8 [payload bytes]."""
+        return self.whole[wire.HEADER_BYTES :]
 
     @cached_property
     def parsed(self) -> wire.Header:
-        """The header's fields."""
+        """The header's fields; raises WireError if it is none."""
         return wire.unpack_header(self.header)
 
     def records(self, layers: int) -> list[wire.Record]:
@@ -55,46 +64,60 @@ class Message:
     def receipt(self, records: Sequence[wire.Record]) -> Receipt:
         """Return what the log says of this message, whose records these are."""
         layers = [(record.rank, record.data.size) for record in records]
-        return Receipt(self.header.size + self.payload.size, layers)
+        return Receipt(self.whole.size, layers)
 
 
 def make_message(round_index: int, sender: int, samples: int, records: Sequence[wire.Record] | None) -> Message:
     """Return the message of an update, or of a skipped one where records is None."""
-    payload = wire.pack(records or [])
+    message = Message(wire.pack(records or [], room=wire.HEADER_BYTES))
     kind = SKIPPED if records is None else UPDATE
-    return Message(wire.pack_header(kind, round_index, sender, len(records or []), samples, payload), payload)
+    message.header[:] = wire.pack_header(kind, round_index, sender, len(records or []), samples, message.payload)
+    return message
 
 
 def uplink(world: World, watch: Stopwatch, messages: Sequence[Message], hosts: np.ndarray) -> Iterator[Message]:
     """Yield the clients' messages on the server, in client order, and nothing elsewhere; all processes run through it.
 
     `hosts` is the mpi rank of every client of the cohort, known to all; each process gives its own clients' messages in
-    that order. The server holds the payloads of one window at a time: it reads those before it asks for more,
-    however many clients there are.
+    that order. The server holds one window of messages at a time: it reads those before it asks for more, however many
+    clients there are. Raises RunFault naming the process whose message is none.
     """
-    own = _joined([message.header for message in messages])
     with watch("wait"):
-        counts = wire.HEADER_BYTES * np.bincount(hosts, minlength=world.world_size)
-        headers = world.gather(own, counts.tolist(), payload=True, sleeping=True)
-    sizes = np.zeros(len(hosts), np.int64)
-    if headers is not None:
-        headers = headers.reshape(-1, wire.HEADER_BYTES)[arrival(hosts)]
-        sizes[:] = [wire.unpack_header(header).payload_bytes for header in headers]
-    with watch("gather"):
-        world.broadcast(sizes)  # with these, all know what goes in which window
+        lengths = _lengths(world, messages, hosts)  # with these, all know what goes in which window
     places = np.flatnonzero(hosts == world.mpi_rank)  # of its own messages in the cohort
-    for start, stop in windows(sizes):
-        senders, lengths = hosts[start:stop], sizes[start:stop]
-        counts = np.bincount(senders, lengths, world.world_size).astype(np.int64)
-        mine = messages[np.searchsorted(places, start) : np.searchsorted(places, stop)]
+    for start, stop in windows(lengths):
+        senders, sizes = hosts[start:stop], lengths[start:stop]
+        counts = np.bincount(senders, sizes, world.world_size).astype(np.int64)
+        if start:
+            with watch("wait"):
+                world.release()
         with watch("gather"):
-            own = _joined([message.payload for message in mine])
-            payloads = world.gather(own, counts.tolist(), payload=True, sleeping=start > 0)
-        if headers is not None and payloads is not None:
-            parts = np.split(payloads, lengths[senders.argsort(kind="stable")].cumsum()[:-1])
-            for index, place in enumerate(arrival(senders), start):
-                yield Message(headers[index], parts[place])
-        payloads = parts = None  # this window's memory is for the next one
+            own = _joined(messages[np.searchsorted(places, start) : np.searchsorted(places, stop)])
+            arrived = world.gather(own, counts.tolist(), payload=True)
+        if arrived is not None:
+            parts = np.split(arrived, sizes[senders.argsort(kind="stable")].cumsum()[:-1])
+            for sender, place in zip(senders, arrival(senders), strict=True):
+                yield _checked(Message(parts[place]), sender)
+        arrived = parts = None  # this window's memory is for the next one
+
+
+def _lengths(world: World, messages: Sequence[Message], hosts: np.ndarray) -> np.ndarray:
+    """Return the bytes of every message of the cohort, in client order: int64 [clients]."""
+    own = np.array([message.whole.size for message in messages], np.int64)
+    counts = own.itemsize * np.bincount(hosts, minlength=world.world_size)
+    lengths = world.meet(own, counts.tolist()).view(np.int64)[arrival(hosts)]
+    for mpi_rank, length in zip(hosts, lengths, strict=True):
+        if length < wire.HEADER_BYTES:
+            raise RunFault(f"damaged message: rank {mpi_rank} announces {length} bytes, less than a header has")
+    return lengths
+
+
+def _checked(message: Message, mpi_rank: int) -> Message:
+    try:
+        _ = message.parsed
+    except wire.WireError as error:
+        raise RunFault(f"damaged message of rank {mpi_rank}: {error}") from None
+    return message
 
 
 def windows(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -107,15 +130,17 @@ def windows(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def downlink(world: World, watch: Stopwatch, message: Message | None) -> Message:
-    """Broadcast the server's message to every process."""
-    header = message.header if message else np.empty(wire.HEADER_BYTES, np.uint8)
+    """Broadcast the server's message to every process; to be called after an uplink, from which all come at once."""
+    length = np.array([message.whole.size if message else 0])
     with watch("wait"):
-        world.broadcast(header, payload=True, sleeping=True)
-    payload = message.payload if message else np.empty(wire.unpack_header(header).payload_bytes, np.uint8)
+        world.release(length)
     with watch("broadcast"):
-        world.broadcast(payload, payload=True, sleeping=False)
-    return Message(header, payload)
+        answer = message or Message(np.empty(length[0], np.uint8))
+        world.broadcast(answer.whole, payload=True)
+    return answer
 
 
-def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate(parts) if parts else np.empty(0, np.uint8)
+def _joined(messages: Sequence[Message]) -> np.ndarray:
+    if len(messages) == 1:
+        return messages[0].whole
+    return np.concatenate([message.whole for message in messages]) if messages else NOTHING

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from types import ModuleType, TracebackType
 from typing import NoReturn
 
+from fedkd_mpi.counters import Counters
 from fedkd_mpi.errors import UserError
-from fedkd_mpi.world import Counters, World
+from fedkd_mpi.world import World
 
 __all__ = ["Counters", "World", "install_excepthook", "launched", "launcher", "leave", "open_world"]
 

@@ -73,16 +73,16 @@ class WireError(ValueError):
     """A message that is damaged or not ours; the text says what is wrong with it."""
 
 
-def pack(records: Sequence[Record]) -> np.ndarray:
-    """Return the payload of the records: contiguous uint8 [payload bytes]."""
-    payload = np.empty(sum(RECORD_BYTES + record.data.size for record in records), np.uint8)
-    at = 0
+def pack(records: Sequence[Record], room: int = 0) -> np.ndarray:
+    """Return the payload of the records behind so many bytes of room: contiguous uint8 [room + payload bytes]."""
+    packed = np.empty(room + sum(RECORD_BYTES + record.data.size for record in records), np.uint8)
+    at = room
     for record in records:
-        RECORD.pack_into(payload, at, record.encoding, record.rank, record.data.size)
+        RECORD.pack_into(packed, at, record.encoding, record.rank, record.data.size)
         at += RECORD_BYTES
-        payload[at : at + record.data.size] = record.data
+        packed[at : at + record.data.size] = record.data
         at += record.data.size
-    return payload
+    return packed
 
 
 def pack_header(

@@ -1,7 +1,7 @@
 """The processes of a run: buffer collectives, sleeping waits, byte counters, shared arrays, the end of a failing job.
 
-Waiting costs nearly no CPU: each process tells rank 0 by an empty message that it has arrived, and sleeps (doorbell.py)
-until rank 0 lets all go; then the bytes move in blocking calls, at full speed.
+Waiting costs nearly no CPU: each process sends rank 0 a message when it arrives, and sleeps (doorbell.py) until another
+lets it go on. A few bytes, such as lengths, travel in these; payloads then move in blocking calls, at full speed.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NoReturn
 
 import numpy as np
 
 from fedkd_mpi import shared_memory
+from fedkd_mpi.counters import Counters
 from fedkd_mpi.doorbell import Doorbell, reachable
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.faults import GRACE, LastWords
@@ -28,24 +28,7 @@ COUNT_LIMIT = 2**31 - 1  # what one call can carry: Open MPI 5 has no large-coun
 HOSTNAME_BYTES = 64  # HOST_NAME_MAX of Linux
 LAST_WORDS = 0.2  # seconds for a launcher to fetch what was printed: MPICH's drops it when the job is aborted
 ARRIVED, GO = 1, 2  # tags
-
-
-@dataclass
-class Counters:
-    """Bytes a process handed to MPI and got from it (payload_*: the part flagged so), seconds of its sleeping waits."""
-
-    bytes_sent: int = 0
-    bytes_received: int = 0
-    payload_bytes_sent: int = 0
-    payload_bytes_received: int = 0
-    seconds_waited: float = 0.0
-
-    def add(self, *, sent: int = 0, received: int = 0, payload: bool = False) -> None:
-        """Count one collective."""
-        self.bytes_sent += sent
-        self.bytes_received += received
-        self.payload_bytes_sent += sent * payload
-        self.payload_bytes_received += received * payload
+NOTHING = np.empty(0, np.uint8)
 
 
 class World:
@@ -96,22 +79,42 @@ class World:
 
     def barrier(self) -> None:
         """Sleep until every process has arrived here."""
+        self.meet(NOTHING, [0] * self.world_size)
+
+    def meet(self, own: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+        """Return everywhere the few bytes of every process in rank order (uint8); sleeps until all have arrived.
+
+        They travel in the very messages that say so. `own` is contiguous, of any type; `counts` are the bytes of every
+        process, known to all. Raises ValueError where `own` is not as long as announced.
+        """
+        flat = self._announced(own, counts)
         if self.world_size == 1:
-            return
-        others = range(1, self.world_size)
+            return flat
+        everyone = np.empty(sum(counts), np.uint8)
         with self.place.in_collective():
             if self.is_root:
-                coming = [self._control.Irecv(bytearray(), rank, ARRIVED) for rank in others]
-                self._sleep_until(lambda: all(request.Test() for request in coming))
-                going = [self._control.Isend(b"", rank, GO) for rank in others]
-                self._bell.ring(*others)
-                self._mpi.Request.Waitall(going)
+                parts = np.split(everyone, np.cumsum(counts)[:-1])
+                parts[0][:] = flat
+                coming = [self._control.Irecv(part, rank, ARRIVED) for rank, part in enumerate(parts) if rank]
+                self._sleep_until(lambda: self._mpi.Request.Testall(coming))
+                self._let_go(everyone)
+                self.counters.add(received=everyone.size - flat.size)
             else:
-                go = self._control.Irecv(bytearray(), 0, GO)
-                arrived = self._control.Isend(b"", 0, ARRIVED)
+                arrived = self._control.Isend(flat, 0, ARRIVED)
                 self._bell.ring(0)
-                self._sleep_until(go.Test)
+                self._wait_for_go(everyone)
                 arrived.Wait()
+                self.counters.add(sent=flat.size)
+        return everyone
+
+    def release(self, buffer: np.ndarray = NOTHING) -> None:
+        """Fill the contiguous `buffer`, a few bytes, as long on every process, with rank 0's; the others sleep for it.
+
+        Rank 0 waits for nobody: call it where all have just sent rank 0 something, or it may run far ahead of them.
+        """
+        if self.world_size > 1:
+            with self.place.in_collective():
+                (self._let_go if self.is_root else self._wait_for_go)(_flat(buffer))
 
     def gather(
         self, own: np.ndarray, counts: Sequence[int] | None = None, *, payload: bool = False, sleeping: bool = False
@@ -122,54 +125,38 @@ class World:
         None, the sizes go first. `sleeping` waits asleep for all to arrive; without it, call it when they have.
         Raises ValueError where `own` is not as long as announced.
         """
-        flat = _flat(own)
         if counts is None:
-            counts = self.gather_all(np.array([flat.size])).view(np.int64)[:, 0]
+            counts = self.gather_all(np.array([own.nbytes])).view(np.int64)[:, 0]
         elif sleeping:
             self.barrier()
-        if flat.size != counts[self.mpi_rank]:
-            raise ValueError(f"rank {self.mpi_rank} gathers {flat.size} bytes, announced {counts[self.mpi_rank]}")
+        flat = self._announced(own, counts)
         if self.world_size == 1:
             return flat
         starts = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
         first, total = int(starts[self.mpi_rank]), int(starts[-1])
         whole = np.empty(total, np.uint8) if self.is_root else None
+        channel = self._payload if payload else self._control
         # Counts and displacements are 32 bits wide; windows over the whole keep both small, whoever sends how much.
         with self.place.in_collective():
             for low in range(0, total, self.count_limit):
                 edges = np.clip(starts, low, low + self.count_limit)
                 piece = flat[edges[self.mpi_rank] - first : edges[self.mpi_rank + 1] - first]
-                into = None
-                if whole is not None:
-                    window = whole[low : low + self.count_limit]
-                    into = [window, np.diff(edges).tolist(), (edges[:-1] - low).tolist(), self._mpi.BYTE]
-                self._channel(payload).Gatherv([piece, self._mpi.BYTE], into)
-        if self.is_root:
-            self.counters.add(received=total - flat.size, payload=payload)
-        else:
-            self.counters.add(sent=flat.size, payload=payload)
+                into = [np.diff(edges).tolist(), (edges[:-1] - low).tolist(), self._mpi.BYTE]
+                window = None if whole is None else [whole[low : low + self.count_limit], *into]
+                channel.Gatherv([piece, self._mpi.BYTE], window)
+        sent, received = (0, total - flat.size) if self.is_root else (flat.size, 0)
+        self.counters.add(sent=sent, received=received, payload=payload)
         return whole
 
     def gather_all(self, own: np.ndarray) -> np.ndarray:
-        """Return uint8 [world_size, n] everywhere: the n bytes of each, n the same; sleeps until all have arrived."""
-        flat = _flat(own)
-        self.barrier()
-        if self.world_size == 1:
-            return flat[None]
-        everyone = np.empty((self.world_size, flat.size), np.uint8)
-        with self.place.in_collective():
-            self._control.Allgather(flat, everyone)
-        others = flat.size * (self.world_size - 1)
-        self.counters.add(sent=others, received=others)
-        return everyone
+        """Return uint8 [world_size, n] everywhere: the few, n bytes of each, n the same; sleeps until all are here."""
+        return self.meet(own, [own.nbytes] * self.world_size).reshape(self.world_size, -1)
 
-    def broadcast(self, buffer: np.ndarray, *, payload: bool = False, sleeping: bool = False) -> None:
-        """Fill the contiguous `buffer`, as long on every process, with rank 0's bytes; `sleeping` as in `gather`."""
-        if sleeping:
-            self.barrier()
+    def broadcast(self, buffer: np.ndarray, *, payload: bool = False) -> None:
+        """Fill the contiguous `buffer`, as long on every process, with rank 0's bytes."""
         if self.world_size > 1:
             with self.place.in_collective():
-                self._broadcast(self._channel(payload), _flat(buffer), 0, payload)
+                self._broadcast(self._payload if payload else self._control, _flat(buffer), 0, payload)
 
     def agree(self, error: str | None) -> str | None:
         """Return everywhere the message of the lowest rank that has one; sleeps until all have arrived."""
@@ -190,8 +177,7 @@ class World:
             result = work()
         except UserError as refusal:
             error = str(refusal)
-        error = self.agree(error)
-        if error is not None:
+        if error := self.agree(error):
             raise UserError(error)
         return result
 
@@ -228,7 +214,7 @@ class World:
             for name, array in arrays.items():
                 shared[name][...] = array
         self.barrier()
-        for window in self._windows[-1:]:
+        if self.node_size > 1:
             window.Fence()
         for array in shared.values():
             array.flags.writeable = False
@@ -268,8 +254,21 @@ class World:
         if self._finalize:
             self._mpi.Finalize()
 
-    def _channel(self, payload: bool) -> Any:
-        return self._payload if payload else self._control
+    def _announced(self, own: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+        if own.nbytes != counts[self.mpi_rank]:
+            raise ValueError(f"rank {self.mpi_rank} gathers {own.nbytes} bytes, announced {counts[self.mpi_rank]}")
+        return _flat(own)
+
+    def _let_go(self, flat: np.ndarray) -> None:
+        others = range(1, self.world_size)
+        going = [self._control.Isend(flat, rank, GO) for rank in others]
+        self._bell.ring(*others)
+        self._mpi.Request.Waitall(going)
+        self.counters.add(sent=flat.size * len(others))
+
+    def _wait_for_go(self, flat: np.ndarray) -> None:
+        self._sleep_until(self._control.Irecv(flat, 0, GO).Test)
+        self.counters.add(received=flat.size)
 
     def _broadcast(self, communicator: Any, flat: np.ndarray, root: int, payload: bool = False) -> None:
         for low in range(0, flat.size, self.count_limit):

@@ -33,5 +33,7 @@ for turn in range(1_000_000):
         ctypes.PyDLL(None).sleep(10_000)  # PyDLL keeps the interpreter lock: no thread of this process runs
     time.sleep(0.01)
     world.place.at(turn, "uplink")
-    world.broadcast(numbers, sleeping=what != "bulk")
+    if what != "bulk":
+        world.barrier()
+    world.broadcast(numbers)
     (folder / f"ready-{world.mpi_rank}").touch()

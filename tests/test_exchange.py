@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedkd_mpi import exchange
 from fedkd_mpi.errors import RunFault
-from fedkd_mpi.exchange import SERVER, SKIPPED, UPDATE, Message, downlink, make_message, uplink
+from fedkd_mpi.exchange import SERVER, SKIPPED, UPDATE, WINDOW, Message, downlink, make_message, uplink
 from fedkd_mpi.mpi import World
 from fedkd_mpi.stopwatch import Stopwatch
 from fedkd_mpi.wire import HEADER_BYTES, RECORD_BYTES, Record
@@ -80,8 +83,16 @@ def test_the_server_asks_for_a_window_only_after_the_last_has_been_read(
 
     monkeypatch.setattr(world, "gather", watched)
     for message in uplink(world, Stopwatch(), own, hosts):
-        assert held[-1] <= max(window, message.payload.size)
-    assert len(held) == 1 + (1 if window > 2500 else 3)  # the headers, then 26 + 1027, 2028 + 29, 4030 bytes
+        assert held[-1] <= max(window, message.whole.size)
+    assert len(held) == (1 if window > 2500 else 3)  # 66 + 1067, 2068 + 69, 4070 bytes
+
+
+@given(sizes=st.lists(st.integers(0, 3 * WINDOW), max_size=50))
+def test_windows_hold_all_messages_in_order_and_no_more_than_fit(sizes: list[int]):
+    parts = [sizes[start:stop] for start, stop in exchange.windows(np.array(sizes, np.int64))]
+    assert [size for part in parts for size in part] == sizes
+    assert all(len(part) == 1 or sum(part) <= WINDOW for part in parts)
+    assert all(sum(part) + after[0] > WINDOW for part, after in pairwise(parts))
 
 
 @pytest.mark.mpi
@@ -108,12 +119,9 @@ def test_what_is_counted_is_what_the_messages_hold(world: World):
 
 def damaged(what: str) -> Message:
     message = make_message(2, 5, 10, records(1))
-    payload = message.payload.copy()
     if what == "flipped":
-        payload[100] ^= 1
-    if what == "short":
-        payload = payload[:-1]
-    return Message(message.header, payload)
+        message.payload[100] ^= 1
+    return Message(message.whole[:-1] if what == "short" else message.whole)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +140,32 @@ def test_damage_names_round_and_sender(what: str, layers: int, reason: str):
     with pytest.raises(RunFault, match="damaged message") as caught:
         server.records(LAYERS + 1)
     assert caught.value.place() == "round 2"
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("length", [0, HEADER_BYTES - 1])
+def test_a_length_that_holds_no_header_is_refused_by_all_and_names_the_process(world: World, length: int):
+    last = world.world_size - 1
+    own = [make_message(0, 1, 1, [])] if world.mpi_rank == 1 else []
+    if world.mpi_rank == last:
+        own = [Message(np.zeros(length, np.uint8))]
+    with pytest.raises(RunFault, match=f"damaged message: rank {last} announces {length} bytes"):
+        list(uplink(world, Stopwatch(), own, np.array([1, last])))
+
+
+@pytest.mark.mpi
+def test_a_message_that_is_none_names_the_process_it_came_from(world: World):
+    own = [] if world.is_root else [make_message(0, world.mpi_rank, 1, records(1))]
+    if world.mpi_rank == world.world_size - 1:
+        own[0].header[0] ^= 1
+    arriving = uplink(world, Stopwatch(), own, np.arange(1, world.world_size))
+    if not world.is_root:
+        assert not list(arriving)
+        return
+    for _ in range(world.world_size - 2):
+        assert next(arriving).records(LAYERS)
+    with pytest.raises(RunFault, match=f"damaged message of rank {world.world_size - 1}: message starts with"):
+        next(arriving)
 
 
 def test_a_message_does_not_follow_the_weights_it_was_made_of():

@@ -68,12 +68,43 @@ def test_gather_refuses_another_length_than_announced(world: World) -> None:
 
 
 @pytest.mark.mpi
+@pytest.mark.parametrize("size", [0, 1, 3, 100_000])  # 100_000: longer than what an MPI sends before it is asked for
+def test_all_get_the_bytes_of_all_when_they_meet(world: World, size: int) -> None:
+    counts = [8 * size * rank for rank in range(world.world_size)]
+    own = np.full(size * world.mpi_rank, world.mpi_rank)
+    everyone = world.meet(own, counts).view(np.int64)
+    np.testing.assert_array_equal(everyone, np.repeat(range(world.world_size), [count // 8 for count in counts]))
+    rows = world.gather_all(np.full((2, size), world.mpi_rank, np.uint8))
+    np.testing.assert_array_equal(rows, np.repeat(range(world.world_size), 2 * size).reshape(world.world_size, -1))
+
+
+@pytest.mark.mpi
+def test_to_meet_with_another_length_than_announced_is_refused(world: World) -> None:
+    with pytest.raises(ValueError, match="announced 3"):
+        world.meet(np.zeros(1, np.uint8), [3] * world.world_size)
+
+
+@pytest.mark.mpi
+def test_rank_0_lets_all_go_and_waits_for_nobody(world: World) -> None:
+    if not world.is_root:
+        time.sleep(0.3)
+    turns = range(5)
+    buffers = [np.full(3, turn * world.is_root) for turn in turns]
+    began = time.perf_counter()
+    for buffer in buffers:
+        world.release(buffer)
+    assert not world.is_root or time.perf_counter() - began < 0.2
+    np.testing.assert_array_equal(buffers, [[turn] * 3 for turn in turns])
+    world.barrier()
+
+
+@pytest.mark.mpi
 @pytest.mark.parametrize("limit", [2**31 - 1, 3])
 def test_broadcast_fills_any_contiguous_array(world: World, limit: int) -> None:
     world.count_limit = limit
     truth = np.linspace(0, 1, 6, dtype=np.float32).reshape(2, 3)
     buffer = truth.copy() if world.is_root else np.zeros_like(truth)
-    world.broadcast(buffer, sleeping=True)
+    world.broadcast(buffer)
     np.testing.assert_array_equal(buffer, truth)
     with pytest.raises(ValueError, match="contiguous"):
         world.broadcast(buffer.T)
@@ -127,14 +158,16 @@ def test_every_process_knows_its_place(world: World) -> None:
 
 
 @pytest.mark.mpi
-def test_waiting_costs_nearly_no_cpu(world: World) -> None:
+@pytest.mark.parametrize("wait", ["barrier", "release"])
+def test_waiting_costs_nearly_no_cpu(world: World, wait: str) -> None:
     world.take_counters()
     used = time.process_time()
-    if world.mpi_rank == world.world_size - 1:
+    last = world.mpi_rank == (world.world_size - 1 if wait == "barrier" else 0)
+    if last:
         time.sleep(1.0)
-    world.barrier()
+    getattr(world, wait)()
     assert time.process_time() - used < 0.2
-    assert (world.take_counters().seconds_waited > 0.5) == (world.mpi_rank < world.world_size - 1)
+    assert (world.take_counters().seconds_waited > 0.5) != last
 
 
 @pytest.mark.mpi
@@ -142,15 +175,21 @@ def test_nothing_but_time_depends_on_rings(world: World, monkeypatch: pytest.Mon
     monkeypatch.setattr(world._bell, "ring", lambda *ranks: None)
     for value in range(3):
         assert world.gather_all(np.array([value])).view(np.int64)[:, 0].tolist() == [value] * world.world_size
+        told = np.array([value * world.is_root])
+        world.release(told)
+        assert told.tolist() == [value]
 
 
 MONITORED = """
 world.take_counters()
+ranks = range(world.world_size)
 for _ in range(3):
-    counts = [1000 + rank for rank in range(world.world_size)]
-    world.gather(np.zeros(counts[world.mpi_rank], np.uint8), counts, payload=True, sleeping=True)
+    world.meet(np.zeros(50 * world.mpi_rank, np.uint8), [50 * rank for rank in ranks])
+    counts = [1000 + rank for rank in ranks]
+    world.gather(np.zeros(counts[world.mpi_rank], np.uint8), counts, payload=True)
     world.gather(np.zeros(10 * world.mpi_rank, np.uint8))
-    world.broadcast(np.zeros(70_001, np.uint8), payload=True, sleeping=True)
+    world.release(np.zeros(7, np.uint8))
+    world.broadcast(np.zeros(70_001, np.uint8), payload=True)
     world.broadcast(np.zeros(3, np.uint8))
 world.agree("mine" if world.mpi_rank == 2 else None)
 print("COUNTED", *vars(world.take_counters()).values(), flush=True)
@@ -159,8 +198,9 @@ world.close()
 
 
 def test_open_mpi_itself_counts_the_same_bytes(tmp_path: Path) -> None:
-    """The monitoring layer writes, by communicator, what the root of a broadcast (O2A) and of a gather (A2O) and all
-    in an allgather (A2A) moved; what opening and closing a world take is known from a run that does nothing else."""
+    """The monitoring layer writes what went from process to process (E), and by communicator what the root of a
+    broadcast (O2A) and of a gather (A2O) and all in an allgather (A2A) moved; what opening and closing a world take is
+    known from a run that does nothing else."""
     if find("openmpi") is None:
         pytest.skip("only Open MPI has a monitoring layer")
     monitored = []
@@ -177,6 +217,8 @@ def test_open_mpi_itself_counts_the_same_bytes(tmp_path: Path) -> None:
                     communicator = fields[1]
                 elif fields[0] in ("O2A", "A2O", "A2A"):
                     moved[communicator, fields[0]] += int(fields[2].split()[0])
+                elif fields[0] == "E":
+                    moved["E", f"{fields[1]} to {fields[2]}"] += int(fields[3].split()[0])
         monitored.append(moved)
     moved = monitored[1] - monitored[0]
     counted = np.array([line.split()[1:5] for line in done.stdout.splitlines() if line.startswith("COUNTED")], int)
@@ -184,6 +226,10 @@ def test_open_mpi_itself_counts_the_same_bytes(tmp_path: Path) -> None:
     assert moved["fedkd payload", "A2O"] == 3 * (1001 + 1002)
     assert moved["fedkd payload", "O2A"] == 3 * 2 * 70_001
     assert payload_sent == payload_received == sum(n for (name, _), n in moved.items() if name == "fedkd payload")
+    sizes = 3 + 1  # of the gathers that announce none and of agree(): 8 bytes a process
+    assert [moved["E", f"{rank} to 0"] for rank in (1, 2)] == [3 * 50 * rank + 8 * sizes for rank in (1, 2)]
+    assert [moved["E", f"0 to {rank}"] for rank in (1, 2)] == [3 * (50 + 100 + 7) + 3 * 8 * sizes] * 2
+    assert moved["E", "1 to 2"] == moved["E", "2 to 1"] == 0
     assert sent == received == moved.total()
 
 
@@ -247,6 +293,8 @@ def test_one_process_needs_no_launcher() -> None:
 whole = world.gather(np.arange(3.0), [24], payload=True, sleeping=True)
 assert (whole.view(float) == np.arange(3.0)).all()
 world.broadcast(whole)
+assert (world.meet(whole, [24]) == whole).all()
+world.release(whole)
 arrays, meta = world.share({"x": np.arange(3)}, {"a": 1})
 assert arrays["x"].tolist() == [0, 1, 2] and not arrays["x"].flags.writeable and meta == {"a": 1}
 assert world.agree("mine") == "mine" and world.agree(None) is None
