@@ -73,10 +73,10 @@ class Crew:
                 continue
             arrays = {"report": part.report}
             if part.message:
-                arrays |= {"header": part.message.header, "payload": part.message.payload}
+                arrays["message"] = part.message.whole
             self._shelf.fill(self._box[part.client] + 1, arrays)
             hosts.add(int(self.run.hosts[part.client]))
-        self.run.world.ring(*hosts)
+        self.run.world.bell.ring(*hosts)
         return mine
 
     def await_others(self, cohort: Sequence[int], done: Sequence[Contribution]) -> list[Contribution]:
@@ -103,7 +103,7 @@ class Crew:
         return {name: torch.from_numpy(array) for name, array in self._shelf.read(self._box[client]).items()}
 
     def _contribution(self, client: int, arrays: dict[str, np.ndarray]) -> Contribution:
-        message = Message(arrays["header"], arrays["payload"]) if "header" in arrays else None
+        message = Message(arrays["message"]) if "message" in arrays else None
         return Contribution(client, message, report=arrays["report"])
 
     def _work(self, group: Sequence[Client]) -> int:

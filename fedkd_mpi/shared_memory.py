@@ -36,6 +36,13 @@ def views(entries: Sequence[Entry], block: Any) -> dict[str, np.ndarray]:
     return {name: np.ndarray(tuple(shape), dtype, block, at) for name, dtype, shape, at in entries}
 
 
+def flat_bytes(array: np.ndarray) -> np.ndarray:
+    """Return the bytes of a contiguous array, as a view; raises ValueError on another."""
+    if not array.flags.c_contiguous:
+        raise ValueError("only contiguous arrays can be handed to MPI")
+    return array.reshape(-1).view(np.uint8)
+
+
 def check_room(size: int, hostname: str) -> None:
     """Raise UserError where this node cannot hold `size` bytes of shared memory.
 

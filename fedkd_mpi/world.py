@@ -23,6 +23,7 @@ from fedkd_mpi.doorbell import Doorbell, reachable
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.faults import GRACE, LastWords
 from fedkd_mpi.place import Place
+from fedkd_mpi.shared_memory import flat_bytes
 
 COUNT_LIMIT = 2**31 - 1  # what one call can carry: Open MPI 5 has no large-count (MPI 4) functions
 HOSTNAME_BYTES = 64  # HOST_NAME_MAX of Linux
@@ -43,8 +44,7 @@ class World:
         self.place = Place()  # what a watchdog tells of this process
         self.mpi_rank, self.world_size, self.local_rank, self.node_size = 0, 1, 0, 1
         self._mpi, self._finalize, self._windows = mpi, finalize, []
-        self._last_words: LastWords | None = None
-        self._bell: Doorbell | None = None
+        self._last_words = self.bell = None
         if mpi is not None:
             # Payloads have a communicator of their own: an MPI monitoring layer tells them from all else.
             self._control, self._payload = mpi.COMM_WORLD.Dup(), mpi.COMM_WORLD.Dup()
@@ -54,13 +54,13 @@ class World:
             self._node = mpi.COMM_WORLD.Split_type(mpi.COMM_TYPE_SHARED, key=mpi.COMM_WORLD.rank)
             self.mpi_rank, self.world_size = self._control.rank, self._control.size
             self.local_rank, self.node_size = self._node.rank, self._node.size
-            self._bell = Doorbell(root=self.is_root)
+            self.bell = Doorbell(root=self.is_root)
         self.hostname = socket.gethostname()
         name = np.frombuffer(self.hostname.encode()[:HOSTNAME_BYTES].ljust(HOSTNAME_BYTES, b"\0"), np.uint8)
         self.hostnames = [row.tobytes().rstrip(b"\0").decode() for row in self.gather_all(name)]
-        if self._bell:
-            ports = self.gather_all(np.array([self._bell.port])).view(np.int64)[:, 0]
-            self._bell.connect(reachable(self.hostnames, self.hostname), ports.tolist())
+        if self.bell:
+            ports = self.gather_all(np.array([self.bell.port])).view(np.int64)[:, 0]
+            self.bell.connect(reachable(self.hostnames, self.hostname), ports.tolist())
 
     @property
     def is_root(self) -> bool:
@@ -101,7 +101,7 @@ class World:
                 self.counters.add(received=everyone.size - flat.size)
             else:
                 arrived = self._control.Isend(flat, 0, ARRIVED)
-                self._bell.ring(0)
+                self.bell.ring(0)
                 self._wait_for_go(everyone)
                 arrived.Wait()
                 self.counters.add(sent=flat.size)
@@ -114,7 +114,7 @@ class World:
         """
         if self.world_size > 1:
             with self.place.in_collective():
-                (self._let_go if self.is_root else self._wait_for_go)(_flat(buffer))
+                (self._let_go if self.is_root else self._wait_for_go)(flat_bytes(buffer))
 
     def gather(
         self, own: np.ndarray, counts: Sequence[int] | None = None, *, payload: bool = False, sleeping: bool = False
@@ -156,7 +156,7 @@ class World:
         """Fill the contiguous `buffer`, as long on every process, with rank 0's bytes."""
         if self.world_size > 1:
             with self.place.in_collective():
-                self._broadcast(self._payload if payload else self._control, _flat(buffer), 0, payload)
+                self._broadcast(self._payload if payload else self._control, flat_bytes(buffer), 0, payload)
 
     def agree(self, error: str | None) -> str | None:
         """Return everywhere the message of the lowest rank that has one; sleeps until all have arrived."""
@@ -186,7 +186,7 @@ class World:
         text = np.frombuffer(json.dumps(message).encode(), np.uint8)
         if self.node_size > 1:
             length = np.array([text.size])
-            self._broadcast(self._node, _flat(length), 0)
+            self._broadcast(self._node, flat_bytes(length), 0)
             text = text.copy() if self.is_node_leader else np.empty(length[0], np.uint8)
             self._broadcast(self._node, text, 0)
         return json.loads(text.tobytes())
@@ -221,14 +221,9 @@ class World:
         return shared, meta
 
     def wait_for(self, done: Callable[[], bool]) -> None:
-        """Sleep until done(), which others bring about, who then ring(): no collective."""
+        """Sleep until done(), which others bring about, who then ring the bell: no collective."""
         with self.place.held_up():
             self._sleep_until(done)
-
-    def ring(self, *mpi_ranks: int) -> None:
-        """Wake processes that wait_for() something, or just let them look."""
-        if self._bell:
-            self._bell.ring(*mpi_ranks)
 
     def fault(self, text: str) -> NoReturn:
         """End the whole job with exit code 1, printing `text`, which names the place, to stderr and once.
@@ -248,7 +243,7 @@ class World:
         while self._windows:
             self._windows.pop().Free()
         if self._mpi is not None:
-            self._bell.close()
+            self.bell.close()
             for communicator in (self._node, self._payload, self._control):
                 communicator.Free()
         if self._finalize:
@@ -257,12 +252,12 @@ class World:
     def _announced(self, own: np.ndarray, counts: Sequence[int]) -> np.ndarray:
         if own.nbytes != counts[self.mpi_rank]:
             raise ValueError(f"rank {self.mpi_rank} gathers {own.nbytes} bytes, announced {counts[self.mpi_rank]}")
-        return _flat(own)
+        return flat_bytes(own)
 
     def _let_go(self, flat: np.ndarray) -> None:
         others = range(1, self.world_size)
         going = [self._control.Isend(flat, rank, GO) for rank in others]
-        self._bell.ring(*others)
+        self.bell.ring(*others)
         self._mpi.Request.Waitall(going)
         self.counters.add(sent=flat.size * len(others))
 
@@ -279,7 +274,7 @@ class World:
             self.counters.add(received=flat.size, payload=payload)
 
     def _sleep_until(self, done: Callable[[], bool]) -> None:
-        self.counters.seconds_waited += self._bell.sleep_until(done, self._hear)
+        self.counters.seconds_waited += self.bell.sleep_until(done, self._hear)
 
     def _hear(self) -> None:
         if self.is_root and (text := self._last_words.heard()):
@@ -301,9 +296,3 @@ class World:
             self._mpi.COMM_WORLD.Abort(1)
             time.sleep(GRACE)  # MPICH's Abort returns and its launcher ends the process a moment later
             os._exit(1)
-
-
-def _flat(array: np.ndarray) -> np.ndarray:
-    if not array.flags.c_contiguous:
-        raise ValueError("only contiguous arrays can be handed to MPI")
-    return array.reshape(-1).view(np.uint8)

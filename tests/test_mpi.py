@@ -172,7 +172,7 @@ def test_waiting_costs_nearly_no_cpu(world: World, wait: str) -> None:
 
 @pytest.mark.mpi
 def test_nothing_but_time_depends_on_rings(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(world._bell, "ring", lambda *ranks: None)
+    monkeypatch.setattr(world.bell, "ring", lambda *ranks: None)
     for value in range(3):
         assert world.gather_all(np.array([value])).view(np.int64)[:, 0].tolist() == [value] * world.world_size
         told = np.array([value * world.is_root])
