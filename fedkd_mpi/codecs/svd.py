@@ -65,7 +65,8 @@ class Svd(Codec):
 
     def _matrices(self, update: Sequence[Tensor]) -> list[Tensor]:
         pairs = zip(update, self.layers, strict=True)
-        return [part.reshape(layer.matrix_shape) for part, layer in pairs if layer.compressible]
+        matrices = ((part, layer.matrix_shape) for part, layer in pairs if layer.compressible)
+        return [part if part.shape == shape else part.reshape(shape) for part, shape in matrices]
 
     def _records(self, update: Sequence[Tensor], found: Iterator[Factors]) -> list[Record]:
         pairs = zip(update, self.layers, strict=True)
@@ -109,10 +110,9 @@ class Svd(Codec):
 
 
 def _record(tensor: Tensor, factors: Factors) -> Record:
-    entries = factors.left.numel() + factors.right.numel()
-    if entries >= tensor.numel():
+    if factors.numbers.numel() >= tensor.numel():
         return raw(tensor)
-    return Record(LOW_RANK, factors.rank, floats(factors.left, factors.right), factors.energy)
+    return Record(LOW_RANK, factors.rank, floats(factors.numbers), factors.energy)
 
 
 def split(numbers: Numbers, rank: int, layer: Layer) -> tuple[Numbers, Numbers]:
