@@ -23,13 +23,11 @@ from fedkd_mpi.spectrum import BOUNDARY
 
 BLOCK = 16  # directions in a block
 WORTH = 32  # short side from which a block is cheaper than all eigenvectors
-ALIGNED = 16  # float32 entries: products and decompositions may be rounded otherwise elsewhere in memory
 SINGLE = 2**18  # multiplications up to which numpy's BLAS starts no threads: it does not heed torch's number of them
 ORDINARY = 2.0**-40, 2.0**40  # energies whose squares, and parts of them, are in float32's range by far
 ERROR = 1e-6  # of the squared Frobenius norm of S: what rounding may take from its part outside of the block
 
 Found = tuple[Tensor, float]
-Spectra = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def factorize(matrices: Sequence[Tensor], threshold: float) -> list[Found | None]:
@@ -38,108 +36,87 @@ def factorize(matrices: Sequence[Tensor], threshold: float) -> list[Found | None
     The matrices are float32 [P, Q] on the CPU; the factors U diag(s) [P, K], then V [K, Q], flat. None where the short
     side does not suit, where K is not proven here, or where the scale is not ordinary: zero, say, or not finite.
     """
-    found: list[Found | None] = [None] * len(matrices)
     sizes: dict[int, dict[torch.Size, list[int]]] = {}
     for index, matrix in enumerate(matrices):
         size = min(matrix.shape)
         if 1 < size <= BLOCK or WORTH <= size:
             sizes.setdefault(size, {}).setdefault(matrix.shape, []).append(index)
+    found: list[Found | None] = [None] * len(matrices)
     with np.errstate(all="ignore"):  # in matrices that are not finite, and directions that are not used
-        for size, shapes in sizes.items():
+        for shapes in sizes.values():
             order = [index for group in shapes.values() for index in group]
             stacks = [_stacked([matrices[index] for index in group]) for group in shapes.values()]
-            for index, factors in zip(order, _factors(stacks, size, threshold), strict=True):
+            for index, factors in zip(order, _factors(stacks, threshold), strict=True):
                 found[index] = factors
     return found
 
 
-def _empty(count: int, rows: int, columns: int) -> np.ndarray:
-    """Room for matrices one after another, each of which begins on 64 bytes."""
-    stack = torch.empty(count, -(-rows * columns // ALIGNED) * ALIGNED).numpy()
-    return stack[:, : rows * columns].reshape(count, rows, columns)
-
-
 def _stacked(matrices: Sequence[Tensor]) -> np.ndarray:
-    stack = _empty(len(matrices), *matrices[0].shape)
-    for matrix, place in zip(matrices, stack, strict=True):
-        place[:] = matrix.numpy()
-    return stack
+    return np.concatenate([matrix.numpy() for matrix in matrices]).reshape(-1, *matrices[0].shape)
 
 
-def _product(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """one @ other, of stacks."""
-    result = _empty(len(one), one.shape[1], other.shape[2])
-    if one.shape[1] * other[0].size <= SINGLE:
-        return np.matmul(one, other, out=result)
-    for parts in zip(*(torch.from_numpy(stack).unbind() for stack in (one, other, result)), strict=True):
-        torch.mm(*parts[:2], out=parts[2])
-    return result
-
-
-def _factors(stacks: Sequence[np.ndarray], size: int, threshold: float) -> list[Found | None]:
+def _factors(stacks: Sequence[np.ndarray], threshold: float) -> list[Found | None]:
     """As factorize(), of stacks of matrices [n, P, Q] that have one short side."""
-    grams = np.concatenate([_gram(stack) for stack in stacks])
+    wides = [stack if stack.shape[1] <= stack.shape[2] else stack.swapaxes(1, 2) for stack in stacks]
+    grams = np.concatenate([_gram(wide) for wide in wides])
     totals = grams.trace(axis1=1, axis2=2, dtype=np.float64)
     sound = (totals > ORDINARY[0]) & (totals < ORDINARY[1])
-    grams[~sound] = 0
-    *spectra, directions = (_all if size <= BLOCK else _leading)(grams, totals)
-    spectra = zip(totals.tolist(), sound.tolist(), *(part.tolist() for part in spectra), strict=True)
-    ranks = [proven(total, *spectrum, threshold) if usable else (0, 0.0) for total, usable, *spectrum in spectra]
+    if not sound.all():
+        grams[~sound] = 0
+    *spectra, directions = _leading(grams, totals)
+    spectra = zip(sound.tolist(), totals.tolist(), *(part.tolist() for part in spectra), strict=True)
+    ranks = [proven(*spectrum, threshold) if usable else (0, 0.0) for usable, *spectrum in spectra]
     found: list[Found | None] = []
-    for stack in stacks:
+    for stack, wide in zip(stacks, wides, strict=True):
         mine = slice(len(found), len(found) + len(stack))
-        for left, right, (rank, energy) in zip(*_sides(stack, directions[mine]), ranks[mine], strict=True):
+        sides = _sides(wide, directions[mine], stack is not wide)
+        for left, right, (rank, energy) in zip(*sides, ranks[mine], strict=True):
             numbers = np.concatenate([left[:, :rank], right[:rank]], axis=None) if rank else None
             found.append(None if numbers is None else (torch.from_numpy(numbers), energy))
     return found
 
 
-def _gram(stack: np.ndarray) -> np.ndarray:
-    other = stack.swapaxes(1, 2)
-    return _product(stack, other) if stack.shape[1] <= stack.shape[2] else _product(other, stack)
+def _gram(wide: np.ndarray) -> np.ndarray:
+    """wide @ wide.T, of a stack."""
+    step = SINGLE // wide.shape[1] ** 2
+    parts = [wide[:, :, at : at + step] for at in range(0, wide.shape[2], step)]
+    result = parts[0] @ parts[0].swapaxes(1, 2)
+    for part in parts[1:]:
+        result += part @ part.swapaxes(1, 2)
+    return result
 
 
-def _sides(stack: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """U diag(s) and V from orthonormal directions of the short side, rows [n, BLOCK, size]."""
-    if stack.shape[1] > stack.shape[2]:
-        return _product(stack, directions.swapaxes(1, 2)), directions
-    right = _product(directions, stack)
-    sigma = np.sqrt(np.einsum("nij,nij->ni", right, right))
-    return directions.swapaxes(1, 2) * sigma[:, None], right / sigma[:, :, None]
+def _sides(wide: np.ndarray, directions: np.ndarray, turned: bool) -> tuple[np.ndarray, np.ndarray]:
+    """U diag(s) and V of matrices, or of their transposes, from directions of the short side, rows."""
+    step = SINGLE // directions[0].size
+    parts = [directions @ wide[:, :, at : at + step] for at in range(0, wide.shape[2], step)]
+    projected = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
+    if turned:
+        return projected.swapaxes(1, 2), directions
+    sigma = np.sqrt(np.einsum("nij,nij->ni", projected, projected))[:, :, None]
+    return (directions * sigma).swapaxes(1, 2), projected / sigma
 
 
-def _all(grams: np.ndarray, totals: np.ndarray) -> Spectra:
-    """All eigenvectors, as _leading() returns them."""
+def _leading(grams: np.ndarray, totals: np.ndarray) -> tuple[np.ndarray, ...]:
+    """BLOCK Ritz values, falling, their squared residuals, a bound of what is outside, their vectors, rows."""
     size = grams.shape[1]
-    padded = np.zeros((len(grams), BLOCK, BLOCK), np.float32)
-    padded[:, :size, :size] = grams
-    index = np.arange(size, BLOCK)
-    padded[:, index, index] = -totals[:, None]  # negative, and so apart from the others and after them
-    values, vectors = _falling(padded)
-    return values, np.zeros_like(values), np.zeros_like(totals), vectors[:, :, :size]
-
-
-def _leading(grams: np.ndarray, totals: np.ndarray) -> Spectra:
-    """BLOCK Ritz values, falling, their squared residuals, a bound of what is outside, and their vectors, rows."""
-    size, squares = grams.shape[1], np.einsum("nij,nij->ni", grams, grams).sum(1, dtype=np.float64)
-    start = grams[:, : size // BLOCK * BLOCK].reshape(-1, size // BLOCK, BLOCK, size).sum(1) @ grams
-    block = torch.linalg.qr(torch.from_numpy(start).mT).Q.mT.numpy()
+    if size > BLOCK:
+        start = grams[:, : size // BLOCK * BLOCK].reshape(-1, size // BLOCK, BLOCK, size).sum(1) @ grams
+        block = torch.linalg.qr(torch.from_numpy(start).mT).Q.mT.numpy()
+    else:
+        block = np.eye(BLOCK, size, dtype=np.float32)
     image = block @ grams
-    values, turn = _falling(image @ block.swapaxes(1, 2))
-    directions = _product(turn, block)
-    residuals = turn @ image - values[:, :, None].astype(np.float32) * directions
-    errors = np.einsum("nij,nij->ni", residuals, residuals).astype(np.float64)
-    trace = totals * (1 + BOUNDARY) - values.sum(1)
-    norm = np.sqrt(np.maximum(squares - (values**2 + 2 * errors).sum(1), 0) + ERROR * squares)
-    return values, errors, np.minimum(trace, norm), directions
-
-
-def _falling(symmetric: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues, falling, float64 [n, BLOCK], and eigenvectors, rows [n, BLOCK, BLOCK]."""
-    values, vectors = torch.linalg.eigh(torch.from_numpy(symmetric))
-    rows = _empty(*symmetric.shape)
-    rows[:] = vectors.mT.numpy()[:, ::-1]
-    return values.numpy()[:, ::-1].astype(np.float64), rows
+    values, vectors = torch.linalg.eigh(torch.from_numpy(image @ block.swapaxes(-1, -2)))
+    values, turn = values.numpy()[:, ::-1], np.ascontiguousarray(vectors.mT.numpy()[:, ::-1])
+    directions = turn @ block
+    residuals = turn @ image
+    residuals -= values[:, :, None] * directions
+    errors = np.einsum("nij,nij->ni", residuals, residuals)
+    values = values.astype(np.float64)
+    squares = np.einsum("nij,nij->ni", grams, grams).sum(1, dtype=np.float64)
+    rest = squares * (1 + ERROR) - (values**2 + 2 * errors).sum(1)
+    outside = np.minimum(totals * (1 + BOUNDARY) - values.sum(1), np.sqrt(np.maximum(rest, ERROR * squares)))
+    return values, errors, outside, directions
 
 
 def proven(
