@@ -80,17 +80,18 @@ def exact_each(matrices: Sequence[Tensor], threshold: float) -> list[Factors]:
     that it has by itself, whatever it is with. Raises ValueError as exact() does.
     """
     found: list[Factors | None] = [None] * len(matrices)
-    plain = [index for index, matrix in enumerate(matrices) if not matrix.is_cuda and _is_small(matrix)]
+    plain = [index for index, matrix in enumerate(matrices) if _is_small(matrix)]
     for index, factors in zip(plain, small.factorize([matrices[index] for index in plain], threshold), strict=True):
         found[index] = factors and Factors(matrices[index].shape, *factors)
-    rest = [index for index, factors in enumerate(found) if factors is None]
-    for index, factors in zip(rest, _others([matrices[index] for index in rest], threshold), strict=True):
-        found[index] = factors
+    if rest := [index for index, factors in enumerate(found) if factors is None]:
+        for index, factors in zip(rest, _others([matrices[index] for index in rest], threshold), strict=True):
+            found[index] = factors
     return found
 
 
 def _is_small(matrix: Tensor) -> bool:
-    return min(matrix.shape) < LARGE and matrix.shape[0] < SPARSE
+    rows, columns = matrix.shape
+    return rows < SPARSE and min(rows, columns) < LARGE and not matrix.is_cuda
 
 
 def _others(matrices: Sequence[Tensor], threshold: float) -> Iterator[Factors]:

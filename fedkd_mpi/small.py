@@ -13,7 +13,7 @@ larger sum than t_1 + .. + t_(K-1) + |R|^2 / g.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -42,38 +42,60 @@ def factorize(matrices: Sequence[Tensor], threshold: float) -> list[Found | None
         if 1 < size <= BLOCK or WORTH <= size:
             sizes.setdefault(size, {}).setdefault(matrix.shape, []).append(index)
     found: list[Found | None] = [None] * len(matrices)
+    if not sizes:
+        return found
     with np.errstate(all="ignore"):  # in matrices that are not finite, and directions that are not used
-        for shapes in sizes.values():
-            order = [index for group in shapes.values() for index in group]
-            stacks = [_stacked([matrices[index] for index in group]) for group in shapes.values()]
-            for index, factors in zip(order, _factors(stacks, threshold), strict=True):
+        groups = [_Group(matrices, shapes.values()) for shapes in sizes.values()]
+        values, vectors = torch.linalg.eigh(torch.from_numpy(np.concatenate([group.inner for group in groups])))
+        values, turns = values.numpy()[:, ::-1], np.ascontiguousarray(vectors.mT.numpy()[:, ::-1])
+        at = 0
+        for group in groups:
+            mine = slice(at, at + len(group.order))
+            for index, factors in zip(group.order, group.factors(values[mine], turns[mine], threshold), strict=True):
                 found[index] = factors
+            at = mine.stop
     return found
+
+
+class _Group:
+    """Matrices of one short side: stacks of one shape each, their Gram matrices S, a block of directions, rows.
+
+    `inner` is S in the block [n, BLOCK, BLOCK]: all of S, and zeros, where the block is wider.
+    """
+
+    def __init__(self, matrices: Sequence[Tensor], shapes: Iterable[Sequence[int]]):
+        self.order = [index for indices in shapes for index in indices]
+        self.stacks = [_stacked([matrices[index] for index in indices]) for indices in shapes]
+        self.wides = [part if part.shape[1] <= part.shape[2] else part.swapaxes(1, 2) for part in self.stacks]
+        self.grams = np.concatenate([_gram(wide) for wide in self.wides])
+        self.totals = self.grams.trace(axis1=1, axis2=2, dtype=np.float64).tolist()
+        for gram, total in zip(self.grams, self.totals, strict=True):
+            if not ORDINARY[0] < total < ORDINARY[1]:
+                gram[:] = 0  # nothing is found then
+        self.block = _block(self.grams)
+        self.image = self.block @ self.grams
+        self.inner = self.image @ self.block.swapaxes(-1, -2)
+
+    def factors(self, values: np.ndarray, turn: np.ndarray, threshold: float) -> Iterator[Found | None]:
+        """Yield factors, in order, given eigenvalues [n, BLOCK] and eigenvectors, rows, of what is in the block."""
+        directions = turn @ self.block
+        residuals = turn @ self.image
+        residuals -= values[:, :, None] * directions
+        errors = np.einsum("nij,nij->ni", residuals, residuals)
+        squares = np.einsum("nij,nij->ni", self.grams, self.grams).sum(1, dtype=np.float64)
+        spectra = zip(self.totals, squares.tolist(), values.tolist(), errors.tolist(), strict=True)
+        at = 0
+        for stack, wide in zip(self.stacks, self.wides, strict=True):
+            sides = _sides(wide, directions[at : at + len(stack)], stack is not wide)
+            at += len(stack)
+            for left, right, spectrum in zip(*sides, spectra, strict=False):
+                rank, energy = proven(*spectrum, threshold)
+                numbers = np.concatenate([left[:, :rank], right[:rank]], axis=None) if rank else None
+                yield None if numbers is None else (torch.from_numpy(numbers), energy)
 
 
 def _stacked(matrices: Sequence[Tensor]) -> np.ndarray:
     return np.concatenate([matrix.numpy() for matrix in matrices]).reshape(-1, *matrices[0].shape)
-
-
-def _factors(stacks: Sequence[np.ndarray], threshold: float) -> list[Found | None]:
-    """As factorize(), of stacks of matrices [n, P, Q] that have one short side."""
-    wides = [stack if stack.shape[1] <= stack.shape[2] else stack.swapaxes(1, 2) for stack in stacks]
-    grams = np.concatenate([_gram(wide) for wide in wides])
-    totals = grams.trace(axis1=1, axis2=2, dtype=np.float64)
-    sound = (totals > ORDINARY[0]) & (totals < ORDINARY[1])
-    if not sound.all():
-        grams[~sound] = 0
-    *spectra, directions = _leading(grams, totals)
-    spectra = zip(sound.tolist(), totals.tolist(), *(part.tolist() for part in spectra), strict=True)
-    ranks = [proven(*spectrum, threshold) if usable else (0, 0.0) for usable, *spectrum in spectra]
-    found: list[Found | None] = []
-    for stack, wide in zip(stacks, wides, strict=True):
-        mine = slice(len(found), len(found) + len(stack))
-        sides = _sides(wide, directions[mine], stack is not wide)
-        for left, right, (rank, energy) in zip(*sides, ranks[mine], strict=True):
-            numbers = np.concatenate([left[:, :rank], right[:rank]], axis=None) if rank else None
-            found.append(None if numbers is None else (torch.from_numpy(numbers), energy))
-    return found
 
 
 def _gram(wide: np.ndarray) -> np.ndarray:
@@ -84,6 +106,15 @@ def _gram(wide: np.ndarray) -> np.ndarray:
     for part in parts[1:]:
         result += part @ part.swapaxes(1, 2)
     return result
+
+
+def _block(grams: np.ndarray) -> np.ndarray:
+    size = grams.shape[1]
+    if size <= BLOCK:
+        return np.eye(BLOCK, size, dtype=np.float32)
+    # sums of columns are nearly as good a start as random combinations
+    start = grams[:, : size // BLOCK * BLOCK].reshape(-1, size // BLOCK, BLOCK, size).sum(1) @ grams
+    return torch.linalg.qr(torch.from_numpy(start).mT).Q.mT.numpy()
 
 
 def _sides(wide: np.ndarray, directions: np.ndarray, turned: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -97,44 +128,27 @@ def _sides(wide: np.ndarray, directions: np.ndarray, turned: bool) -> tuple[np.n
     return (directions * sigma).swapaxes(1, 2), projected / sigma
 
 
-def _leading(grams: np.ndarray, totals: np.ndarray) -> tuple[np.ndarray, ...]:
-    """BLOCK Ritz values, falling, their squared residuals, a bound of what is outside, their vectors, rows."""
-    size = grams.shape[1]
-    if size > BLOCK:
-        start = grams[:, : size // BLOCK * BLOCK].reshape(-1, size // BLOCK, BLOCK, size).sum(1) @ grams
-        block = torch.linalg.qr(torch.from_numpy(start).mT).Q.mT.numpy()
-    else:
-        block = np.eye(BLOCK, size, dtype=np.float32)
-    image = block @ grams
-    values, vectors = torch.linalg.eigh(torch.from_numpy(image @ block.swapaxes(-1, -2)))
-    values, turn = values.numpy()[:, ::-1], np.ascontiguousarray(vectors.mT.numpy()[:, ::-1])
-    directions = turn @ block
-    residuals = turn @ image
-    residuals -= values[:, :, None] * directions
-    errors = np.einsum("nij,nij->ni", residuals, residuals)
-    values = values.astype(np.float64)
-    squares = np.einsum("nij,nij->ni", grams, grams).sum(1, dtype=np.float64)
-    rest = squares * (1 + ERROR) - (values**2 + 2 * errors).sum(1)
-    outside = np.minimum(totals * (1 + BOUNDARY) - values.sum(1), np.sqrt(np.maximum(rest, ERROR * squares)))
-    return values, errors, outside, directions
-
-
 def proven(
-    total: float, values: Sequence[float], errors: Sequence[float], outside: float, threshold: float
+    total: float, squares: float, values: Sequence[float], errors: Sequence[float], threshold: float
 ) -> tuple[int, float]:
     """Return K and the share of the energy in K Ritz vectors; K is 0 if it is not proven to be the smallest.
 
-    `errors` are the squared norms of the vectors' residuals, `outside` is above the eigenvalues outside of all of them.
-    Nor is it proven where the energies are so near the threshold that rounding could tell.
+    `total` and `squares` are the trace and the squared Frobenius norm of S, `values` the Ritz values, falling, and
+    `errors` the squared norms of their vectors' residuals. Nor is it proven where the energies are so near the
+    threshold that rounding could tell.
     """
     below = held = 0.0
     for less, value in enumerate(values):  # noqa: B007
         below, held = held, held + value
         if held > threshold * total:
             break
-    if held < (threshold + BOUNDARY) * total:
+    if not held > (threshold + BOUNDARY) * total:
         return 0, 0.0
     if head := sum(errors[:less]):
+        # outside of the block, S has this trace and this squared norm, each of which bounds its eigenvalues
+        trace = total * (1 + BOUNDARY) - sum(values)
+        norm = squares * (1 + ERROR) - sum(value * value for value in values) - 2 * sum(errors)
+        outside = min(trace, math.sqrt(max(norm, ERROR * squares)))
         # the larger eigenvalue of [[value, e], [e, outside]] bounds those outside of the first K - 1
         mu = (value + outside) / 2 + math.hypot((value - outside) / 2, math.sqrt(sum(errors[less:])))
         gap = values[less - 1] - mu

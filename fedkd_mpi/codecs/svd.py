@@ -29,6 +29,7 @@ class Svd(Codec):
 
     def __init__(self, compression: Compression, layers: Sequence[Layer]):
         self.layers, self.warm = layers, bool(compression.warm_start)
+        self._shapes = [layer.matrix_shape if layer.compressible else None for layer in layers]
 
     def encode(
         self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
@@ -48,7 +49,7 @@ class Svd(Codec):
     ) -> Iterator[list[Record]]:
         """Yield the records of each update; on a CPU, without a warm start, matrices of all are factorised together."""
         matrices = [matrix for update in updates for matrix in self._matrices(update)]
-        if not (self.warm or any(matrix.is_cuda for matrix in matrices)):
+        if not (self.warm or (matrices and matrices[0].is_cuda)):
             try:
                 found = iter(exact_each(matrices, threshold))
             except ValueError:
@@ -64,13 +65,12 @@ class Svd(Codec):
         return [self._decode(record, layer, device) for record, layer in zip(records, self.layers, strict=True)]
 
     def _matrices(self, update: Sequence[Tensor]) -> list[Tensor]:
-        pairs = zip(update, self.layers, strict=True)
-        matrices = ((part, layer.matrix_shape) for part, layer in pairs if layer.compressible)
-        return [part if part.shape == shape else part.reshape(shape) for part, shape in matrices]
+        pairs = zip(update, self._shapes, strict=True)
+        return [part if part.dim() == 2 else part.reshape(shape) for part, shape in pairs if shape]
 
     def _records(self, update: Sequence[Tensor], found: Iterator[Factors]) -> list[Record]:
-        pairs = zip(update, self.layers, strict=True)
-        return [_record(part, next(found)) if layer.compressible else raw(part) for part, layer in pairs]
+        pairs = zip(update, self._shapes, strict=True)
+        return [_record(part, next(found)) if shape else raw(part) for part, shape in pairs]
 
     def _factors(self, update: Sequence[Tensor], threshold: float, state: State) -> list[Factors]:
         """The factors of the layers that are matrices; raises RunFault naming one that is not finite."""
