@@ -4,10 +4,10 @@ What is done to all of them is single operations on stacks. numpy multiplies, an
 stack one after another, as each would be by itself; torch's batched products may round otherwise in a larger batch.
 
 The directions come from one block on the Gram matrix S, two power steps from sums of its columns. K is the smallest
-rank if K - 1 directions provably hold too little. In a basis that begins with K - 1 Ritz vectors, of values t_1 >= .. >=
-t_(K-1), S = [[diag(t), R^T], [R, C]]. With mu above the eigenvalues of C and g = t_(K-1) - mu > 0, S is at most
+rank if K - 1 directions provably hold too little. In a basis that begins with K - 1 Ritz vectors, of values t_1 >= ...
+>= t_(K-1), S = [[diag(t), R^T], [R, C]]. With mu above the eigenvalues of C and g = t_(K-1) - mu > 0, S is at most
 [[diag(t) + R^T R / g, 0], [0, C + g]] (the difference is a square), so that the K - 1 largest eigenvalues of S have no
-larger sum than t_1 + .. + t_(K-1) + |R|^2 / g.
+larger sum than t_1 + ... + t_(K-1) + |R|^2 / g.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def factorize(matrices: Sequence[Tensor], threshold: float) -> list[Found | None
     sizes: dict[int, dict[torch.Size, list[int]]] = {}
     for index, matrix in enumerate(matrices):
         size = min(matrix.shape)
-        if 1 < size <= BLOCK or WORTH <= size:
+        if 1 < size <= BLOCK or size >= WORTH:
             sizes.setdefault(size, {}).setdefault(matrix.shape, []).append(index)
     found: list[Found | None] = [None] * len(matrices)
     if not sizes:
@@ -68,7 +68,7 @@ class _Group:
         self.stacks = [_stacked([matrices[index] for index in indices]) for indices in shapes]
         self.wides = [part if part.shape[1] <= part.shape[2] else part.swapaxes(1, 2) for part in self.stacks]
         self.grams = np.concatenate([_gram(wide) for wide in self.wides])
-        self.totals = self.grams.trace(axis1=1, axis2=2, dtype=np.float64).tolist()
+        self.totals = np.einsum("nii->ni", self.grams).astype(np.float64).sum(1).tolist()
         for gram, total in zip(self.grams, self.totals, strict=True):
             if not ORDINARY[0] < total < ORDINARY[1]:
                 gram[:] = 0  # nothing is found then
@@ -82,7 +82,7 @@ class _Group:
         residuals = turn @ self.image
         residuals -= values[:, :, None] * directions
         errors = np.einsum("nij,nij->ni", residuals, residuals)
-        squares = np.einsum("nij,nij->ni", self.grams, self.grams).sum(1, dtype=np.float64)
+        squares = np.einsum("nij,nij->ni", self.grams, self.grams).astype(np.float64).sum(1)
         spectra = zip(self.totals, squares.tolist(), values.tolist(), errors.tolist(), strict=True)
         at = 0
         for stack, wide in zip(self.stacks, self.wides, strict=True):
@@ -144,13 +144,13 @@ def proven(
             break
     if not held > (threshold + BOUNDARY) * total:
         return 0, 0.0
-    if head := sum(errors[:less]):
+    if less:
         # outside of the block, S has this trace and this squared norm, each of which bounds its eigenvalues
         trace = total * (1 + BOUNDARY) - sum(values)
         norm = squares * (1 + ERROR) - sum(value * value for value in values) - 2 * sum(errors)
         outside = min(trace, math.sqrt(max(norm, ERROR * squares)))
         # the larger eigenvalue of [[value, e], [e, outside]] bounds those outside of the first K - 1
         mu = (value + outside) / 2 + math.hypot((value - outside) / 2, math.sqrt(sum(errors[less:])))
-        gap = values[less - 1] - mu
-        below = below + head / gap if gap > 0 else math.inf
-    return (less + 1, held / total) if below < (threshold - BOUNDARY) * total else (0, 0.0)
+        gap, head = values[less - 1] - mu, sum(errors[:less])
+        below = below + head / gap if gap > 0 else below if gap == head == 0 else math.inf
+    return (less + 1, min(held / total, 1.0)) if below < (threshold - BOUNDARY) * total else (0, 0.0)

@@ -129,10 +129,12 @@ def raw(tensor: Tensor) -> Record:
 
 
 def floats(tensor: Tensor) -> np.ndarray:
-    """Return the tensor's entries one after another as float32 bytes, uint8 [4 * entries], in its memory if possible."""
-    from fedkd_mpi.staging import to_host
+    """Return the tensor's entries one after another as float32 bytes, uint8 [4 * entries]; a view where it can be."""
+    if tensor.is_cuda:
+        from fedkd_mpi.staging import to_host
 
-    return to_host(tensor).numpy().reshape(-1).astype("<f4", copy=False).view(np.uint8)
+        tensor = to_host(tensor)
+    return np.ascontiguousarray(tensor.detach().numpy().reshape(-1), "<f4").view(np.uint8)
 
 
 def read_numbers(record: Record, layer: Layer, count: int) -> np.ndarray:
