@@ -3,7 +3,7 @@
 Squaring (the Gram matrix of the short side) costs no accuracy at the thresholds in use (T <= 0.999); scale does, so a
 power of two is taken out first, and a cumulative energy near T is decided in float64. Unlike gesdd, eigh of a
 symmetric matrix does not fail to converge; and where few directions hold the energy they are found without it, with a
-proof that none has been missed (subspace.py).
+proof that none has been missed (subspace.py, and small.py for many small matrices at once).
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ def exact(matrix: Tensor, threshold: float) -> Factors:
 
 
 def exact_each(matrices: Sequence[Tensor], threshold: float) -> list[Factors]:
-    """Return exact() of every matrix; those with one short side below LARGE are factorised together.
+    """Return exact() of every matrix; those with a short side below LARGE are factorised together.
 
-    A GPU decomposes a stack in about the time of one. A CPU gains the calls (small.py), and gives each matrix the bits
-    that it has by itself, whatever it is with. Raises ValueError as exact() does.
+    A GPU decomposes a stack in about the time of one. A CPU gains the calls, and gives each matrix the bits that it has
+    by itself, whatever it is with. Raises ValueError as exact() does.
     """
     found: list[Factors | None] = [None] * len(matrices)
     plain = [index for index, matrix in enumerate(matrices) if _is_small(matrix)]
