@@ -3,25 +3,25 @@
 Squaring (the Gram matrix of the short side) costs no accuracy at the thresholds in use (T <= 0.999); scale does, so a
 power of two is taken out first, and a cumulative energy near T is decided in float64. Unlike gesdd, eigh of a
 symmetric matrix does not fail to converge; and where few directions hold the energy they are found without it, with a
-proof that none has been missed (subspace.py).
+proof that none has been missed (subspace.py, and small.py for many small matrices at once).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedkd_mpi import small
 from fedkd_mpi.scaling import exponent_of, ordinary_exponent, times_power_of_two
 from fedkd_mpi.spectrum import BOUNDARY, LANES, eigenvectors, energy_of, gram, rounded, smallest_rank, spread, undecided
 from fedkd_mpi.subspace import HOPELESS, WIDTHS, few, refined, steep
 
 LARGE = 128  # short side from which an eigendecomposition costs more than trying without
-ALIGNED = 4  # square matrices of such sizes all begin on 64 bytes in a stack: LAPACK's bits depend on that
 WARM = 48  # the same where a start is known
 SPARSE = 192  # rows, or columns, from which it is worth looking for zero ones
 NARROW = 0.15  # share of the short side up to which a block of directions is multiplied by the matrix itself
@@ -29,16 +29,26 @@ WIDE = 0.4  # share of the short side above which a start is of no use
 
 
 class Factors(NamedTuple):
-    """matrix ~ left @ right: left = U diag(s) [P, K], right = V [K, Q], energy = kept share of the squared s."""
+    """matrix [P, Q] ~ left @ right: `numbers` holds both, flat; energy = kept share of the squared s."""
 
-    left: Tensor
-    right: Tensor
+    shape: torch.Size
+    numbers: Tensor
     energy: float
 
     @property
     def rank(self) -> int:
         """K, the number of singular directions kept."""
-        return self.right.shape[0]
+        return self.numbers.numel() // sum(self.shape)
+
+    @property
+    def left(self) -> Tensor:
+        """U diag(s) [P, K]."""
+        return self.numbers[: self.shape[0] * self.rank].view(self.shape[0], self.rank)
+
+    @property
+    def right(self) -> Tensor:
+        """V [K, Q]."""
+        return self.numbers[self.shape[0] * self.rank :].view(self.rank, self.shape[1])
 
 
 class _Prepared(NamedTuple):
@@ -64,32 +74,47 @@ def exact(matrix: Tensor, threshold: float) -> Factors:
 
 
 def exact_each(matrices: Sequence[Tensor], threshold: float) -> list[Factors]:
-    """Return exact() of every matrix; those of a shape (either way round) with a short side below LARGE are one call.
+    """Return exact() of every matrix; those with a short side below LARGE are factorised together.
 
-    A GPU decomposes a stack in about the time of one; a CPU gains the calls alone, and gives each the bits that it has
+    A GPU decomposes a stack in about the time of one. A CPU gains the calls, and gives each matrix the bits that it has
     by itself, whatever it is with. Raises ValueError as exact() does.
     """
+    found: list[Factors | None] = [None] * len(matrices)
+    plain = [index for index, matrix in enumerate(matrices) if _is_small(matrix)]
+    for index, factors in zip(plain, small.factorize([matrices[index] for index in plain], threshold), strict=True):
+        found[index] = factors and Factors(matrices[index].shape, *factors)
+    if rest := [index for index, factors in enumerate(found) if factors is None]:
+        for index, factors in zip(rest, _others([matrices[index] for index in rest], threshold), strict=True):
+            found[index] = factors
+    return found
+
+
+def _is_small(matrix: Tensor) -> bool:
+    rows, columns = matrix.shape
+    return rows < SPARSE and min(rows, columns) < LARGE and not matrix.is_cuda
+
+
+def _others(matrices: Sequence[Tensor], threshold: float) -> Iterator[Factors]:
+    """Yield the factors of any matrices; a GPU decomposes those of a shape (either way round) in one call."""
     prepared = [_prepare(matrix) for matrix in matrices]
     alike: dict[torch.Size, list[int]] = {}
     for index, part in enumerate(prepared):
-        if part and part.wide.shape[0] < LARGE and (matrices[index].is_cuda or part.wide.shape[0] % ALIGNED == 0):
+        if part and part.wide.is_cuda and part.wide.shape[0] < LARGE:
             alike.setdefault(part.wide.shape, []).append(index)
     spectra: dict[int, tuple[Tensor, np.ndarray, np.bool_]] = {}
     for group in alike.values():
         if len(group) > 1:
-            grams = _grams([prepared[index].wide for index in group])
-            spectra.update(zip(group, zip(*_spectrum(grams, threshold), strict=True), strict=True))
-    results = []
+            stack = torch.stack([prepared[index].wide for index in group])
+            spectra.update(zip(group, zip(*_spectrum(stack @ stack.mT, threshold), strict=True), strict=True))
     for index, (matrix, part) in enumerate(zip(matrices, prepared, strict=True)):
         if part is None:
-            results.append(_nothing(matrix))
+            yield _nothing(matrix)
             continue
         if index in spectra:
             basis, energy = _cut(part.wide, *spectra[index], threshold)
         else:
             basis, energy = _found(part.wide, threshold)
-        results.append(_assemble(matrix, part, basis, basis.T @ part.wide, energy))
-    return results
+        yield _assemble(matrix, part, basis, basis.T @ part.wide, energy)
 
 
 def fast(matrix: Tensor, threshold: float, start: Tensor | None) -> Factors:
@@ -183,17 +208,6 @@ def _zero_columns(matrix: Tensor) -> Tensor | None:
     return matrix.any(0)
 
 
-def _grams(wides: Sequence[Tensor]) -> Tensor:
-    """Gram matrices of one shape [n, size, size]; a product in a batch may be rounded otherwise in a larger one."""
-    if wides[0].is_cuda:
-        stack = torch.stack(wides)
-        return stack @ stack.mT
-    grams = wides[0].new_empty(len(wides), *wides[0].shape[:1] * 2)
-    for wide, result in zip(wides, grams.unbind(), strict=True):
-        torch.mm(wide, wide.T, out=result)
-    return grams
-
-
 def _found(wide: Tensor, threshold: float) -> tuple[Tensor, float]:
     """The K directions and their energy, by the cheapest way that proves K."""
     worth_trying = wide.shape[0] >= LARGE and threshold < 1
@@ -222,7 +236,7 @@ def _cut(wide: Tensor, basis: Tensor, cumulative: np.ndarray, near: np.bool_, th
 
 
 def _nothing(matrix: Tensor) -> Factors:
-    return Factors(matrix.new_zeros(matrix.shape[0], 0), matrix.new_zeros(0, matrix.shape[1]), 1.0)
+    return Factors(matrix.shape, matrix.new_zeros(0), 1.0)
 
 
 def _assemble(matrix: Tensor, prepared: _Prepared, basis: Tensor, projected: Tensor, energy: float) -> Factors:
@@ -240,4 +254,4 @@ def _assemble(matrix: Tensor, prepared: _Prepared, basis: Tensor, projected: Ten
     if prepared.columns is not None:
         right, kept = right.new_zeros(right.shape[0], matrix.shape[1]), right
         right[:, prepared.columns] = kept
-    return Factors(left.contiguous(), right.contiguous(), energy)
+    return Factors(matrix.shape, torch.cat([left.reshape(-1), right.reshape(-1)]), energy)

@@ -124,20 +124,17 @@ def build(compression: Compression, layers: Sequence[Layer], rounds: int = 1, co
 
 
 def raw(tensor: Tensor) -> Record:
-    """Return the record of an uncompressed tensor."""
-    return Record(RAW, -1, floats(tensor), 1.0)
+    """Return the record of an uncompressed tensor, which does not follow the tensor's memory."""
+    return Record(RAW, -1, floats(tensor).copy(), 1.0)
 
 
-def floats(*tensors: Tensor) -> np.ndarray:
-    """Return the tensors' entries one after another as float32 bytes: uint8 [4 * entries]."""
-    from fedkd_mpi.staging import to_host
+def floats(tensor: Tensor) -> np.ndarray:
+    """Return the tensor's entries one after another as float32 bytes, uint8 [4 * entries]; a view where it can be."""
+    if tensor.is_cuda:
+        from fedkd_mpi.staging import to_host
 
-    if tensors[0].is_cuda:
-        import torch
-
-        tensors = (torch.cat([tensor.reshape(-1) for tensor in tensors]),)  # one copy to the host, not several
-    # a copy, also of one tensor: a record must not follow the live weights
-    return np.concatenate([to_host(tensor).numpy() for tensor in tensors], axis=None, dtype="<f4").view(np.uint8)
+        tensor = to_host(tensor)
+    return np.ascontiguousarray(tensor.detach().numpy().reshape(-1), "<f4").view(np.uint8)
 
 
 def read_floats(record: Record, layer: Layer, count: int, device: str = "cpu") -> Tensor:

@@ -55,7 +55,7 @@ class PowerSgd(Codec):
         state[f"q.{layer.name}"] = right
         total = float(matrix.square().sum(dtype=torch.float64))
         lost = float((matrix - left @ right.T).square().sum(dtype=torch.float64))
-        data = floats(left, times_power_of_two(right, exponent))
+        data = floats(torch.cat([left.reshape(-1), times_power_of_two(right, exponent).reshape(-1)]))
         return Record(POWER, self.rank, data, 1 - lost / total if total else 1.0)
 
     def _decode(self, record: Record, layer: Layer, device: str) -> Tensor:

@@ -28,6 +28,7 @@ class Svd(Codec):
     def __init__(self, compression: Compression, layers: Sequence[Layer]):
         self.layers, self.warm = layers, bool(compression.warm_start)
         self.sizes = [self._bytes(layer) for layer in layers]
+        self._shapes = [layer.matrix_shape if layer.compressible else None for layer in layers]
 
     def encode(
         self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
@@ -47,7 +48,7 @@ class Svd(Codec):
     ) -> Iterator[list[Record]]:
         """Yield the records of each update; on a CPU, without a warm start, matrices of all are factorised together."""
         matrices = [matrix for update in updates for matrix in self._matrices(update)]
-        if not (self.warm or any(matrix.is_cuda for matrix in matrices)):
+        if not (self.warm or (matrices and matrices[0].is_cuda)):
             try:
                 found = iter(exact_each(matrices, threshold))
             except ValueError:
@@ -86,12 +87,12 @@ class Svd(Codec):
         return WireError(f"layer {layer.name}: {record.data.size} bytes where {count} belong")
 
     def _matrices(self, update: Sequence[Tensor]) -> list[Tensor]:
-        pairs = zip(update, self.layers, strict=True)
-        return [part.reshape(layer.matrix_shape) for part, layer in pairs if layer.compressible]
+        pairs = zip(update, self._shapes, strict=True)
+        return [part if part.dim() == 2 else part.reshape(shape) for part, shape in pairs if shape]
 
     def _records(self, update: Sequence[Tensor], found: Iterator[Factors]) -> list[Record]:
-        pairs = zip(update, self.layers, strict=True)
-        return [_record(part, next(found)) if layer.compressible else raw(part) for part, layer in pairs]
+        pairs = zip(update, self._shapes, strict=True)
+        return [_record(part, next(found)) if shape else raw(part) for part, shape in pairs]
 
     def _factors(self, update: Sequence[Tensor], threshold: float, state: State) -> list[Factors]:
         """The factors of the layers that are matrices; raises RunFault naming one that is not finite."""
@@ -121,10 +122,9 @@ class Svd(Codec):
 
 
 def _record(tensor: Tensor, factors: Factors) -> Record:
-    entries = factors.left.numel() + factors.right.numel()
-    if entries >= tensor.numel():
+    if factors.numbers.numel() >= tensor.numel():
         return raw(tensor)
-    return Record(LOW_RANK, factors.rank, floats(factors.left, factors.right), factors.energy)
+    return Record(LOW_RANK, factors.rank, floats(factors.numbers), factors.energy)
 
 
 def fits(record: Record, sizes: tuple[int, int, int]) -> bool:
