@@ -117,9 +117,12 @@ def gather_crew(run: Simulation) -> Crew | None:
     node one process trains all its clients, or every client has a core and a process of its own.
     """
     config, world = run.config, run.world
-    if not config.balance or config.clients_in_memory or run.device != "cpu" or world.world_size == 1:
+    if not config.balance or config.clients_in_memory or world.world_size == 1:
         return None
-    nodes = world.gather_all(np.array([world.tell_node(world.mpi_rank)])).view(np.int64)[:, 0]
+    told = world.gather_all(np.array([world.tell_node(world.mpi_rank), run.device != "cpu"])).view(np.int64)
+    nodes, on_gpu = told.T
+    if on_gpu.any():
+        return None
     own = np.flatnonzero(nodes[run.hosts] == nodes[world.mpi_rank]).tolist()
     hosts = sorted(set(run.hosts[own].tolist()))
     workers = seats(world, hosts)
