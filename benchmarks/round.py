@@ -1,12 +1,14 @@
 """round: the time of a whole round over that of the local training it contains, and of a naive round over it.
 
-    python -m benchmarks round [--ranks 3] [--config fashion_mnist.yaml] [--rounds 4] [--naive] [KEY=VALUE ...]
+    python -m benchmarks round [--ranks 3] [--config fashion_mnist.yaml] [--rounds 4] [--naive] [--apart]
+                               [KEY=VALUE ...]
 
 In every round the clients are trained twice, in turns first and second: once as the run command does (codec, MPI, log,
 evaluation), once as the bare training loop on the same clients, handed to the same processes in the same way, with
 nothing around it. `round_over_training` is the median over rounds of (seconds of the round) / (seconds of the bare
 training on the slowest process). With --naive, `naive_over_round` compares with benchmarks/naive.py on as many threads
-as processes train (ranks - 1).
+as processes train (ranks - 1). With --apart, `apart_over_together` compares bare training of every process's own
+clients with that by all processes of a node together (balance=true).
 """
 
 from __future__ import annotations
@@ -20,10 +22,15 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedkd_mpi import config as configuration
 from fedkd_mpi.config import Config
+
+if TYPE_CHECKING:
+    from fedkd_mpi.client import Client
+    from fedkd_mpi.crew import Crew
+    from fedkd_mpi.rest import Rest
 
 
 def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -33,12 +40,21 @@ def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
     parser.add_argument("--config", type=Path, default=Path("fashion_mnist.yaml"))
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--naive", action="store_true", help="also time the straightforward way")
+    parser.add_argument("--apart", action="store_true", help="also train every process's own clients")
     parser.add_argument("overrides", nargs="*")
     chosen = parser.parse_intermixed_args(arguments)
     overrides = [*chosen.overrides, f"rounds={chosen.rounds}"]
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "round.json"
-        task = [sys.executable, "-m", "benchmarks.round", str(result), str(chosen.config), *overrides]
+        task = [
+            sys.executable,
+            "-m",
+            "benchmarks.round",
+            str(result),
+            str(chosen.config),
+            str(chosen.apart),
+            *overrides,
+        ]
         launch = ["mpirun", "-n", str(chosen.ranks), *task] if chosen.ranks > 1 else task
         subprocess.run(launch, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
         rows = json.loads(result.read_text(encoding="utf-8"))
@@ -50,13 +66,15 @@ def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
             rows = [row | {"naive": seconds} for row, seconds in zip(rows, naive, strict=True)]
     steady = rows[1:]  # the first round warms caches and allocators up
     claims = {"round_over_training": statistics.median(row["round_over_training"] for row in steady)}
+    if chosen.apart:
+        claims["apart_over_together"] = statistics.median(row["apart"] / row["bare"] for row in steady)
     if chosen.naive:
         whole, naive = (statistics.median(row[key] for row in steady) for key in ("whole", "naive"))
         claims["naive_over_round"] = naive / whole
     return claims, rows
 
 
-def measure(config: Config, result: Path) -> None:
+def measure(config: Config, result: Path, *, apart: bool) -> None:
     """Run all rounds, timing bare training and whole round of each; rank 0 writes the rows. Collective."""
     import numpy as np
 
@@ -76,8 +94,7 @@ def measure(config: Config, result: Path) -> None:
     logged: list[dict[str, Any]] = []
     ledger = Ledger(simulation, writer, logged.append)
 
-    def bare(round_index: int) -> float:
-        groups = together(simulation, range(config.num_clients))
+    def train(groups: list[list[Client]], source: Crew | Rest, round_index: int) -> float:
         copies = {
             c.id: Client(c.id, c.train_indices, c.test_indices, {n: t.clone() for n, t in c.copy().items()})
             for group in groups
@@ -85,10 +102,17 @@ def measure(config: Config, result: Path) -> None:
         }
         world.barrier()
         began = time.perf_counter()
-        for group in (simulation.crew or simulation.rest).each(groups):
+        for group in source.each(groups):
             for client in group:
                 simulation.workbench.train(copies[client.id], round_index, simulation.replica, evaluate=False)
         return time.perf_counter() - began
+
+    def bare(round_index: int) -> float:
+        groups = together(simulation, range(config.num_clients))
+        return train(groups, simulation.crew or simulation.rest, round_index)
+
+    def own(round_index: int) -> float:
+        return train([[client] for client in simulation.clients.values()], simulation.rest, round_index)
 
     def whole(round_index: int) -> float:
         world.barrier()
@@ -102,17 +126,11 @@ def measure(config: Config, result: Path) -> None:
         # Bare training first in even rounds; in odd ones it repeats the round just played, from where that ended.
         for part in (bare, whole) if round_index % 2 == 0 else (whole, bare):
             seconds[part.__name__] = part(round_index)
-        slowest = world.gather_all(np.array([seconds["bare"]])).view(np.float64).max()
+        slowest = world.gather_all(np.array([seconds["bare"], own(round_index) if apart else 0.0])).view(np.float64)
         if writer:
-            ratio = seconds["whole"] / float(slowest)
-            rows.append(
-                {
-                    "round": round_index,
-                    "round_over_training": ratio,
-                    "whole": seconds["whole"],
-                    "bare": float(slowest),
-                }
-            )
+            trained, alone = slowest.max(axis=0).tolist()
+            row = {"round": round_index, "round_over_training": seconds["whole"] / trained}
+            rows.append(row | {"whole": seconds["whole"], "bare": trained} | ({"apart": alone} if apart else {}))
     ledger.settle()
     for row, of_round in zip(rows, logged, strict=False):
         row |= {name.removeprefix("seconds_"): value for name, value in of_round.items() if name.startswith("seconds_")}
@@ -123,5 +141,5 @@ def measure(config: Config, result: Path) -> None:
 
 
 if __name__ == "__main__":
-    target, file, *changes = sys.argv[1:]
-    measure(configuration.load(Path(file), changes), Path(target))
+    target, file, training, *changes = sys.argv[1:]
+    measure(configuration.load(Path(file), changes), Path(target), apart=training == "apart")
