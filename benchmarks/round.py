@@ -46,15 +46,8 @@ def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
     overrides = [*chosen.overrides, f"rounds={chosen.rounds}"]
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "round.json"
-        task = [
-            sys.executable,
-            "-m",
-            "benchmarks.round",
-            str(result),
-            str(chosen.config),
-            str(chosen.apart),
-            *overrides,
-        ]
+        how = "apart" if chosen.apart else "together"
+        task = [sys.executable, "-m", "benchmarks.round", str(result), str(chosen.config), how, *overrides]
         launch = ["mpirun", "-n", str(chosen.ranks), *task] if chosen.ranks > 1 else task
         subprocess.run(launch, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
         rows = json.loads(result.read_text(encoding="utf-8"))
