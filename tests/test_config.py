@@ -83,6 +83,7 @@ SETTINGS = [
     "averaging.proximal=0.5",
     "averaging.keep=0.5",
     "log.spectra=true",
+    "balance=false",
     "checkpoint.every=3",
     "watchdog.seconds=30.5",
     "watchdog.abort_seconds=5000.5",
