@@ -5,16 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from fedkd_mpi import codecs
+from fedkd_mpi.codecs import svd
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.exchange import make_message
 from fedkd_mpi.network import Network
 from fedkd_mpi.sections import Compression
 from fedkd_mpi.sections import Server as Settings
 from fedkd_mpi.server import Server, apply
-from fedkd_mpi.wire import SKIPPED, Header, Record
+from fedkd_mpi.wire import SKIPPED, Header, Layer, Record
 
 ROUND = 4
 
@@ -44,6 +47,34 @@ def flat(server: Server, tensors: list[np.ndarray]) -> torch.Tensor:
     for view, tensor in zip(server.student.views(vector), tensors, strict=True):
         view.copy_(torch.from_numpy(np.asarray(tensor)))
     return vector
+
+
+RANKS = st.lists(st.tuples(*(st.integers(-1, 4) for _ in range(2)), st.integers(0, 9)), min_size=1, max_size=12)
+
+
+@given(RANKS, st.integers(1, 300))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_sum_of_factors_and_raw_tensors_is_that_of_float64(
+    monkeypatch: pytest.MonkeyPatch, messages: list[tuple[int, int, int]], most: int
+):
+    """However many messages wait for each other: at rank -1 a matrix is raw; weights may be zero."""
+    monkeypatch.setattr(svd, "ENTRIES", most)
+    layers = [Layer("a", (6, 2, 2), True), Layer("bias", (3,), False), Layer("b", (4, 9), True), Layer("s", (), False)]
+    total = codecs.build(Compression(codec="svd"), layers).sum("cpu")
+    truth, rng = [np.zeros(layer.shape) for layer in layers], np.random.default_rng(0)
+    for first, second, weight in messages:
+        records = []
+        for each, layer, rank in zip(truth, layers, (first, -1, second, -1), strict=True):
+            rows, columns = layer.matrix_shape
+            left, right = rng.normal(size=(rows, max(rank, 0))), rng.normal(size=(max(rank, 0), columns))
+            numbers = [left.ravel(), right.ravel()] if rank >= 0 else [rng.normal(size=layer.numel)]
+            sent = np.concatenate(numbers).astype("<f4")
+            records.append(Record(svd.LOW_RANK if rank >= 0 else codecs.RAW, rank, sent.view(np.uint8)))
+            dense = (left @ right if rank >= 0 else numbers[0]).reshape(layer.shape)
+            each += weight * dense
+        total.add(records, weight)
+    for tensor, expected in zip(total.take(), truth, strict=True):
+        np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("weighting", ["uniform", "samples"])
