@@ -76,7 +76,7 @@ def test_a_fault_in_somebody_elses_client_is_told_once_with_its_place(mpi_vendor
 def test_a_killed_process_leaves_no_memory_behind_and_the_run_goes_on(mpi_vendor: str, tmp_path: Path) -> None:
     """On another number of processes, to the bits of a run that nobody disturbed."""
     before = set(FOLDER.glob("fedkd-clients-*"))
-    settings = [*SMALL, FEEDBACK, "rounds=30", "evaluate.every=30"]
+    settings = [*SMALL, FEEDBACK, "rounds=100", "evaluate.every=100"]
     whole, killed = tmp_path / "whole.h5", tmp_path / "killed.h5"
     with Job(1, "-m", "fedkd_mpi.run", *settings, "--output", whole, folder=tmp_path) as job:
         assert job.wait() == 0
