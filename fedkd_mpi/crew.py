@@ -47,11 +47,16 @@ class Crew:
         for client in self.clients.values():
             self._lay(client)
 
+    @property
+    def works(self) -> bool:
+        """Whether this process trains clients."""
+        return self.run.world.mpi_rank in self.workers
+
     def each(self, groups: Sequence[Sequence[Client]]) -> Iterator[Sequence[Client]]:
         """Yield those of the groups of clients, the same on all processes of the node, that this process trains."""
         groups = sorted(groups, key=self._work)
         first, self._numbers = self._numbers, self._numbers + len(groups) + len(self.workers)
-        if self.run.world.mpi_rank not in self.workers:
+        if not self.works:
             return
         while (number := self._shelf.take_number() - first) < len(groups):
             for client in groups[number]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fedkd_mpi.crew import Crew
+    from fedkd_mpi.exchange import Message
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class Simulation:
     """One process's part of a run.
 
     `student` is the module all work is done on, `replica` the flat global student, the same bits everywhere after each
-    round; both are None where nothing is exchanged. `workbench` is None on a process without clients, `server` but on
-    rank 0.
+    round, but for `answers` of the server that this process has not yet applied to it; student and replica are None
+    where nothing is exchanged. `workbench` is None on a process without clients, `server` but on rank 0.
     """
 
     config: Config
@@ -65,6 +66,7 @@ class Simulation:
     server: Server | None
     teacher_numbers: list[int]  # what a dense exchange of each client's teacher would send, for comparison
     downlink_state: dict[str, Tensor] = field(default_factory=dict)  # what the codec's receiver keeps, like the replica
+    answers: list[Message] = field(default_factory=list)
     crew: Crew | None = None  # with whom this process trains the clients of its node, None = alone those it hosts
 
     @property
@@ -76,6 +78,12 @@ class Simulation:
     def scores_student(self) -> bool:
         """Whether the global student has a score: it exists, and BatchNorm's statistics are not kept local."""
         return self.student is not None and self.student.local_buffers is None
+
+    def needs_replica(self, round_index: int, evaluated: bool) -> bool:
+        """Whether this process must have its replica up to date at the end of a round; all do after the last."""
+        scores = evaluated and self.scores_student and len(self.test_chunks(self.world.mpi_rank)) > 0
+        works = self.crew is None or self.crew.works or self.server is not None
+        return works or scores or round_index == self.config.rounds - 1
 
     def scores_teachers(self, round_index: int) -> bool:
         """Whether every teacher is scored on the global test set in this round."""

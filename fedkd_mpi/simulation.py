@@ -161,7 +161,7 @@ def encode(run: Simulation, watch: Stopwatch, this: Round, updates: Sequence[tup
 
 
 def communicate(run: Simulation, watch: Stopwatch, this: Round, own: list[Contribution]) -> None:
-    """Bring the updates to the server, the server's answer to everyone, and apply it to this process's replica."""
+    """Bring the updates to the server, the server's answer to everyone, who apply it when they need their replica."""
     run.world.place.at(this.index, "uplink")
     layers = len(run.student.exchanged_layers)
     messages = [contribution.message for contribution in own]
@@ -179,9 +179,16 @@ def communicate(run: Simulation, watch: Stopwatch, this: Round, own: list[Contri
     for _ in arriving:  # elsewhere than on the server nothing comes, but all send
         pass
     run.world.place.at(this.index, "downlink")
-    answer = exchange.downlink(run.world, watch, answer)
-    with watch("broadcast"):
-        ((header, records),) = read([answer], layers, this.downlink)
+    run.answers.append(exchange.downlink(run.world, watch, answer))
+    if run.needs_replica(this.index, this.evaluated) or sum(each.whole.size for each in run.answers) > WAITING:
+        with watch("broadcast"):
+            catch_up(run, this.downlink)
+
+
+def catch_up(run: Simulation, receipts: list[exchange.Receipt]) -> None:
+    """Apply the server's answers that this process has not looked at to its replica, in their order."""
+    answers, run.answers = run.answers, []
+    for header, records in read(answers, len(run.student.exchanged_layers), receipts):
         if header.kind == exchange.UPDATE:
             update = run.codec.receive(run.codec.decode(records, run.device), run.downlink_state, 1.0)
             apply(run.student, run.replica, update, run.config.server, run.downlink_state)
