@@ -40,7 +40,7 @@ class Config(Section):
     num_clients: int = Field(ge=1)
     cohort_size: int | None = Field(None, ge=1, description="clients a round; null = all")
     clients_in_memory: int | None = Field(
-        None, ge=1, description="clients whose states a process holds at once, the others in files; null = all"
+        None, ge=1, description="clients whose states a process holds at once, the others on disk; null = all"
     )
     method: Literal["fedkd", "fedavg", "fedprox", "scaffold", "feddropout", "local", "centralized"] = Field(
         "fedkd",

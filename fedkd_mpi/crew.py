@@ -18,7 +18,7 @@ from fedkd_mpi.batches import work
 from fedkd_mpi.client import Client
 from fedkd_mpi.exchange import Message
 from fedkd_mpi.ledger import Contribution
-from fedkd_mpi.shelf import Shelf
+from fedkd_mpi.shelf import DiskShelf, Shelf
 from fedkd_mpi.world import World
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ class Crew:
         self._box = {client: 2 * place for place, client in enumerate(own)}
         numbers = sum(run.teacher_numbers[client] for client in own)
         numbers += len(own) * (run.student.state.numel() if run.student else 0)
-        self._shelf = Shelf(run.world, 2 * len(own), COPIES * 4 * numbers)
+        kind = DiskShelf if run.config.clients_in_memory else Shelf
+        self._shelf = kind(run.world, 2 * len(own), COPIES * 4 * numbers)
         self._numbers = 0  # taken by all workers in the rounds before
         self._received = dict.fromkeys(run.clients, 0)
         for client in self.clients.values():
@@ -59,6 +60,8 @@ class Crew:
         if not self.works:
             return
         while (number := self._shelf.take_number() - first) < len(groups):
+            following = groups[number + len(self.workers) : number + len(self.workers) + 1]
+            self._shelf.expect([self._box[client.id] for group in following for client in group])
             for client in groups[number]:
                 self._lay(client)
             yield groups[number]
@@ -118,11 +121,11 @@ class Crew:
 def gather_crew(run: Simulation) -> Crew | None:
     """Return the crew of this process, None where its node's processes train each their own clients. Collective.
 
-    So it is on GPUs, where clients live on the device, with clients_in_memory, with balance=false, and where on every
-    node one process trains all its clients, or every client has a core and a process of its own.
+    So it is on GPUs, where clients live on the device, with balance=false, and where on every node one process trains
+    all its clients, or every client has a core and a process of its own.
     """
     config, world = run.config, run.world
-    if not config.balance or config.clients_in_memory or world.world_size == 1:
+    if not config.balance or world.world_size == 1:
         return None
     told = world.gather_all(np.array([world.tell_node(world.mpi_rank), run.device != "cpu"])).view(np.int64)
     nodes, on_gpu = told.T

@@ -96,7 +96,7 @@ def _table(config: Config, run: Simulation, world_size: int) -> str:
     table.add_row(
         "processes", f"{world_size}: {most} of {config.num_clients} clients on the fullest, {config.cohort} a round"
     )
-    alone = not config.balance or config.clients_in_memory or run.device != "cpu"  # as crew.py has it
+    alone = not config.balance or run.device != "cpu"  # as crew.py has it
     if alone and config.local.epochs and len(hosted) > 1:
         table.add_row("imbalance", f"{loads.max() / loads.mean():.2f} times the mean to train on the busiest process")
     table.add_row("device of this process", run.device)

@@ -24,8 +24,7 @@ class Network:
     def __init__(self, module: nn.Module, device: str, *, exchange_buffers: bool = True):
         # Convolutions and poolings are faster with channels last: an order in memory, the shapes stay.
         self.module = module.to(device, memory_format=torch.channels_last)
-        parameters = [(name, tensor) for name, tensor in module.named_parameters() if tensor.requires_grad]
-        buffers = [(name, tensor) for name, tensor in module.named_buffers() if tensor.is_floating_point()]
+        parameters, buffers = _tensors(module)
         self.layers = [Layer(name, tuple(tensor.shape), tensor.dim() >= 2) for name, tensor in parameters]
         self.layers += [Layer(name, tuple(tensor.shape), False) for name, tensor in buffers]
         self._strides = [tensor.stride() for _, tensor in parameters + buffers]
@@ -50,6 +49,14 @@ class Network:
         return [
             flat.as_strided((*count, *layer.shape), (*step, *strides), at + start) for layer, strides, start in places
         ]
+
+    def flat(self, module: nn.Module) -> Tensor:
+        """Return the values of another module of this architecture, on the CPU, laid out and placed as `state`."""
+        parameters, buffers = _tensors(module)
+        flat = torch.zeros(self.state.shape)
+        for (_, tensor), view in zip(parameters + buffers, self.views(flat), strict=True):
+            view.copy_(tensor.detach())
+        return flat.to(self.state.device)
 
     def exchanged(self, flat: Tensor) -> list[Tensor]:
         """Return the views of those layers that travel."""
@@ -84,3 +91,9 @@ class Network:
             view.copy_(buffer)
             owner, _, last = name.rpartition(".")
             self.module.get_submodule(owner)._buffers[last] = view
+
+
+def _tensors(module: nn.Module) -> tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]]]:
+    """The trainable parameters of a module and its floating-point buffers, by name."""
+    parameters = [(name, tensor) for name, tensor in module.named_parameters() if tensor.requires_grad]
+    return parameters, [(name, tensor) for name, tensor in module.named_buffers() if tensor.is_floating_point()]

@@ -183,7 +183,7 @@ def prepare(config: Config, world: World, data: Data) -> Simulation:
         hosts=hosts,
         clients=clients,
         workbench=workbench,
-        rest=Rest(config.clients_in_memory, device),
+        rest=Rest(config.clients_in_memory, device, len(clients)),
         student=student,
         replica=student.state.clone() if student else None,
         codec=codec,

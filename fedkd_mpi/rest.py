@@ -1,15 +1,16 @@
-"""Where the states of clients are between their rounds: in memory, or in files that are read ahead of their turn."""
+"""Where a process keeps the states of its clients between rounds: in memory, or on disk, read ahead of their turn."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import zip_longest
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from fedkd_mpi.errors import RunFault
+from fedkd_mpi.errors import RunFault, UserError
+from fedkd_mpi.shelf import DiskShelf
+from fedkd_mpi.world import World
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,16 +19,16 @@ if TYPE_CHECKING:
 
 
 class Rest:
-    """Keeps at most `in_memory` clients of a process awake (None = all of them).
+    """Keeps at most `in_memory` of `count` clients of a process awake (None = all of them).
 
-    The states of the others lie in a folder of their own under TMPDIR, in files that are of no use to anybody else: a
-    checkpoint holds all states, and the folder goes when the process ends.
+    The others' states lie in a file under TMPDIR that is of no use to anybody else: a checkpoint holds all states.
     """
 
-    def __init__(self, in_memory: int | None, device: str):
+    def __init__(self, in_memory: int | None, device: str, count: int):
         self.in_memory, self.device = in_memory, device
         self._awake: dict[int, Client] = {}  # those used longest ago first
-        self._folder: TemporaryDirectory[str] | None = None
+        self._count, self._boxes = count, dict[int, int]()
+        self._shelf: DiskShelf | None = None
         self._reader = ThreadPoolExecutor(1, "states") if in_memory else None
 
     def each(self, groups: Iterable[Sequence[Client]]) -> Iterator[Sequence[Client]]:
@@ -56,22 +57,15 @@ class Rest:
                 self._lay(oldest)
 
     def _lay(self, client: Client) -> None:
-        from safetensors.torch import save
-
         try:
-            self._folder = self._folder or TemporaryDirectory(prefix="fedkd-clients-")
-            path = Path(self._folder.name) / f"{client.id}.safetensors"
-            path.write_bytes(save({name: tensor.cpu().contiguous() for name, tensor in client.tensors.items()}))
-        except OSError as error:
-            raise RunFault(
-                f"cannot put a client's state to rest ({error}): raise clients_in_memory, or give TMPDIR more room",
-                client=client.id,
-            ) from error
-        client.lay(lambda: read(path, self.device))
+            self._shelf = self._shelf or DiskShelf(World(), self._count, 0)
+        except UserError as error:
+            raise RunFault(str(error), client=client.id) from error
+        box = self._boxes.setdefault(client.id, len(self._boxes))
+        self._shelf.fill(box, {name: tensor.numpy(force=True) for name, tensor in client.tensors.items()})
+        client.lay(partial(self._read, box))
 
+    def _read(self, box: int) -> dict[str, Tensor]:
+        import torch
 
-def read(path: Path, device: str) -> dict[str, Tensor]:
-    """Return the tensors of a file, in memory of their own."""
-    from safetensors.torch import load
-
-    return {name: tensor.to(device) for name, tensor in load(path.read_bytes()).items()}
+        return {name: torch.from_numpy(array).to(self.device) for name, array in self._shelf.read(box).items()}

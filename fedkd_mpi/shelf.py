@@ -1,4 +1,4 @@
-"""Boxes of named arrays that all processes of a node fill and read in place: one file in memory, which has no name.
+"""Boxes of named arrays that all processes of a node fill and read: one file in memory or on disk, without a name.
 
 Nothing is left behind, whatever ends the processes: the file's name goes as soon as all have opened it.
 """
@@ -11,7 +11,7 @@ import mmap
 import os
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,22 +19,24 @@ import numpy as np
 
 from fedkd_mpi import shared_memory
 from fedkd_mpi.errors import RunFault, UserError
-from fedkd_mpi.shared_memory import FOLDER, padded
+from fedkd_mpi.shared_memory import ALIGNMENT, FOLDER, flat_bytes, padded
 from fedkd_mpi.world import World
 
 NUMBER, END, BOXES = range(3)  # the board: a counter, where the file's free room begins, and of each box ...
 START, ROOM, VERSION = range(3)  # ... its first byte, its bytes, how often it was filled anew
 LENGTH = 8  # bytes at the start of a box: how long the JSON text behind them is, which says what lies where
-LEAST = 2**22  # bytes by which the file grows at least ...
-SPARE = 0.25  # ... and as a share of what it has; as much is a box given that had to be moved
+LEAST, MOST = 2**22, 2**28  # bytes by which the file grows at least, and at most if that is enough ...
+SPARE = 0.25  # ... as a share of what it has; as much is a box given that had to be moved
 
 
 class Shelf:
-    """`count` boxes, empty at first, of all processes of a node together. Made by all processes of the world at once.
+    """`count` boxes in memory, empty at first, of all processes of a node. Made by all processes of the world at once.
 
     One process at a time may fill a box. Who reads it afterwards must have learnt of that from this shelf (take_number,
     versions), whose lock puts in order what processes see of each other's work.
     """
+
+    remedy = f"enlarge {FOLDER}, or let every process train its own (balance=false)"
 
     def __init__(self, world: World, count: int, expected: int):
         """Share a file; `expected` is about how many bytes it will hold: it tells which folder is large enough.
@@ -43,10 +45,10 @@ class Shelf:
         """
         self._hostname = world.hostname
         size = padded(8 * (BOXES + count * 3))
-        path = world.together(lambda: _create(_folder(expected), size) if world.is_node_leader else None)
+        path = world.together(lambda: self._create(self._folder(expected), size) if world.is_node_leader else None)
         path = world.tell_node(path)
         try:
-            self._file = world.together(lambda: _open(path, world.hostname))
+            self._file = world.together(lambda: self._open(path))
         finally:
             if world.is_node_leader:
                 Path(path).unlink()
@@ -70,6 +72,9 @@ class Shelf:
         """Return how often each box was filled anew, 0 while it is empty."""
         with self._locked():
             return self._boxes[boxes, VERSION].tolist()
+
+    def expect(self, boxes: Sequence[int]) -> None:
+        """Say which boxes will soon be read: they are at hand."""
 
     def read(self, box: int) -> dict[str, np.ndarray]:
         """Return the arrays of a box, {} if it is empty; not copies: what is written to them lies in the box."""
@@ -101,19 +106,20 @@ class Shelf:
         """Put arrays, none of which lies in it, into a box as a new version; raises RunFault as update() does."""
         entries, size = shared_memory.lay_out(arrays)
         text = json.dumps(entries).encode()
-        head = padded(LENGTH + len(text))
+        head = (len(text).to_bytes(LENGTH, "little") + text).ljust(padded(LENGTH + len(text)), b"\0")
         with self._locked():
             start, room, version = self._boxes[box].tolist()
-            if head + size > room:
-                start, room = self._make_room(head + size, moved=version > 0)
-        self._map(start + head + size)
-        self._memory[start : start + LENGTH + len(text)] = len(text).to_bytes(LENGTH, "little") + text
-        views = self._views(start + head, entries)
-        for name, array in arrays.items():
-            views[name][...] = array
+            if len(head) + size > room:
+                start, room = self._make_room(len(head) + size, moved=version > 0)
+        self._write(start, np.frombuffer(head, np.uint8))
+        for array, (*_, at) in zip(arrays.values(), entries, strict=True):
+            self._write(start + len(head) + at, flat_bytes(np.ascontiguousarray(array)))
         with self._locked():
             self._boxes[box] = start, room, version + 1
-        self._seen[box] = version + 1, views
+
+    def _write(self, start: int, data: np.ndarray) -> None:
+        self._map(start + data.size)
+        self._memory[start : start + data.size] = data
 
     def _views(self, first: int, entries: list[shared_memory.Entry]) -> dict[str, np.ndarray]:
         ends = [at + int(np.prod(shape)) * np.dtype(kind).itemsize for _, kind, shape, at in entries]
@@ -125,12 +131,12 @@ class Shelf:
         start, size = int(self._board[END]), os.fstat(self._file).st_size
         room = padded(needed + int(SPARE * needed) * moved)
         if start + room > size:
+            more = max(start + room - size, LEAST, min(int(SPARE * size), MOST))
             try:  # a full tmpfs would show itself as a bus error at the first write
-                os.posix_fallocate(self._file, size, max(start + room - size, LEAST, int(SPARE * size)))
+                os.posix_fallocate(self._file, size, more)
             except OSError as error:
                 raise RunFault(
-                    f"no room to share the states of the clients on {self._hostname} ({error.strerror}): enlarge "
-                    f"{FOLDER}, or let every process train its own (balance=false)"
+                    f"no room for the states of clients on {self._hostname} ({error.strerror}): {self.remedy}"
                 ) from error
         self._board[END] = start + room
         return start, room
@@ -139,6 +145,32 @@ class Shelf:
         """Have the file mapped at least so far; arrays that were handed out keep the map that they lie in."""
         if end > len(self._memory):
             self._memory = mmap.mmap(self._file, os.fstat(self._file).st_size)
+
+    def _create(self, folder: Path, size: int) -> str:
+        try:
+            descriptor, path = tempfile.mkstemp(prefix="fedkd-clients-", dir=folder)
+            os.posix_fallocate(descriptor, 0, size)
+            os.close(descriptor)
+        except OSError as error:
+            where = f"{folder} on {self._hostname} ({error.strerror})"
+            raise UserError(f"cannot put the states of clients into {where}: {self.remedy}") from None
+        return path
+
+    def _open(self, path: str) -> int:
+        try:
+            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            where = f"{Path(path).parent} ({error.strerror})"
+            raise UserError(f"the processes on {self._hostname} do not all see {where}: {self.remedy}") from None
+
+    @staticmethod
+    def _folder(expected: int) -> Path:
+        """Memory's folder where it has room enough; else TMPDIR, of which the system keeps in memory what it can."""
+        try:
+            shared_memory.check_room(2 * expected, "")
+        except UserError:
+            return Path(tempfile.gettempdir())
+        return FOLDER if FOLDER.is_dir() else Path(tempfile.gettempdir())
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -149,32 +181,41 @@ class Shelf:
             fcntl.lockf(self._file, fcntl.LOCK_UN)
 
 
-def _folder(expected: int) -> Path:
-    """Return memory's folder where it has room enough; else TMPDIR, of which the system keeps in memory what it can."""
-    try:
-        shared_memory.check_room(2 * expected, "")
-    except UserError:
+class DiskShelf(Shelf):
+    """Boxes in a file under TMPDIR: what they hold takes memory of a process only while that uses it."""
+
+    remedy = "set TMPDIR to a folder with more room, or keep all states in memory (clients_in_memory=null)"
+
+    def expect(self, boxes: Sequence[int]) -> None:
+        """Have the system begin to read boxes from the disk."""
+        for start, room, _ in self._boxes[boxes].tolist():
+            os.posix_fadvise(self._file, start, room, os.POSIX_FADV_WILLNEED)
+
+    def read(self, box: int) -> dict[str, np.ndarray]:
+        """Return copies of the arrays of a box, {} if it is empty."""
+        with self._locked():
+            start, room, version = self._boxes[box].tolist()
+        if not version:
+            return {}
+        block, filled = np.empty(room + ALIGNMENT, np.uint8), 0
+        block = block[-block.ctypes.data % ALIGNMENT :][:room]
+        while filled < room:
+            filled += os.preadv(self._file, [block[filled:]], start + filled)
+        text = LENGTH + int.from_bytes(block[:LENGTH], "little")
+        return shared_memory.views(json.loads(bytes(block[LENGTH:text])), block[padded(text) :])
+
+    def update(self, box: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Put arrays into a box in place of those in it, as a new version; raises RunFault where there is no room."""
+        self.fill(box, arrays)
+
+    def _write(self, start: int, data: np.ndarray) -> None:
+        while data.size:
+            written = os.pwrite(self._file, data, start)
+            data, start = data[written:], start + written
+
+    @staticmethod
+    def _folder(expected: int) -> Path:
         return Path(tempfile.gettempdir())
-    return FOLDER if FOLDER.is_dir() else Path(tempfile.gettempdir())
-
-
-def _create(folder: Path, size: int) -> str:
-    try:
-        descriptor, path = tempfile.mkstemp(prefix="fedkd-clients-", dir=folder)
-        os.posix_fallocate(descriptor, 0, size)
-        os.close(descriptor)
-    except OSError as error:
-        raise UserError(f"cannot share the clients' states in {folder} ({error.strerror}): set balance=false") from None
-    return path
-
-
-def _open(path: str, hostname: str) -> int:
-    try:
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        raise UserError(
-            f"the processes on {hostname} do not all see {Path(path).parent} ({error.strerror}): set balance=false"
-        ) from None
 
 
 def _layout(arrays: Mapping[str, np.ndarray]) -> list[tuple[str, str, tuple[int, ...]]]:

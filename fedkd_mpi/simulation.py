@@ -77,10 +77,10 @@ def take_part(run: Simulation, watch: Stopwatch, this: Round, ledger: Ledger) ->
     contributions: list[Contribution] = []
     waiting: list[tuple[Client, Outcome | RunFault]] = []
     size = run.replica.nbytes if run.student else 0
-    room = 0 if run.rest.in_memory else WAITING  # a client at rest would have to be read again
+    most = run.config.clients_in_memory or len(this.cohort)  # one that is laid to rest would have to be read again
     for clients in (run.crew or run.rest).each(together(run, this.cohort)):
         waiting += zip(clients, train(run, this, clients), strict=True)
-        if len(waiting) * size >= room:
+        if len(waiting) * size >= WAITING or len(waiting) >= most:
             contributions += contribute(run, watch, this, waiting, ledger)
             waiting.clear()
     contributions += contribute(run, watch, this, waiting, ledger)

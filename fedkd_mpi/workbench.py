@@ -149,9 +149,8 @@ class Workbench:
         self.bring(client.id)
         if "private" not in client.tensors:
             with torch_scope(self.config.seed, "teacher", client.id):
-                client.tensors["private"] = Network(
-                    self.method.private(self.config.architecture(client.id)), self.device
-                ).state
+                module = self.method.private(self.config.architecture(client.id))
+                client.tensors["private"] = self.private.flat(module)
         self.private.state.copy_(client.tensors["private"])
 
     def _load(self, client: Client, student: Tensor | None) -> None:

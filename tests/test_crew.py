@@ -32,16 +32,18 @@ def logged(folder: Path, *arguments: str, ranks: int = 3, mpi: str = "openmpi") 
 
 def test_bytes_and_log_are_those_of_processes_that_train_their_own(mpi_vendor: str, tmp_path: Path) -> None:
     """Also who sent what, and how many bytes every process gave to MPI and got from it."""
-    crew, apart = (
-        logged(tmp_path, FEEDBACK, f"balance={balance}", ranks=4, mpi=mpi_vendor) for balance in ("true", "false")
+    apart, *crews = (
+        logged(tmp_path, FEEDBACK, setting, ranks=4, mpi=mpi_vendor)
+        for setting in ("balance=false", "balance=true", "clients_in_memory=1")
     )
-    assert set(crew["uplink"]["mpi_rank"].tolist()) == {1, 2, 3}
-    for table in ("rounds", "uplink", "downlink", "training", "clients", "mpi"):
-        for name, values in crew[table].items():
-            if not name.startswith("seconds"):
-                first = 1 if table == "mpi" and not name.startswith("payload") else 0  # a crew's start takes bytes too
-                values, other = values[first:], apart[table][name][first:]
-                np.testing.assert_array_equal(values, other, err_msg=f"{table}/{name}", strict=True)
+    assert set(apart["uplink"]["mpi_rank"].tolist()) == {1, 2, 3}
+    for crew in crews:
+        for table in ("rounds", "uplink", "downlink", "training", "clients", "mpi"):
+            for name, values in crew[table].items():
+                if not name.startswith("seconds"):
+                    first = 1 if table == "mpi" and not name.startswith("payload") else 0  # a crew's start takes some
+                    values, other = values[first:], apart[table][name][first:]
+                    np.testing.assert_array_equal(values, other, err_msg=f"{table}/{name}", strict=True)
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="with one core one process trains everything")

@@ -47,7 +47,7 @@ def test_no_more_clients_are_awake_than_asked_for(scratch: Path) -> None:
 
 
 def test_each_brings_back_what_was_changed(scratch: Path) -> None:
-    rest, clients = Rest(1, "cpu"), [client(index) for index in range(4)]
+    rest, clients = Rest(1, "cpu", 4), [client(index) for index in range(4)]
     for _ in range(3):
         for group in rest.each([clients[:1], clients[1:3], clients[3:]]):
             for one in group:
@@ -61,7 +61,7 @@ def test_each_brings_back_what_was_changed(scratch: Path) -> None:
 
 def test_no_room_for_states_is_said(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(scratch / "missing"))
-    rest = Rest(1, "cpu")
+    rest = Rest(1, "cpu", 2)
     rest.used(client(0))
     with pytest.raises(RunFault, match="TMPDIR"):
         rest.used(client(1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from fedkd_mpi import shelf as shelves
 from fedkd_mpi.errors import RunFault, UserError
 from fedkd_mpi.shared_memory import FOLDER
-from fedkd_mpi.shelf import Shelf
+from fedkd_mpi.shelf import DiskShelf, Shelf
 from fedkd_mpi.world import World
 
 BOXES = 3
@@ -22,6 +23,14 @@ KINDS = st.sampled_from(["<f4", "<i8", "|u1"])
 SHAPES = st.lists(st.integers(0, 40), max_size=2).map(tuple)
 CONTENTS = st.dictionaries(st.text(min_size=1, max_size=5), st.tuples(KINDS, SHAPES), max_size=4)
 ACTIONS = st.lists(st.tuples(st.integers(0, BOXES - 1), st.sampled_from(["fill", "update", "change"]), CONTENTS))
+
+
+BOTH = pytest.mark.parametrize("kind", [Shelf, DiskShelf])
+
+
+def resident() -> int:
+    """Return the bytes of memory that this process has now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def assert_holds(shelf: Shelf, box: int, expected: dict[str, np.ndarray]) -> None:
@@ -32,9 +41,10 @@ def assert_holds(shelf: Shelf, box: int, expected: dict[str, np.ndarray]) -> Non
         assert found[name].ctypes.data % 64 == 0
 
 
-@given(ACTIONS)
-def test_a_box_holds_what_was_put_into_it_last(actions: list) -> None:
-    shelf = Shelf(World(), BOXES, 0)
+@BOTH
+@given(actions=ACTIONS)
+def test_a_box_holds_what_was_put_into_it_last(kind: type[Shelf], actions: list) -> None:
+    shelf = kind(World(), BOXES, 0)
     expected: list[dict[str, np.ndarray]] = [{} for _ in range(BOXES)]
     rng = np.random.default_rng(0)
     for box, action, contents in actions:
@@ -65,38 +75,57 @@ def test_only_another_layout_is_a_new_version() -> None:
     assert shelf.versions([0]) == [3]
 
 
-def test_a_box_that_grows_and_shrinks_does_not_fill_the_memory() -> None:
-    shelf = Shelf(World(), 1, 0)
+@BOTH
+def test_a_box_that_grows_and_shrinks_does_not_fill_the_memory(kind: type[Shelf]) -> None:
+    shelf = kind(World(), 1, 0)
     for size in [1000, 1200] * 500:
         shelf.fill(0, {"a": np.zeros(size)})
     assert os.fstat(shelf._file).st_size < 2 * shelves.LEAST
 
 
-def test_a_node_without_room_ends_the_run_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    shelf = Shelf(World(), 1, 0)
+@pytest.mark.parametrize(
+    ("kind", "remedy"), [(Shelf, "enlarge /dev/shm, or .*balance=false"), (DiskShelf, "TMPDIR.*clients_in_memory=null")]
+)
+def test_a_node_without_room_ends_the_run_and_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Shelf], remedy: str
+) -> None:
+    shelf = kind(World(), 1, 0)
 
     def full(*_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(RunFault, match=r"No space left on device.*enlarge /dev/shm, or .*balance=false"):
+    with pytest.raises(RunFault, match=f"No space left on device.*{remedy}"):
         shelf.fill(0, {"a": np.zeros(10)})
 
 
 def test_where_memory_has_no_room_the_file_lies_in_tmpdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     made = []
-    create = shelves._create
-    monkeypatch.setattr(shelves, "_create", lambda folder, size: made.append(folder) or create(folder, size))
+    create = Shelf._create
+    monkeypatch.setattr(Shelf, "_create", lambda self, folder, size: made.append(folder) or create(self, folder, size))
     Shelf(World(), 1, 2**60).fill(0, {"a": np.zeros(10)})
     Shelf(World(), 1, 0)
     assert made == [tmp_path, FOLDER if FOLDER.is_dir() else tmp_path]
     assert not list(tmp_path.iterdir())
 
 
+def test_what_lies_on_disk_takes_no_memory_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 MB in boxes, one of 1 MB at hand."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    shelf, before = DiskShelf(World(), 64, 0), resident()
+    for box in range(64):
+        shelf.expect([box])
+        shelf.fill(box, {"a": np.full(2**17, float(box))})
+    assert [shelf.read(box)["a"][-1] for box in range(64)] == list(range(64))
+    assert resident() - before < 16 * 2**20
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.mpi
-def test_processes_see_each_others_boxes_and_take_different_numbers(world: World) -> None:
-    shelf, size = Shelf(world, world.world_size, 0), world.world_size
+@BOTH
+def test_processes_see_each_others_boxes_and_take_different_numbers(world: World, kind: type[Shelf]) -> None:
+    shelf, size = kind(world, world.world_size, 0), world.world_size
     numbers = np.array([shelf.take_number() for _ in range(50)])
     everyone = world.gather_all(numbers).view(np.int64)
     assert sorted(everyone.ravel().tolist()) == list(range(50 * size))
@@ -104,17 +133,19 @@ def test_processes_see_each_others_boxes_and_take_different_numbers(world: World
     for turn in range(1, 5):
         shelf.fill(world.mpi_rank, {"a": np.full(10**turn, world.mpi_rank), "turn": np.array(turn)})
         world.barrier()
-        assert shelf.versions(list(range(size))) == [turn] * size
+        filled = turn if kind is Shelf else 2 * turn - 1  # on disk also by those who change what they read
+        assert shelf.versions(list(range(size))) == [filled] * size
         arrays = shelf.read(after)
         assert arrays["turn"] == turn
         np.testing.assert_array_equal(arrays["a"], np.full(10**turn, after))
         world.barrier()
-        arrays["a"][0] = -1  # in place, in another one's box
+        arrays["a"][0] = -1  # in place, in another one's box, where it lies in memory
+        shelf.update(after, arrays)
         world.barrier()
         assert shelf.read(world.mpi_rank)["a"][0] == -1
         assert shelf.read(before)["a"][1] == before
         world.barrier()
-    assert not list(FOLDER.glob("fedkd-clients-*"))
+    assert not list(FOLDER.glob("fedkd-clients-*")) + list(Path(tempfile.gettempdir()).glob("fedkd-clients-*"))
 
 
 @pytest.mark.mpi
@@ -124,7 +155,7 @@ def test_processes_that_do_not_share_a_folder_are_refused_everywhere(
     if world.mpi_rank == world.world_size - 1 and world.world_size > 1:
         monkeypatch.setattr(os, "open", lambda path, *_: (_ for _ in ()).throw(FileNotFoundError(2, "No such file")))
     if world.world_size > 1:
-        with pytest.raises(UserError, match=r"do not all see .*No such file.*set balance=false"):
+        with pytest.raises(UserError, match=r"do not all see .*No such file.*balance=false"):
             Shelf(world, 1, 0)
     monkeypatch.undo()
     world.barrier()

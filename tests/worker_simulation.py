@@ -46,7 +46,7 @@ CASES = {
     "skipped": [*SEVEN, "task=worker_parts:Poisoned", "on_nonfinite=skip"],
     "averaged": [*BATCH_NORM, "server.buffers=average"],
     "personal": [*BATCH_NORM, "server.buffers=local"],
-    "apart": [*SEVEN, *ADAM, FEEDBACK, "balance=false"],
+    "apart": [*SEVEN, *ADAM, FEEDBACK, "balance=false", "clients_in_memory=1"],
     "alone": ["num_clients=4", "method=local"],
     "mixed": [*SEVEN, "teacher=null", TEACHERS, "data.augment=true"],
     "stacked": [*SEVEN, *ADAM, "stack=2", "data.augment=true", "clients_in_memory=2"],
