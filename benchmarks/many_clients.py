@@ -1,10 +1,12 @@
 """many_clients: 10,000 clients of which 200 take part in a round, against 32 that all do, and against 200.
 
-    python -m benchmarks many_clients [--ranks 3] [--rounds 6] [KEY=VALUE ...]
+    python -m benchmarks many_clients [--ranks 3] [--rounds 120] [KEY=VALUE ...]
 
-Samples are made up: 8 x 8 pixels, ten classes, eight a client. `seconds_per_client_10000_over_32` is the time of a
-round over its clients, a median over rounds; `peak_memory_10000_over_200` the peak of the fullest process, with the
-states of at most CLIENTS_IN_MEMORY clients a process in memory.
+Samples are made up: 8 x 8 pixels, ten classes, eight a client. The time of a round over its clients, a median over
+rounds, at the end of the run, when most have taken part before (`seconds_per_client_10000_over_32`), and at its
+beginning, when nearly all are new and their teachers are drawn (`seconds_per_new_client_over_32`); the 32 are measured
+before and after. `peak_memory_10000_over_200`: the fullest process's, with the states of at most CLIENTS_IN_MEMORY
+clients a process in memory.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,7 @@ from fedkd_mpi import costlog
 from fedkd_mpi.datasets import Dataset, image_dataset
 
 COHORT, CLIENTS_IN_MEMORY, SAMPLES = 200, 80, 8
+FIRST, LAST = 5, 20  # rounds
 SETTINGS = ["data.name=benchmarks.many_clients:load", "partition={kind: iid, test_fraction: 0.25}"]
 SETTINGS += [f"clients_in_memory={CLIENTS_IN_MEMORY}", "checkpoint.every=null", "evaluate.every=1000"]
 
@@ -41,36 +46,66 @@ def load(root: Path | None, seed: int) -> Dataset:
 
 
 def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Run the three in turns and compare."""
+    """Run them one after another and compare."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks many_clients")
     parser.add_argument("--ranks", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=120)
     parser.add_argument("overrides", nargs="*")
     chosen = parser.parse_args(arguments)
-    overrides = [*SETTINGS, f"rounds={chosen.rounds}", *chosen.overrides]
-    rows = [_measure(chosen.ranks, clients, overrides) for clients in (32, 200, 10_000)]
-    few, all_take_part, many = rows
+    measure = partial(_measure, chosen.ranks, [*SETTINGS, *chosen.overrides])
+    few = [measure(32, chosen.rounds)]
+    all_take_part, many = measure(200, min(chosen.rounds, LAST)), measure(10_000, chosen.rounds)
+    few.append(measure(32, chosen.rounds))
+    beginning, end = _row(many, slice(1, 1 + FIRST)), _row(many, slice(-1 - LAST, -1))
+    rows = [_row(one, slice(1, -1)) for one in (*few, all_take_part)] + [beginning, end]
+    usual = statistics.mean(row["ms a client"] for row in rows[:2])
     return {
-        "seconds_per_client_10000_over_32": many["ms a client"] / few["ms a client"],
-        "peak_memory_10000_over_200": many["peak, MB"] / all_take_part["peak, MB"],
+        "seconds_per_client_10000_over_32": end["ms a client"] / usual,
+        "seconds_per_new_client_over_32": beginning["ms a client"] / usual,
+        "peak_memory_10000_over_200": many.peak / all_take_part.peak,
     }, rows
 
 
-def _measure(ranks: int, clients: int, overrides: list[str]) -> dict[str, Any]:
+@dataclass
+class Measured:
+    """What one run gave: seconds a round over its clients, how many of them are new in it, a process's peak."""
+
+    clients: int
+    cohort: int
+    seconds: np.ndarray
+    new: np.ndarray
+    peak: float
+
+
+def _row(run: Measured, rounds: slice) -> dict[str, Any]:
+    """Of these rounds; the first warms up, the last one scores."""
+    return {
+        "clients": run.clients,
+        "a round": run.cohort,
+        "rounds": len(run.seconds[rounds]),
+        "new, %": 100 * run.new[rounds].mean() / run.cohort,
+        "ms a client": 1e3 * float(np.median(run.seconds[rounds])),
+        "peak, MB": run.peak / 1e6,
+    }
+
+
+def _measure(ranks: int, overrides: list[str], clients: int, rounds: int) -> Measured:
     cohort = min(clients, COHORT)
     with tempfile.TemporaryDirectory() as folder:
         log, peaks = Path(folder) / "log.h5", Path(folder) / "peaks"
         peaks.mkdir()
         command = [sys.executable, "-m", "benchmarks.many_clients", str(peaks), "--output", str(log)]
-        settings = [f"num_clients={clients}", f"cohort_size={cohort}", *overrides]
+        settings = [f"num_clients={clients}", f"cohort_size={cohort}", f"rounds={rounds}", *overrides]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "FEDKD_CLIENTS": str(clients)}
         launch = ["mpirun", "-n", str(ranks)] if ranks > 1 else []
         subprocess.run([*launch, *command, *settings], check=True, stdout=subprocess.DEVNULL, env=environment)
         with costlog.open(log) as file:
-            rounds = file["rounds"]
-            seconds = statistics.median(rounds["seconds_total"][1:-1])  # the last round scores
+            seconds = file["rounds"]["seconds_total"][:] / cohort
+            took_part = file["training"]["client"][:].reshape(rounds, cohort)
+        _, first = np.unique(took_part, return_index=True)
+        new = np.bincount(first // cohort, minlength=rounds)
         peak = max(json.loads(path.read_text(encoding="utf-8")) for path in peaks.iterdir())
-    return {"clients": clients, "a round": cohort, "ms a client": 1e3 * seconds / cohort, "peak, MB": peak / 1e6}
+    return Measured(clients, cohort, seconds, new, peak)
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ class FactoredSum(Sum):
     """Collects messages and adds them up together, each layer's factors side by side in one product.
 
     One product of wide factors is faster than many of narrow ones, and no dense tensor is made of a single message. Of
-    raw tensors the weights are the left factor. What waits is less than ENTRIES, or an eighth of the update.
+    raw tensors the weights are the left factor. What waits is less than ENTRIES, or a quarter of the update.
     """
 
     codec: Svd
@@ -150,7 +150,7 @@ class FactoredSum(Sum):
         self._vectors = torch.zeros(sum(numbers), device=device)  # the totals of layers that are no matrices
         self._each = self._vectors.split(numbers)
         self._waiting: list[tuple[float, list[int], Sequence[Part], bytes]] = []  # weight, ranks, matrices, vectors
-        self._most = self._room = 4 * max(ENTRIES, sum(layer.numel for layer in codec.layers) // 8)
+        self._most = self._room = 4 * max(ENTRIES, sum(layer.numel for layer in codec.layers) // 4)
 
     def add(self, records: Sequence[Record], weight: float) -> None:
         """Add weight times a message; raises WireError, naming the layer, if a record does not fit."""
@@ -209,5 +209,5 @@ class FactoredSum(Sum):
 
     def _add_product(self, total: Tensor, left: Tensor, rights: Sequence[Part | memoryview]) -> None:
         right = torch.empty(left.shape[1], total.shape[1])  # begins on 64 bytes, as in decode()
-        right.view(-1).numpy().view(np.uint8)[:] = np.frombuffer(b"".join(rights), np.uint8)
+        np.concatenate([np.frombuffer(part, NUMBER) for part in rights], out=right.view(-1).numpy())
         total.addmm_(to_device(left, self.device), to_device(right, self.device))
