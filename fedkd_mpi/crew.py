@@ -8,7 +8,7 @@ also where cores are of unequal speed or others use them; the rest of the proces
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,42 +16,46 @@ import numpy as np
 
 from fedkd_mpi.batches import work
 from fedkd_mpi.client import Client
+from fedkd_mpi.contribution import Contribution
 from fedkd_mpi.exchange import Message
-from fedkd_mpi.ledger import Contribution
-from fedkd_mpi.shelf import DiskShelf, Shelf
+from fedkd_mpi.sections import Local
+from fedkd_mpi.shelf import Shelf
 from fedkd_mpi.world import World
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedkd_mpi.prepare import Simulation
-
 CORES = 4096  # of a node, numbered
-COPIES = 4  # of a client's networks, about what its state takes: values, moments, residuals
 
 
 class Crew:
     """This process as one of its node's. Every client of the node has two boxes: its state, and what it sends."""
 
-    def __init__(self, run: Simulation, own: Sequence[int], workers: Sequence[int]):
-        """Begin with the clients in `own`, those that processes of this node host; mpi ranks in `workers` train."""
-        self.run, self.workers = run, workers
-        self.clients = {client: Client(client, *run.data.clients[client]) for client in own} | run.clients
-        self._local = run.config.local
-        self._box = {client: 2 * place for place, client in enumerate(own)}
-        numbers = sum(run.teacher_numbers[client] for client in own)
-        numbers += len(own) * (run.student.state.numel() if run.student else 0)
-        kind = DiskShelf if run.config.clients_in_memory else Shelf
-        self._shelf = kind(run.world, 2 * len(own), COPIES * 4 * numbers)
+    def __init__(
+        self,
+        world: World,
+        clients: Mapping[int, Client],
+        hosts: np.ndarray,
+        workers: Sequence[int],
+        local: Local,
+        shelf: Shelf,
+    ):
+        """Begin with the clients of this node; mpi ranks `hosts` (by client) send for them, those in `workers` train.
+
+        `shelf` has two boxes a client.
+        """
+        self.clients, self.workers = clients, workers
+        self._world, self._hosts, self._local, self._shelf = world, hosts, local, shelf
+        self._box = {client: 2 * place for place, client in enumerate(clients)}
         self._numbers = 0  # taken by all workers in the rounds before
-        self._received = dict.fromkeys(run.clients, 0)
-        for client in self.clients.values():
+        self._received = {client: 0 for client in clients if hosts[client] == world.mpi_rank}
+        for client in clients.values():
             self._lay(client)
 
     @property
     def works(self) -> bool:
         """Whether this process trains clients."""
-        return self.run.world.mpi_rank in self.workers
+        return self._world.mpi_rank in self.workers
 
     def each(self, groups: Sequence[Sequence[Client]]) -> Iterator[Sequence[Client]]:
         """Yield those of the groups of clients, the same on all processes of the node, that this process trains."""
@@ -76,28 +80,28 @@ class Crew:
         mine, hosts = [], set()
         for part in contributions:
             self.used(self.clients[part.client])
-            if part.client in self.run.clients:
+            if part.client in self._received:
                 mine.append(part)
                 continue
             arrays = {"report": part.report}
             if part.message:
                 arrays["message"] = part.message.whole
             self._shelf.fill(self._box[part.client] + 1, arrays)
-            hosts.add(int(self.run.hosts[part.client]))
-        self.run.world.bell.ring(*hosts)
+            hosts.add(int(self._hosts[part.client]))
+        self._world.bell.ring(*hosts)
         return mine
 
     def await_others(self, cohort: Sequence[int], done: Sequence[Contribution]) -> list[Contribution]:
         """Return what other processes did for the clients of a cohort that this one hosts; `done` is what it did."""
         known = {part.client for part in done}
-        missing = [client for client in cohort if client in self.run.clients and client not in known]
+        missing = [client for client in cohort if client in self._received and client not in known]
         boxes = [self._box[client] + 1 for client in missing]
         wanted = [self._received[client] + 1 for client in missing]
         if missing:
-            self.run.world.wait_for(lambda: self._shelf.versions(boxes) == wanted)
+            self._world.wait_for(lambda: self._shelf.versions(boxes) == wanted)
         self._received.update(zip(missing, wanted, strict=True))
         for client in cohort:
-            if client in self.run.clients:
+            if client in self._received:
                 self._lay(self.clients[client])
         return [self._contribution(client, self._shelf.read(box)) for client, box in zip(missing, boxes, strict=True)]
 
@@ -116,26 +120,6 @@ class Crew:
 
     def _work(self, group: Sequence[Client]) -> int:
         return -sum(work(len(client.train_indices), self._local) for client in group)
-
-
-def gather_crew(run: Simulation) -> Crew | None:
-    """Return the crew of this process, None where its node's processes train each their own clients. Collective.
-
-    So it is on GPUs, where clients live on the device, with balance=false, and where on every node one process trains
-    all its clients, or every client has a core and a process of its own.
-    """
-    config, world = run.config, run.world
-    if not config.balance or world.world_size == 1:
-        return None
-    told = world.gather_all(np.array([world.tell_node(world.mpi_rank), run.device != "cpu"])).view(np.int64)
-    nodes, on_gpu = told.T
-    if on_gpu.any():
-        return None
-    own = np.flatnonzero(nodes[run.hosts] == nodes[world.mpi_rank]).tolist()
-    hosts = sorted(set(run.hosts[own].tolist()))
-    workers = seats(world, hosts)
-    helps = len(hosts) > 1 and len(own) > len(workers)
-    return Crew(run, own, workers) if world.gather_all(np.array([helps])).any() else None
 
 
 def seats(world: World, hosts: Sequence[int]) -> list[int]:

@@ -11,14 +11,13 @@ import numpy as np
 
 from fedkd_mpi import costlog
 from fedkd_mpi.cohort import arrival
+from fedkd_mpi.contribution import Contribution
 from fedkd_mpi.costlog import Writer
 from fedkd_mpi.costlog.schema import components
-from fedkd_mpi.errors import RunFault
-from fedkd_mpi.exchange import Message, Receipt
+from fedkd_mpi.exchange import Receipt
 from fedkd_mpi.prepare import Simulation
 from fedkd_mpi.stopwatch import Stopwatch
 from fedkd_mpi.wire import HEADER_BYTES, Layer
-from fedkd_mpi.workbench import Outcome
 
 COUNTERS = ("bytes_sent", "bytes_received", "payload_bytes_sent", "payload_bytes_received")
 SHARED_PHASES = (
@@ -44,23 +43,6 @@ class Round:
     downlink: list[Receipt] = field(default_factory=list)
     downlink_energies: Sequence[float] = ()
     downlink_spectrum: Sequence[float] = ()
-
-
-@dataclass
-class Contribution:
-    """What one client did in a round; `message` is None without an exchange, `outcome` None after a fault.
-
-    `report` is what the log is told of it, one row; where another process did it for this one, only that is known.
-    """
-
-    client: int
-    message: Message | None
-    outcome: Outcome | None = None
-    energies: Sequence[float] = ()
-    spectrum: Sequence[float] = ()
-    seconds_encode: float = 0.0
-    fault: RunFault | None = None
-    report: np.ndarray | None = None
 
 
 class Ledger:

@@ -16,8 +16,11 @@ from fedkd_mpi.errors import UserError
 from fedkd_mpi.stopping import STOP
 
 if TYPE_CHECKING:
+    from fedkd_mpi.crew import Crew
     from fedkd_mpi.prepare import Simulation
     from fedkd_mpi.world import World
+
+COPIES = 4  # of a client's networks, about what its state takes: values, moments, residuals
 
 
 @dataclass
@@ -105,7 +108,6 @@ def announce(
 
 def build(config: Config, world: World) -> Simulation:
     """Read the data and build this process's networks and clients; raises the same UserError on every process."""
-    from fedkd_mpi.crew import gather_crew
     from fedkd_mpi.prepare import load_data, prepare
 
     world.place.at(0, "reading the data")
@@ -114,6 +116,36 @@ def build(config: Config, world: World) -> Simulation:
     run = world.together(lambda: prepare(config, world, data))
     run.crew = gather_crew(run)
     return run
+
+
+def gather_crew(run: Simulation) -> Crew | None:
+    """Return the crew of this process, None where its node's processes train each their own clients. Collective.
+
+    So it is on GPUs, where clients live on the device, with balance=false, and where on every node one process trains
+    all its clients, or every client has a core and a process of its own.
+    """
+    from fedkd_mpi.client import Client
+    from fedkd_mpi.crew import Crew, seats
+    from fedkd_mpi.shelf import DiskShelf, Shelf
+
+    config, world = run.config, run.world
+    if not config.balance or world.world_size == 1:
+        return None
+    told = world.gather_all(np.array([world.tell_node(world.mpi_rank), run.device != "cpu"])).view(np.int64)
+    nodes, on_gpu = told.T
+    if on_gpu.any():
+        return None
+    own = np.flatnonzero(nodes[run.hosts] == nodes[world.mpi_rank]).tolist()
+    hosts = sorted(set(run.hosts[own].tolist()))
+    workers = seats(world, hosts)
+    helps = len(hosts) > 1 and len(own) > len(workers)
+    if not world.gather_all(np.array([helps])).any():
+        return None
+    clients = {client: run.clients.get(client) or Client(client, *run.data.clients[client]) for client in own}
+    numbers = sum(run.teacher_numbers[client] for client in own)
+    numbers += len(own) * (run.student.state.numel() if run.student else 0)
+    shelf = (DiskShelf if config.clients_in_memory else Shelf)(world, 2 * len(own), COPIES * 4 * numbers)
+    return Crew(world, clients, run.hosts, workers, config.local, shelf)
 
 
 def create_log(run: Simulation, output: Path, overwrite: bool, started: str) -> costlog.Writer:

@@ -8,8 +8,9 @@ import numpy as np
 
 from fedkd_mpi import cohort, exchange
 from fedkd_mpi.client import Client
+from fedkd_mpi.contribution import Contribution
 from fedkd_mpi.errors import RunFault, located
-from fedkd_mpi.ledger import Contribution, Ledger, Round
+from fedkd_mpi.ledger import Ledger, Round
 from fedkd_mpi.prepare import Simulation
 from fedkd_mpi.server import apply
 from fedkd_mpi.stopwatch import Stopwatch

@@ -1,0 +1,32 @@
+"""What one client gives to a round: a message for the server, a row for the log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedkd_mpi.errors import RunFault
+from fedkd_mpi.exchange import Message
+
+if TYPE_CHECKING:
+    from fedkd_mpi.workbench import Outcome
+
+
+@dataclass
+class Contribution:
+    """What one client did in a round; `message` is None without an exchange, `outcome` None after a fault.
+
+    `report` is what the log is told of it, one row; where another process did it for this one, only that is known.
+    """
+
+    client: int
+    message: Message | None
+    outcome: Outcome | None = None
+    energies: Sequence[float] = ()
+    spectrum: Sequence[float] = ()
+    seconds_encode: float = 0.0
+    fault: RunFault | None = None
+    report: np.ndarray | None = None
