@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from command import PARTS, TINY, Command
 from mpirun import LIBRARIES, find, how_to_install, mpirun, run
 
@@ -43,21 +44,29 @@ def world() -> Iterator[World]:
 
 
 @pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    """The run command in this process and an empty folder: takes arguments, returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # which the command replaces
-    monkeypatch.delenv("FEDKD_DATA", raising=False)
+def in_process(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    """A command in this process: takes its main() and arguments, returns (exit code, stdout, stderr)."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # which the run command replaces
+    threads = torch.get_num_threads()
 
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
+    def call(command: Callable[[list[str]], int], *arguments: str | Path) -> tuple[int, str, str]:
         capfd.readouterr()
         try:
-            code = main([*TINY, *map(str, arguments)])
+            code = command([*map(str, arguments)])
         except SystemExit as exit:
             code = exit.code
         return code, *capfd.readouterr()
 
-    return call
+    yield call
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_process: Command) -> Command:
+    """The run command in this process and an empty folder: takes arguments, returns (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FEDKD_DATA", raising=False)
+    return lambda *arguments: in_process(main, *TINY, *arguments)
 
 
 @pytest.fixture(scope="session")

@@ -104,10 +104,10 @@ def test_a_warning_of_the_time_limit_does_not_kill_a_run_that_is_done(tmp_path: 
 
 def test_a_run_ends_within_its_time_limit(tmp_path: Path) -> None:
     log = tmp_path / "limited.h5"
-    assert main([*SMALL, "rounds=100000", "time_limit=10", "--output", str(log)]) == 75
+    assert main([*SMALL, "rounds=100000", "time_limit=4", "--output", str(log)]) == 75
     with costlog.open(log) as opened:
-        assert opened["rounds"]["seconds_total"].sum() < 10 - CLOSING
-        assert "another round would not end before time_limit (10 s)" in opened["events"]["message"][-1]
+        assert opened["rounds"]["seconds_total"].sum() < 4 - CLOSING
+        assert "another round would not end before time_limit (4 s)" in opened["events"]["message"][-1]
     assert_stopped_well(log, "another round")
 
 
