@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
-from mpirun import REPOSITORY
+from plain_digits import PLAIN_DIGITS
 
 TINY = ["num_clients=4", "rounds=3", "local.epochs=1", "teacher.hidden=[16]", "student.hidden=[8]", "device=cpu"]
-COMMAND = ["-m", "fedkd_mpi.run", *TINY]
-PARTS = {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])}  # where worker_parts.py is found
+COMMAND = ["-m", "fedkd_mpi.run", *TINY, PLAIN_DIGITS]
 
 Command = Callable[..., tuple[int, str, str]]
 

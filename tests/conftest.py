@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import PARTS, TINY, Command
+from command import TINY, Command
 from mpirun import LIBRARIES, find, how_to_install, mpirun, run
 
 from fedkd_mpi.mpi import World, launched, open_world
@@ -79,11 +79,11 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             return folders[mpi, n, cases]
         folder = tmp_path_factory.mktemp(f"{mpi}-{n}-")
         if n == 1:
-            done = run([sys.executable, worker, folder, *cases], timeout=200 + 15 * n, env=PARTS)
+            done = run([sys.executable, worker, folder, *cases], timeout=200 + 15 * n)
         elif find(mpi) is None:
             pytest.skip(f"{mpi} is not installed: {how_to_install(mpi)}")
         else:
-            done = mpirun(n, worker, folder, *cases, mpi=mpi, timeout=200 + 15 * n, env=PARTS)
+            done = mpirun(n, worker, folder, *cases, mpi=mpi, timeout=200 + 15 * n)
         assert done.returncode == 0, done.stdout + done.stderr
         folders[mpi, n, cases] = folder
         return folder
