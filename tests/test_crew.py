@@ -75,15 +75,15 @@ def test_a_killed_process_leaves_no_memory_behind_and_the_run_goes_on(
 ) -> None:
     """On another number of processes, to the bits of a run that nobody disturbed."""
     before = set(FOLDER.glob("fedkd-clients-*"))
-    settings = [*SMALL, FEEDBACK, "rounds=40", "evaluate.every=100"]
+    settings = [*SMALL, FEEDBACK, "rounds=20", "evaluate.every=100"]
     whole, killed = tmp_path / "whole.h5", tmp_path / "killed.h5"
     assert in_process(main, *settings, "--output", whole)[0] == 0
     with Job(3, "-m", "fedkd_mpi.run", *settings, "--output", killed, mpi=mpi_vendor, folder=tmp_path) as job:
-        job.until(lambda: rounds_in(killed) > 4)
+        job.until(lambda: rounds_in(killed) > 2)
         job.signal(2, signal.SIGKILL)
         assert job.wait() != 0
         assert not set(FOLDER.glob("fedkd-clients-*")) - before
-    with Job(4, "-m", "fedkd_mpi.run", "--resume", killed, mpi=mpi_vendor, folder=tmp_path) as job:
+    with Job(2, "-m", "fedkd_mpi.run", "--resume", killed, mpi=mpi_vendor, folder=tmp_path) as job:
         assert job.wait() == 0
     assert_same_run(whole, killed)
 

@@ -28,7 +28,7 @@ def test_all_processes_agree_on_the_default_output(mpi_vendor: str, tmp_path: Pa
     # The processes of a large job reach this point at different seconds.
     late = "import os, sys, time; from fedkd_mpi import mpi, run; time.sleep(1.1 * mpi.launched()[0]); "
     finished = mpirun(
-        3, "-c", late + "sys.exit(run.main(sys.argv[1:]))", *COMMAND[2:], mpi=mpi_vendor, cwd=tmp_path, timeout=120
+        2, "-c", late + "sys.exit(run.main(sys.argv[1:]))", *COMMAND[2:], mpi=mpi_vendor, cwd=tmp_path, timeout=120
     )
     assert finished.returncode == 0, finished.stderr
     (log,) = (tmp_path / "runs").glob("*.h5")
