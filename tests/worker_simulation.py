@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fedkd_mpi.prepare import Simulation
 
 SMALL = ["rounds=2", "local.epochs=1", "teacher.hidden=[32,16]", "student.hidden=[16]", "device=cpu"]
+QUICK = [PLAIN_DIGITS, "local.batch_size=48"]  # for the cases: start and steps would take most of the time
 ADAM = ["optimizer.name=adam", "optimizer.momentum=0", "teacher.learning_rate=0.01", "student.learning_rate=0.01"]
 SEVEN = ["num_clients=7", "cohort_size=3", "rounds=6", "partition.alpha=0.3"]  # blocks of unequal length
 BATCH_NORM = ["student={name: resnet, depth: 8, width: 4, norm: batch, learning_rate: 0.05}", "num_clients=4"]
@@ -76,7 +77,7 @@ def main(folder: Path, cases: list[str]) -> None:
 
     for case in cases:
         with observed() as runs:
-            code = run.main(["--output", str(folder / f"{case}.h5"), PLAIN_DIGITS, *SMALL, *(CASES | COMPILED)[case]])
+            code = run.main(["--output", str(folder / f"{case}.h5"), *QUICK, *SMALL, *(CASES | COMPILED)[case]])
         if code:
             sys.exit(code)
         tensors = {
