@@ -61,7 +61,12 @@ EVERY = [case for case in CASES if case != "wide"]
 # processes: on other numbers of them go one whose messages vary in length, and one that the server alone can decode.
 FEW = [case for case in EVERY if case not in CODECS or case in ("rdsvd", "sketch")]
 LAUNCHES = {("openmpi", 2): FEW, ("openmpi", 3): EVERY, ("openmpi", 5): FEW, ("mpich", 3): EVERY}
-COMPILED = {"compiled": ["num_clients=3", "compile=true"]}  # apart: it needs a C++ compiler
+COMPILED = {  # apart: it needs a C++ compiler
+    "compiled": [
+        *["num_clients=3", "local.batch_size=8", "student.learning_rate=0.02", "compile=true", "teacher=null"],
+        "teachers=[{name: mlp, hidden: [9], learning_rate: 0.02}, {name: mlp, hidden: [5], learning_rate: 0.02}]",
+    ]
+}
 
 
 def main(folder: Path, cases: list[str]) -> None:
