@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from mpirun import REPOSITORY
+from plain_digits import PLAIN_DIGITS
 
 TINY = ["num_clients=4", "rounds=3", "local.epochs=1", "teacher.hidden=[16]", "student.hidden=[8]", "device=cpu"]
-COMMAND = ["-m", "fedkd_mpi.run", *TINY]
-PARTS = {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])}  # where worker_parts.py is found
+COMMAND = ["-m", "fedkd_mpi.run", *TINY, PLAIN_DIGITS]
+
+
+def one_after_another(*runs: Sequence[str | Path]) -> list[str | Path]:
+    """Return a program for Python that runs the command several times, which takes less than several processes do."""
+    commands = [[*COMMAND[2:], *map(str, arguments)] for arguments in runs]
+    return [Path(__file__).with_name("worker_commands.py"), json.dumps(commands)]
+
 
 Command = Callable[..., tuple[int, str, str]]
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from command import PARTS, TINY, Command
+import torch
+from command import TINY, Command
 from mpirun import LIBRARIES, find, how_to_install, mpirun, run
 
 from fedkd_mpi.mpi import World, launched, open_world
@@ -43,21 +44,29 @@ def world() -> Iterator[World]:
 
 
 @pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    """The run command in this process and an empty folder: takes arguments, returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # which the command replaces
-    monkeypatch.delenv("FEDKD_DATA", raising=False)
+def in_process(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    """A command in this process: takes its main() and arguments, returns (exit code, stdout, stderr)."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # which the run command replaces
+    threads = torch.get_num_threads()
 
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
+    def call(command: Callable[[list[str]], int], *arguments: str | Path) -> tuple[int, str, str]:
         capfd.readouterr()
         try:
-            code = main([*TINY, *map(str, arguments)])
+            code = command([*map(str, arguments)])
         except SystemExit as exit:
             code = exit.code
         return code, *capfd.readouterr()
 
-    return call
+    yield call
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_process: Command) -> Command:
+    """The run command in this process and an empty folder: takes arguments, returns (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FEDKD_DATA", raising=False)
+    return lambda *arguments: in_process(main, *TINY, *arguments)
 
 
 @pytest.fixture(scope="session")
@@ -70,11 +79,11 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             return folders[mpi, n, cases]
         folder = tmp_path_factory.mktemp(f"{mpi}-{n}-")
         if n == 1:
-            done = run([sys.executable, worker, folder, *cases], timeout=200 + 15 * n, env=PARTS)
+            done = run([sys.executable, worker, folder, *cases], timeout=200 + 15 * n)
         elif find(mpi) is None:
             pytest.skip(f"{mpi} is not installed: {how_to_install(mpi)}")
         else:
-            done = mpirun(n, worker, folder, *cases, mpi=mpi, timeout=200 + 15 * n, env=PARTS)
+            done = mpirun(n, worker, folder, *cases, mpi=mpi, timeout=200 + 15 * n)
         assert done.returncode == 0, done.stdout + done.stderr
         folders[mpi, n, cases] = folder
         return folder

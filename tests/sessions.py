@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from mpirun import clean_environment, find
+from plain_digits import PLAIN_DIGITS
 from safetensors.numpy import load_file
 
 from fedkd_mpi import costlog
@@ -23,6 +24,7 @@ from fedkd_mpi.checkpoint import Checkpoints
 from fedkd_mpi.world import World
 
 SMALL = (
+    PLAIN_DIGITS,
     "num_clients=5",
     "cohort_size=3",
     "local.epochs=1",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -35,14 +36,20 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return log
 
 
-@pytest.fixture
-def stopped(tmp_path: Path) -> Path:
-    """The log of a run that stopped after round 4 of 5 with the checkpoints of rounds 3 and 4."""
-    log = tmp_path / "stopped.h5"
+@pytest.fixture(scope="module")
+def stopped_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the log `stopped`."""
+    log = tmp_path_factory.mktemp("stopped") / "stopped.h5"
     assert start(log, ONE_ROUND) == 75
     for _ in range(3):
         assert resume(log, ONE_ROUND) == 75
-    return log
+    return log.parent
+
+
+@pytest.fixture
+def stopped(stopped_once: Path, tmp_path: Path) -> Path:
+    """The log of a run that stopped after round 4 of 5 with the checkpoints of rounds 3 and 4, to be changed."""
+    return shutil.copytree(stopped_once, tmp_path / "stopped") / "stopped.h5"
 
 
 CNN = "{name: cnn, channels: [4], padding: 1, kernel_size: 3, hidden: [8], norm: batch, learning_rate: 0.1}"

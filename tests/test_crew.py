@@ -4,38 +4,41 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from command import COMMAND, PARTS
+from command import Command, one_after_another
 from mpirun import find, mpirun
 from sessions import SMALL, Job, assert_same_run, rounds_in
 
 from fedkd_mpi import costlog
 from fedkd_mpi.config import load
 from fedkd_mpi.crew import seats
+from fedkd_mpi.run import main
 from fedkd_mpi.shared_memory import FOLDER
 from fedkd_mpi.world import World
 
 FEEDBACK = "compression.error_feedback=ef"
 
 
-def logged(folder: Path, *arguments: str, ranks: int = 3, mpi: str = "openmpi") -> dict[str, Any]:
-    """Run the command and return its log."""
-    path = folder / f"{'-'.join(arguments)}-{ranks}.h5".replace("/", "")
-    done = mpirun(ranks, *COMMAND, *arguments, "--output", path, mpi=mpi, cwd=folder, env=PARTS, timeout=200)
+def logged(
+    folder: Path, settings: Sequence[str], *arguments: str, ranks: int = 3, mpi: str = "openmpi"
+) -> list[dict[str, Any]]:
+    """Run the command with one setting after another; return the logs."""
+    paths = {setting: folder / f"{setting}.h5" for setting in settings}
+    runs = ([*arguments, setting, "--output", path] for setting, path in paths.items())
+    done = mpirun(ranks, *one_after_another(*runs), mpi=mpi, cwd=folder, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
-    return costlog.read(path)
+    return [costlog.read(path) for path in paths.values()]
 
 
 def test_bytes_and_log_are_those_of_processes_that_train_their_own(mpi_vendor: str, tmp_path: Path) -> None:
     """Also who sent what, and how many bytes every process gave to MPI and got from it."""
-    apart, *crews = (
-        logged(tmp_path, FEEDBACK, setting, ranks=4, mpi=mpi_vendor)
-        for setting in ("balance=false", "balance=true", "clients_in_memory=1")
-    )
+    settings = ["balance=false", "balance=true", "clients_in_memory=1"]
+    apart, *crews = logged(tmp_path, settings, FEEDBACK, ranks=4, mpi=mpi_vendor)
     assert set(apart["uplink"]["mpi_rank"].tolist()) == {1, 2, 3}
     for crew in crews:
         for table in ("rounds", "uplink", "downlink", "training", "clients", "mpi"):
@@ -51,39 +54,38 @@ def test_a_slow_process_leaves_its_clients_to_others(tmp_path: Path) -> None:
     """Rank 1 waits half a second whenever it takes a client up."""
     if find("openmpi") is None:
         pytest.skip("Open MPI is not installed")
-    slow = ["num_clients=12", "task=worker_parts:Slow", "evaluate.every=3"]
-    seconds = {
-        balance: logged(tmp_path, *slow, f"balance={balance}")["training"]["seconds_train"].reshape(3, 12)
-        for balance in ("true", "false")
-    }
-    held_up = {balance: (taken > 0.5).sum(axis=1) for balance, taken in seconds.items()}
-    assert (held_up["false"] == 6).all()
-    assert held_up["true"].sum() < 9
+    slow = ["num_clients=12", "rounds=2", "task=worker_parts:Slow", "evaluate.every=2"]
+    logs = logged(tmp_path, ["balance=true", "balance=false"], *slow)
+    seconds = (log["training"]["seconds_train"].reshape(2, 12) for log in logs)
+    crew, apart = ((taken > 0.5).sum(axis=1) for taken in seconds)
+    assert (apart == 6).all()
+    assert crew.sum() < 6
 
 
 def test_a_fault_in_somebody_elses_client_is_told_once_with_its_place(mpi_vendor: str, tmp_path: Path) -> None:
-    for settings, ending in (([], 1), (["on_nonfinite=skip"], 0)):
-        arguments = [*COMMAND, "task=worker_parts:Poisoned", *settings, "--output", f"{ending}.h5"]
-        done = mpirun(3, *arguments, mpi=mpi_vendor, cwd=tmp_path, env=PARTS, timeout=120)
-        assert done.returncode == ending, done.stderr
-        if ending:
-            (line,) = [line for line in done.stderr.splitlines() if line.startswith("fedkd_mpi:")]
-            assert "round 0, client 2, layer teacher.layers.0.weight" in line
-        else:
-            log = costlog.read(tmp_path / "0.h5")
-            assert log["rounds"]["skipped_clients"].tolist() == [1, 1, 1]
-            assert all("teacher.layers.0.weight" in text for text in log["events"]["message"])
+    """Or, where it may be skipped, in every round; the run that skips comes first, for the other ends the job."""
+    runs = (["task=worker_parts:Poisoned", *end] for end in (["on_nonfinite=skip", "--output=0.h5"], ["--output=1.h5"]))
+    done = mpirun(3, *one_after_another(*runs), mpi=mpi_vendor, cwd=tmp_path, timeout=200)
+    assert done.returncode == 1, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("fedkd_mpi:")]
+    assert "round 0, client 2, layer teacher.layers.0.weight" in line
+    log = costlog.read(tmp_path / "0.h5")
+    assert log["attrs"]["status"] == "completed"
+    assert log["rounds"]["skipped_clients"].tolist() == [1, 1, 1]
+    assert all("teacher.layers.0.weight" in text for text in log["events"]["message"])
+    assert (tmp_path / "1.h5").exists()
 
 
-def test_a_killed_process_leaves_no_memory_behind_and_the_run_goes_on(mpi_vendor: str, tmp_path: Path) -> None:
+def test_a_killed_process_leaves_no_memory_behind_and_the_run_goes_on(
+    mpi_vendor: str, tmp_path: Path, in_process: Command
+) -> None:
     """On another number of processes, to the bits of a run that nobody disturbed."""
     before = set(FOLDER.glob("fedkd-clients-*"))
-    settings = [*SMALL, FEEDBACK, "rounds=100", "evaluate.every=100"]
+    settings = [*SMALL, FEEDBACK, "rounds=20", "evaluate.every=100"]
     whole, killed = tmp_path / "whole.h5", tmp_path / "killed.h5"
-    with Job(1, "-m", "fedkd_mpi.run", *settings, "--output", whole, folder=tmp_path) as job:
-        assert job.wait() == 0
+    assert in_process(main, *settings, "--output", whole)[0] == 0
     with Job(3, "-m", "fedkd_mpi.run", *settings, "--output", killed, mpi=mpi_vendor, folder=tmp_path) as job:
-        job.until(lambda: rounds_in(killed) > 4)
+        job.until(lambda: rounds_in(killed) > 2)
         job.signal(2, signal.SIGKILL)
         assert job.wait() != 0
         assert not set(FOLDER.glob("fedkd-clients-*")) - before

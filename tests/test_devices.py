@@ -54,8 +54,9 @@ def test_codecs(device: str, codec: str):
 @pytest.mark.parametrize("case", ["compression.codec=svd", "compression.codec=rdsvd", "stack=8"])
 def test_whole_runs(device: str, case: str):
     overrides = ["rounds=2", case]
-    here, there, again = (play(f"device={place}", *overrides)[0].replica for place in ("cpu", device, device))
+    there, again = (play(f"device={device}", *overrides)[0].replica for _ in range(2))
     assert torch.equal(there, again)
+    here = there if device == "cpu" else play("device=cpu", *overrides)[0].replica
     torch.testing.assert_close(there.cpu(), here, rtol=0.02, atol=0.02 * float(here.abs().max()))
 
 

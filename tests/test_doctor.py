@@ -7,12 +7,14 @@ import re
 from pathlib import Path
 
 import pytest
+from command import Command
 from mpirun import mpirun, run
 from sessions import SMALL
 
 from fedkd_mpi import doctor
 from fedkd_mpi.config import load
 from fedkd_mpi.doctor import ERROR, OK, WARNING, probe, room
+from fedkd_mpi.run import main
 from fedkd_mpi.world import World
 
 DOCTOR = ("-m", "fedkd_mpi.doctor")
@@ -22,10 +24,10 @@ def statuses(text: str) -> dict[str, str]:
     return dict(re.findall(r"^│ (\S[^│]*?) +│ (ok|warning|error) ", text, re.MULTILINE))
 
 
-def test_alone_all_is_well(tmp_path: Path) -> None:
-    result = run(["python", *DOCTOR, *SMALL, "--output", tmp_path / "own.h5"], timeout=120)
-    assert result.returncode == 0, result.stderr
-    found = statuses(result.stdout)
+def test_alone_all_is_well(tmp_path: Path, in_process: Command) -> None:
+    code, said, errors = in_process(doctor.main, *SMALL, "--output", tmp_path / "own.h5")
+    assert code == 0, errors
+    found = statuses(said)
     assert found.keys() == {"MPI", "cores", "GPU", "shared memory", "HDF5", "disk"}
     assert not list(tmp_path.iterdir())
 
@@ -52,11 +54,11 @@ def test_copies_of_rank_0_of_1_are_noticed(tmp_path: Path) -> None:
     assert "srun --mpi=pm" in result.stdout
 
 
-def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path, in_process: Command) -> None:
     (tmp_path / "file").touch()
-    result = run(["python", *DOCTOR, *SMALL, "--output", tmp_path / "file" / "own.h5"], timeout=120)
-    assert result.returncode == 1
-    assert statuses(result.stdout)["HDF5"] == ERROR
+    code, said, _ = in_process(doctor.main, *SMALL, "--output", tmp_path / "file" / "own.h5")
+    assert code == 1
+    assert statuses(said)["HDF5"] == ERROR
 
 
 def test_a_probe_that_crashes_is_a_finding() -> None:
@@ -77,25 +79,24 @@ def test_the_disk_is_compared_with_the_checkpoints(tmp_path: Path) -> None:
     assert room(tmp_path, 2 * free).status == ERROR
 
 
-def test_the_estimate_covers_the_checkpoints_of_a_run(tmp_path: Path) -> None:
+def test_the_estimate_covers_the_checkpoints_of_a_run(tmp_path: Path, in_process: Command) -> None:
     from fedkd_mpi.prepare import load_data, prepare
 
     log = tmp_path / "own.h5"
     large = [*SMALL, "rounds=2", "cohort_size=null", "teacher.hidden=[256]", "student.hidden=[64]"]
-    result = run(["python", "-m", "fedkd_mpi.run", *large, "checkpoint.every=1", "--output", log], timeout=120)
-    assert result.returncode == 0, result.stderr
+    assert in_process(main, *large, "checkpoint.every=1", "--output", log)[0] == 0
     written = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
     config, world = load(overrides=large), World()
     estimate = doctor.checkpoint_bytes(prepare(config, world, load_data(config, world)))
     assert written < estimate < 3 * written
 
 
-def test_a_run_says_only_what_is_wrong(tmp_path: Path) -> None:
+def test_a_run_says_only_what_is_wrong(tmp_path: Path, in_process: Command) -> None:
     cores = len(os.sched_getaffinity(0))
-    arguments = ("-m", "fedkd_mpi.run", *SMALL, "rounds=1", "--output")
-    good = run(["python", *arguments, tmp_path / "good.h5"], timeout=120)
+    arguments = (*SMALL, "rounds=1", "--output")
+    good = run(["python", "-m", "fedkd_mpi.run", *arguments, tmp_path / "good.h5"], timeout=120)
     assert (good.returncode, good.stderr) == (0, "")
-    bad = run(["python", *arguments, tmp_path / "bad.h5", f"threads_per_rank={cores + 1}"], timeout=120)
-    assert bad.returncode == 0
-    (line,) = bad.stderr.splitlines()
+    code, _, said = in_process(main, *arguments, tmp_path / "bad.h5", f"threads_per_rank={cores + 1}")
+    assert code == 0
+    (line,) = said.splitlines()
     assert f"{cores + 1} thread(s) on {cores} core(s): set threads_per_rank={cores} or start fewer" in line

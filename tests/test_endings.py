@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command import COMMAND, PARTS
+from command import COMMAND
 from mpirun import mpirun, run
 
 from fedkd_mpi import costlog
@@ -24,7 +24,7 @@ def assert_interrupted(path: Path, rounds: int) -> None:
 
 def test_a_client_that_raises_ends_the_job_with_one_message(mpi_vendor: str, tmp_path: Path):
     arguments = [*COMMAND, "task=worker_parts:Breaking", "balance=false", "--output", "own.h5"]
-    done = mpirun(3, *arguments, mpi=mpi_vendor, cwd=tmp_path, env=PARTS, timeout=120)
+    done = mpirun(3, *arguments, mpi=mpi_vendor, cwd=tmp_path, timeout=120)
     assert done.returncode == 1
     assert re.findall(r"fedkd_mpi: rank (\d) on \S+, round (\d), client (\d)", done.stderr) == [("2", "1", "2")]
     assert done.stderr.count("ZeroDivisionError: no such thing") == 1
@@ -33,7 +33,7 @@ def test_a_client_that_raises_ends_the_job_with_one_message(mpi_vendor: str, tmp
 
 def test_a_client_that_is_not_finite_ends_the_job_with_its_layer(tmp_path: Path):
     arguments = [*COMMAND, "task=worker_parts:Poisoned", "--output", "own.h5"]
-    done = run([sys.executable, *arguments], cwd=tmp_path, env=PARTS, timeout=120)
+    done = run([sys.executable, *arguments], cwd=tmp_path, timeout=120)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert re.match(

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command import Command
 from mpirun import find, how_to_install, mpirun, run
 from sessions import SMALL, assert_same_run, checkpoints, rounds_in
 
 from fedkd_mpi import costlog
+from fedkd_mpi.run import main
 
 RUN = ("-m", "fedkd_mpi.run")
 LARGE = (*SMALL, "rounds=6", "checkpoint.every=1", "teacher.hidden=[1024]")  # some 0.6 MB of state a client
@@ -32,7 +34,7 @@ def remount(disk: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", disk], check=True)
 
 
-def test_a_full_disk_costs_nothing_but_the_round(disk: Path, tmp_path: Path) -> None:
+def test_a_full_disk_costs_nothing_but_the_round(disk: Path, tmp_path: Path, in_process: Command) -> None:
     if find("openmpi") is None:
         pytest.skip(how_to_install("openmpi"))
     log, whole = disk / "full.h5", tmp_path / "whole.h5"
@@ -48,19 +50,18 @@ def test_a_full_disk_costs_nothing_but_the_round(disk: Path, tmp_path: Path) -> 
     assert checkpoints(log)[0].name == f"round-{done - 1:06d}"
     remount(disk, "size=64m")
     assert mpirun(2, *RUN, "--resume", log, timeout=180).returncode == 0
-    assert run(["python", *RUN, *LARGE, "--output", whole], timeout=180).returncode == 0
+    assert in_process(main, *LARGE, "--output", whole)[0] == 0
     assert_same_run(whole, log)
 
 
-def test_a_read_only_disk_is_said_at_once(disk: Path) -> None:
+def test_a_read_only_disk_is_said_at_once(disk: Path, in_process: Command) -> None:
     log = disk / "log.h5"
-    stopped = run(["python", *RUN, *SMALL, "rounds=3", "time_limit=0.001", "--output", log], timeout=180)
-    assert stopped.returncode == 75, stopped.stderr
+    assert in_process(main, *SMALL, "rounds=3", "time_limit=0.001", "--output", log)[0] == 75
     remount(disk, "ro")
     kept = {path: path.read_bytes() for path in disk.rglob("*") if path.is_file()}
     for arguments in (["--resume", log], [*SMALL, "--output", disk / "new.h5"]):
-        refused = run(["python", *RUN, *arguments], timeout=180)
-        assert refused.returncode == 2
-        assert len(refused.stderr.splitlines()) == 1
-        assert "Read-only file system" in refused.stderr
+        code, _, said = in_process(main, *arguments)
+        assert code == 2
+        assert len(said.splitlines()) == 1
+        assert "Read-only file system" in said
     assert {path: path.read_bytes() for path in disk.rglob("*") if path.is_file()} == kept

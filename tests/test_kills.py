@@ -12,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mpirun import LIBRARIES, find, run
-from sessions import PATIENCE, SMALL, Job, assert_same_run, bits, kill, rounds_in
+from command import Command
+from mpirun import LIBRARIES, find
+from sessions import SMALL, Job, assert_same_run, bits, kill, rounds_in
 
 from fedkd_mpi import costlog
+from fedkd_mpi.run import main
 
 KILLS = int(os.environ.get("FEDKD_KILLS", "4"))
 SEED = int(os.environ.get("FEDKD_SEED", "0"))
@@ -24,14 +26,13 @@ ARGUMENTS = ("-m", "fedkd_mpi.run")
 CONFIGURATION = (*SMALL, f"rounds={ROUNDS}", "local.epochs=20")
 
 
-def test_kills_leave_no_trace(tmp_path: Path) -> None:
+def test_kills_leave_no_trace(tmp_path: Path, in_process: Command) -> None:
     rng = np.random.default_rng(SEED)
     vendors = [vendor for vendor in LIBRARIES if find(vendor)]
     if not vendors:
         pytest.skip("no MPI is installed")
     reference = tmp_path / "reference.h5"
-    result = run(["python", *ARGUMENTS, *CONFIGURATION, "--output", reference], timeout=PATIENCE)
-    assert result.returncode == 0, result.stderr
+    assert in_process(main, *CONFIGURATION, "--output", reference)[0] == 0
     expected = costlog.read(reference)
     kills = runs = 0
     seconds = 5.0  # that a session is likely to last

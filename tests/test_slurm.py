@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command import Command
 from mpirun import REPOSITORY, find, how_to_install, run
 from sessions import SMALL, assert_same_run, kill, rounds_in
 from slurm import Slurm, missing, mpi_environment
@@ -16,6 +17,7 @@ from fedkd_mpi import costlog
 from fedkd_mpi.config import load
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.job import Resources, plan, script
+from fedkd_mpi.run import main
 
 JOBS = REPOSITORY / "jobs"
 ONE_NODE = ("--ntasks=2", "--ntasks-per-node=2", "--mem=0")
@@ -108,10 +110,11 @@ def test_a_killed_job_starts_again_on_the_same_node(slurm: Slurm, timed: int) ->
     assert len(costlog.read(log)["rounds"]["round"]) == 30
 
 
-def test_a_job_that_runs_out_of_time_requeues_itself_and_goes_on(slurm: Slurm, timed: int, tmp_path: Path) -> None:
+def test_a_job_that_runs_out_of_time_requeues_itself_and_goes_on(
+    slurm: Slurm, timed: int, tmp_path: Path, in_process: Command
+) -> None:
     whole = tmp_path / "whole.h5"
-    result = run(["python", "-m", "fedkd_mpi.run", *LASTING, "--output", whole], env=environment("mpirun"), timeout=240)
-    assert result.returncode == 0, result.stderr
+    assert in_process(main, *LASTING, "--output", whole)[0] == 0
     fields = slurm.wait(timed, *ENDED)
     assert fields["JobState"] == "COMPLETED", slurm.output(timed)
     assert int(fields["Restarts"]) >= 1

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pytest
-from mpirun import run as start
 
 from fedkd_mpi.report import energy
 from fedkd_mpi.report.runs import Run, Target
+from fedkd_mpi.run import main
 
 TINY = ["rounds=2", "num_clients=4", "local.epochs=1", "teacher.hidden=[16]", "student.hidden=[16, 8]", "device=cpu"]
 
 
-def test_the_report_counts_from_spectra_what_the_run_sent(tmp_path):
+def test_the_report_counts_from_spectra_what_the_run_sent(tmp_path, in_process):
     path = tmp_path / "x.h5"
     keys = [*TINY, "log.spectra=true", "compression.t_start=0.9", "compression.t_end=0.9"]
-    done = start([sys.executable, "-m", "fedkd_mpi.run", *keys, "--output", path], timeout=300)
-    assert done.returncode == 0, done.stderr
+    code, _, said = in_process(main, *keys, "--output", path)
+    assert code == 0, said
     run = Run(path, Target())
     found = energy.costs(run, [0.5, 0.9, 1.0])
     assert found[0.9] == run.total_bytes[-1]

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from command import Command
 from mpirun import run
 from sessions import SMALL, Job, checkpoints, rounds_in
 
@@ -67,7 +68,7 @@ def test_one_process_obeys_ctrl_c(tmp_path: Path) -> None:
     assert_stopped_well(log, "SIGINT at rank 0")
 
 
-def test_a_stop_file_beside_the_log_stops_and_keeps_from_starting(tmp_path: Path) -> None:
+def test_a_stop_file_beside_the_log_stops_and_keeps_from_starting(tmp_path: Path, in_process: Command) -> None:
     log, stop = tmp_path / "endless.h5", tmp_path / "STOP"
     with Job(1, *ENDLESS, log, folder=tmp_path) as job:
         job.until(lambda: rounds_in(log) > 0)
@@ -75,10 +76,10 @@ def test_a_stop_file_beside_the_log_stops_and_keeps_from_starting(tmp_path: Path
         assert job.wait() == 75
     assert_stopped_well(log, f"the file {stop}")
     for arguments in (["--resume", log], [*SMALL, "--output", tmp_path / "new.h5"]):
-        refused = run(["python", "-m", "fedkd_mpi.run", *arguments], timeout=120)
-        assert refused.returncode == 2
-        assert f"the file {stop} asks" in refused.stderr
-        assert len(refused.stderr.splitlines()) == 1
+        code, _, said = in_process(main, *arguments)
+        assert code == 2
+        assert f"the file {stop} asks" in said
+        assert len(said.splitlines()) == 1
 
 
 def test_a_round_that_would_not_fit_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,10 +105,10 @@ def test_a_warning_of_the_time_limit_does_not_kill_a_run_that_is_done(tmp_path: 
 
 def test_a_run_ends_within_its_time_limit(tmp_path: Path) -> None:
     log = tmp_path / "limited.h5"
-    assert main([*SMALL, "rounds=100000", "time_limit=10", "--output", str(log)]) == 75
+    assert main([*SMALL, "rounds=100000", "time_limit=4", "--output", str(log)]) == 75
     with costlog.open(log) as opened:
-        assert opened["rounds"]["seconds_total"].sum() < 10 - CLOSING
-        assert "another round would not end before time_limit (10 s)" in opened["events"]["message"][-1]
+        assert opened["rounds"]["seconds_total"].sum() < 4 - CLOSING
+        assert "another round would not end before time_limit (4 s)" in opened["events"]["message"][-1]
     assert_stopped_well(log, "another round")
 
 

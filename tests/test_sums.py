@@ -8,23 +8,31 @@ from typing import Any
 
 import numpy as np
 import pytest
-from worker_simulation import CASES, CODECS
+from worker_simulation import CASES, CODECS, EVERY, LAUNCHES
 
 from fedkd_mpi import costlog
 from fedkd_mpi.wire import HEADER_BYTES
 
-EVERY = [case for case in CASES if case != "wide"]
-LAUNCHES = [("openmpi", 1), ("openmpi", 3), ("openmpi", 5), ("mpich", 3)]
+ALL = {("openmpi", 1): EVERY} | {launch: cases for launch, cases in LAUNCHES.items() if launch[1] > 2}
+of_all = pytest.mark.parametrize(
+    ("launch", "case"),
+    [
+        pytest.param(launch, case, id=f"{launch[0]}-{launch[1]}-{case}")
+        for launch, cases in ALL.items()
+        for case in cases
+    ],
+    indirect=["launch"],
+)
 HEADER, TAG = 40, 13  # bytes of a message's header and of a layer's tag, docs of wire.py
 TEACHER = 64 * 32 + 32 + 32 * 16 + 16 + 16 * 10 + 10
 THREE = [64 * 9 + 9 + 9 * 8 + 8 + 8 * 10 + 10, 64 * 5 + 5 + 5 * 10 + 10, 4 * 9 + 4 + 4 * 3 * 3 * 6 + 6 + 6 * 10 + 10]
 
 
-@pytest.fixture(params=LAUNCHES, ids=lambda launch: f"{launch[0]}-{launch[1]}")
+@pytest.fixture(params=ALL, ids=lambda launch: f"{launch[0]}-{launch[1]}")
 def launch(request: pytest.FixtureRequest, simulated: Callable[..., Path]) -> tuple[int, Path]:
     """Number of processes and folder of a launch of all cases."""
     mpi, ranks = request.param
-    return ranks, simulated(mpi, ranks, *(CASES if ranks == 1 else EVERY))
+    return ranks, simulated(mpi, ranks, *(CASES if ranks == 1 else LAUNCHES[mpi, ranks]))
 
 
 def by_round(log: dict[str, Any], table: str, values: np.ndarray) -> np.ndarray:
@@ -39,7 +47,7 @@ def matrices(log: dict[str, Any]) -> list[tuple[int, int] | None]:
     return [(shape[0], int(np.prod(shape[1:]))) if len(shape) > 1 else None for shape in shapes]
 
 
-@pytest.mark.parametrize("case", EVERY)
+@of_all
 def test_layers_messages_and_rounds_add_up(launch: tuple[int, Path], case: str):
     log = costlog.read(launch[1] / f"{case}.h5")
     rounds, layers = log["rounds"], len(log["layers"]["name"])
@@ -89,7 +97,7 @@ def test_paper_and_dense_figures_are_those_of_the_formulas(simulated: Callable[.
     assert (rounds["teacher_dense_bytes"] == 2 * 4 * own).all()
 
 
-@pytest.mark.parametrize("case", EVERY)
+@of_all
 def test_what_mpi_moved_is_what_the_messages_hold(launch: tuple[int, Path], case: str):
     ranks, folder = launch
     log = costlog.read(folder / f"{case}.h5")

@@ -6,6 +6,10 @@ import os
 import re
 import signal
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,51 +24,99 @@ from fedkd_mpi.world import World
 PROGRAM = Path(__file__).with_name("stalling.py")
 
 
+STALLS = {"barrier 2": ("barrier", 2), "barrier 0": ("barrier", 0), "bulk 1": ("bulk", 1)}  # what, and who is stopped
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What is left of a job: `pid` is that of the stopped process."""
+
+    code: int
+    text: str
+    pid: int
+    left: dict[int, int]
+    folder: Path
+
+
 def all_ready(folder: Path, n: int) -> bool:
     return all((folder / f"ready-{rank}").exists() for rank in range(n))
 
 
-@pytest.mark.parametrize(("what", "rank"), [("barrier", 2), ("barrier", 0), ("bulk", 1)])
-def test_a_stopped_process_is_named_and_then_the_job_ended(
-    what: str, rank: int, mpi_vendor: str, tmp_path: Path
-) -> None:
-    with Job(3, PROGRAM, 3, 6, tmp_path, what, mpi=mpi_vendor, folder=tmp_path) as job:
-        job.until(lambda: all_ready(tmp_path, 3))
-        pid = job.pids()[rank]
-        time.sleep(1)  # until it has told of a turn
-        os.kill(pid, signal.SIGSTOP)
-        assert job.wait() != 0
-        warning, end = (
-            next(line for line in job.text.splitlines() if word in line)
-            for word in ("watchdog: warning:", "watchdog: the run is ended after")
-        )
-        for line in (warning, end):
-            assert re.findall(r"rank (\d) on", line) == [str(rank)]
-            assert f"(process {pid})" in line
-            assert "no sign of life" in line
-            assert re.search(r"in round \d+, (training, client 7|uplink)", line)
-        assert not job.pids()
-    assert (tmp_path / "interrupted").read_text() == f"by rank {0 if rank else 1}"
-    assert f"rank {rank} on" in (tmp_path / "warning").read_text()
+@pytest.fixture(scope="module")
+def hung(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Ended]]:
+    """The jobs of an MPI that hang: "run", "native" and STALLS, all at once, for they mostly wait."""
+    found: dict[str, dict[str, Ended]] = {}
+
+    def of(mpi: str) -> dict[str, Ended]:
+        if mpi not in found:
+            found[mpi] = hang(mpi, {name: tmp_path_factory.mktemp("hung") for name in ("run", "native", *STALLS)})
+        return found[mpi]
+
+    return of
 
 
-def test_native_code_that_holds_the_interpreter_is_named(mpi_vendor: str, tmp_path: Path) -> None:
-    with Job(2, PROGRAM, 3, 6, tmp_path, "native", mpi=mpi_vendor, folder=tmp_path) as job:
-        assert job.wait() != 0
-        assert re.search(r"warning: rank 1 on .*has not arrived, for \d+ s in round 200, training, client 7", job.text)
-        assert not job.pids()
-
-
-def test_a_run_that_hangs_ends_interrupted_with_its_rounds(tmp_path: Path, mpi_vendor: str) -> None:
-    log = tmp_path / "hangs.h5"
-    arguments = ("-m", "fedkd_mpi.run", *SMALL, "rounds=100000", "--output", log)
+def hang(mpi: str, folders: dict[str, Path]) -> dict[str, Ended]:
+    """Start all jobs, stop the process of each that is to be stopped, and wait for their ends."""
+    log = folders["run"] / "hangs.h5"
+    run = ("-m", "fedkd_mpi.run", *SMALL, "rounds=100000", "--output", log)
     limits = ("watchdog.seconds=8", "watchdog.abort_seconds=20")
-    with Job(3, *arguments, *limits, mpi=mpi_vendor, folder=tmp_path) as job:
-        job.until(lambda: rounds_in(log) > 2)
-        job.signal(1, signal.SIGSTOP)
-        assert job.wait() == 1 or mpi_vendor == "mpich"
-        assert "watchdog: the run is ended" in job.text
-    with costlog.open(log) as opened:
+    stalls = {name: folders[name] for name in STALLS}
+    with ExitStack() as stack:
+        jobs = {"run": stack.enter_context(Job(3, *run, *limits, mpi=mpi, folder=folders["run"]))}
+        jobs["run"].until(lambda: rounds_in(log) > 2)
+        pids = {"native": 0, "run": jobs["run"].pids()[1]}
+        jobs["run"].signal(1, signal.SIGSTOP)
+        for name, folder in stalls.items():
+            job = Job(3, PROGRAM, 3, 6, folder, STALLS[name][0], mpi=mpi, folder=folder)
+            jobs[name] = stack.enter_context(job)
+        native = folders["native"]
+        jobs["native"] = stack.enter_context(Job(2, PROGRAM, 3, 6, native, "native", mpi=mpi, folder=native))
+        for name, folder in stalls.items():
+            jobs[name].until(partial(all_ready, folder, 3))
+            pids[name] = jobs[name].pids()[STALLS[name][1]]
+        time.sleep(1)  # until each has told of a turn
+        for name in stalls:
+            os.kill(pids[name], signal.SIGSTOP)
+        codes = {name: job.wait() for name, job in jobs.items()}
+        return {name: Ended(codes[name], job.text, pids[name], job.pids(), folders[name]) for name, job in jobs.items()}
+
+
+@pytest.mark.parametrize("stall", STALLS)
+def test_a_stopped_process_is_named_and_then_the_job_ended(
+    stall: str, mpi_vendor: str, hung: Callable[[str], dict[str, Ended]]
+) -> None:
+    job, rank = hung(mpi_vendor)[stall], STALLS[stall][1]
+    assert job.code != 0
+    warning, end = (
+        next(line for line in job.text.splitlines() if word in line)
+        for word in ("watchdog: warning:", "watchdog: the run is ended after")
+    )
+    for line in (warning, end):
+        assert re.findall(r"rank (\d) on", line) == [str(rank)]
+        assert f"(process {job.pid})" in line
+        assert "no sign of life" in line
+        assert re.search(r"in round \d+, (training, client 7|uplink)", line)
+    assert not job.left
+    assert (job.folder / "interrupted").read_text() == f"by rank {0 if rank else 1}"
+    assert f"rank {rank} on" in (job.folder / "warning").read_text()
+
+
+def test_native_code_that_holds_the_interpreter_is_named(
+    mpi_vendor: str, hung: Callable[[str], dict[str, Ended]]
+) -> None:
+    job = hung(mpi_vendor)["native"]
+    assert job.code != 0
+    assert re.search(r"warning: rank 1 on .*has not arrived, for \d+ s in round 200, training, client 7", job.text)
+    assert not job.left
+
+
+def test_a_run_that_hangs_ends_interrupted_with_its_rounds(
+    mpi_vendor: str, hung: Callable[[str], dict[str, Ended]]
+) -> None:
+    job = hung(mpi_vendor)["run"]
+    assert job.code == 1 or mpi_vendor == "mpich"
+    assert "watchdog: the run is ended" in job.text
+    with costlog.open(job.folder / "hangs.h5") as opened:
         assert opened.attrs["status"] == "interrupted"
         assert opened.rounds_completed > 2
         assert any(text.startswith("watchdog: rank 1 on") for text in opened["events"]["message"])
