@@ -12,6 +12,8 @@ WARY, TRUSTING = 0.2, 1.0  # sleep between two looks, as a share of the time wai
 SHORTEST_NAP, LONGEST_NAP = 50e-6, 1.0  # ... within these bounds, in seconds ...
 LONGEST_NAP_OF_ROOT = 50e-3  # ... and this one for rank 0, because all others wait for it
 AFTER_RING = 1e-3  # what the ring speaks of may come a moment later, over another network; this time doubles
+UNDERWAY = 5e-3  # after a shorter nap the ring may still be: that it was not heard says nothing
+NEAR_NAP = 30e-3  # the shortest on one node, if rings are heard: what they speak of is there, and they do not get lost
 
 
 class Doorbell:
@@ -42,19 +44,22 @@ class Doorbell:
                 with suppress(OSError):
                     self._socket.sendto(b"", address)
 
-    def sleep_until(self, done: Callable[[], bool], look: Callable[[], None]) -> float:
+    def sleep_until(self, done: Callable[[], bool], look: Callable[[], None], *, near: bool = False) -> float:
         """Sleep until done(), calling look() whenever it is not yet; return the seconds that it took.
 
-        Whoever heard a ring during the last wait counts on one: looks cost time that others could compute in.
+        Whoever heard a ring during the last wait (but for very short ones) counts on one: looks cost time that others
+        could compute in. `near`: it is brought about on this node, before the ring, and not over a network.
         """
-        start, soon, heard = time.perf_counter(), math.inf, None
+        start, soon, heard, nap = time.perf_counter(), math.inf, False, 0.0
+        shortest = NEAR_NAP if near and self._share == TRUSTING else SHORTEST_NAP
         while not done():
             look()
             waited = time.perf_counter() - start
-            rung = self._nap(min(max(waited * self._share, SHORTEST_NAP), self._longest, soon))
-            soon = AFTER_RING if rung else 2 * soon
+            nap = min(max(waited * self._share, shortest), self._longest, soon)
+            rung = self._nap(nap)
+            soon = AFTER_RING if rung and not near else 2 * soon
             heard = heard or rung
-        if heard is not None:
+        if heard or nap > UNDERWAY:
             self._share = TRUSTING if heard else WARY
         return time.perf_counter() - start
 

@@ -221,9 +221,9 @@ class World:
         return shared, meta
 
     def wait_for(self, done: Callable[[], bool]) -> None:
-        """Sleep until done(), which others bring about, who then ring the bell: no collective."""
+        """Sleep until done(), which others of this node bring about, who then ring the bell: no collective."""
         with self.place.held_up():
-            self._sleep_until(done)
+            self._sleep_until(done, near=True)
 
     def fault(self, text: str) -> NoReturn:
         """End the whole job with exit code 1, printing `text`, which names the place, to stderr and once.
@@ -273,8 +273,8 @@ class World:
         else:
             self.counters.add(received=flat.size, payload=payload)
 
-    def _sleep_until(self, done: Callable[[], bool]) -> None:
-        self.counters.seconds_waited += self.bell.sleep_until(done, self._hear)
+    def _sleep_until(self, done: Callable[[], bool], *, near: bool = False) -> None:
+        self.counters.seconds_waited += self.bell.sleep_until(done, self._hear, near=near)
 
     def _hear(self) -> None:
         if self.is_root and (text := self._last_words.heard()):

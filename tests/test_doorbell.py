@@ -53,7 +53,7 @@ def test_whoever_heard_a_ring_looks_less_often_the_next_time(bells: list[Doorbel
     now, naps = [0.0], []
     monkeypatch.setattr(doorbell.time, "perf_counter", lambda: now[0])
 
-    def wait(ring_at: int) -> int:
+    def wait(ring_at: int, near: bool = False) -> int:
         """Wait a second by a clock that only naps move, with a ring in the last nap if any; return the looks."""
         naps.clear()
 
@@ -64,7 +64,7 @@ def test_whoever_heard_a_ring_looks_less_often_the_next_time(bells: list[Doorbel
 
         monkeypatch.setattr(bells[1], "_nap", nap)
         begun = now[0]
-        bells[1].sleep_until(lambda: now[0] - begun > 1.0, lambda: None)
+        bells[1].sleep_until(lambda: now[0] - begun > 1.0, lambda: None, near=near)
         return len(naps)
 
     wary = wait(ring_at=0)
@@ -72,6 +72,9 @@ def test_whoever_heard_a_ring_looks_less_often_the_next_time(bells: list[Doorbel
     trusting = wait(ring_at=0)
     assert trusting < wary / 2
     assert wait(ring_at=0) == wary
+    assert wait(ring_at=0, near=True) == wary
+    wait(ring_at=1, near=True)
+    assert wait(ring_at=0, near=True) < trusting / 2
 
 
 def test_without_rings_naps_end_by_themselves(bells: list[Doorbell]):
