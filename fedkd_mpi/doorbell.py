@@ -13,7 +13,8 @@ SHORTEST_NAP, LONGEST_NAP = 50e-6, 1.0  # ... within these bounds, in seconds ..
 LONGEST_NAP_OF_ROOT = 50e-3  # ... and this one for rank 0, because all others wait for it
 AFTER_RING = 1e-3  # what the ring speaks of may come a moment later, over another network; this time doubles
 UNDERWAY = 5e-3  # after a shorter nap the ring may still be: that it was not heard says nothing
-NEAR_NAP = 30e-3  # the shortest on one node, if rings are heard: what they speak of is there, and they do not get lost
+NEAR_NAP = 0.1  # the shortest where rings are heard and all are on one node, where they do not get lost
+LOOPBACK = "127.0.0.1"
 
 
 class Doorbell:
@@ -28,11 +29,13 @@ class Doorbell:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("", 0))
         self._addresses: list[tuple[str, int] | None] = []
+        self._one_node = False
         self.port: int = self._socket.getsockname()[1]
 
     def connect(self, hosts: Sequence[str], ports: Sequence[int]) -> None:
         """Know the doorbells of all processes, by mpi rank; without this, rings do nothing and naps are all."""
         found = {host: _address(host) for host in set(hosts)}
+        self._one_node = found.keys() == {LOOPBACK}
         self._addresses = [
             (found[host], port) if found[host] else None for host, port in zip(hosts, ports, strict=True)
         ]
@@ -48,10 +51,10 @@ class Doorbell:
         """Sleep until done(), calling look() whenever it is not yet; return the seconds that it took.
 
         Whoever heard a ring during the last wait (but for very short ones) counts on one: looks cost time that others
-        could compute in. `near`: it is brought about on this node, before the ring, and not over a network.
+        could compute in. `near`: whoever rings has brought something about on this node, and not by MPI.
         """
         start, soon, heard, nap = time.perf_counter(), math.inf, False, 0.0
-        shortest = NEAR_NAP if near and self._share == TRUSTING else SHORTEST_NAP
+        shortest = NEAR_NAP if (near or self._one_node) and self._share == TRUSTING else SHORTEST_NAP
         while not done():
             look()
             waited = time.perf_counter() - start
@@ -83,7 +86,7 @@ class Doorbell:
 
 def reachable(hosts: Sequence[str], own: str) -> list[str]:
     """Return the hosts as this one, whose name is `own`, reaches them: a name need not resolve on the host itself."""
-    return ["127.0.0.1" if host == own else host for host in hosts]
+    return [LOOPBACK if host == own else host for host in hosts]
 
 
 def _address(host: str) -> str | None:

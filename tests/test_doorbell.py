@@ -67,14 +67,14 @@ def test_whoever_heard_a_ring_looks_less_often_the_next_time(bells: list[Doorbel
         bells[1].sleep_until(lambda: now[0] - begun > 1.0, lambda: None, near=near)
         return len(naps)
 
-    wary = wait(ring_at=0)
-    wait(ring_at=1)
-    trusting = wait(ring_at=0)
+    on_one_node = [wait(ring_at=0), wait(ring_at=1), wait(ring_at=0)]
+    bells[1].connect(["127.0.0.1", "127.0.0.2"], [1, 2])
+    wary, _, trusting = wait(ring_at=0), wait(ring_at=1), wait(ring_at=0)
     assert trusting < wary / 2
-    assert wait(ring_at=0) == wary
-    assert wait(ring_at=0, near=True) == wary
-    wait(ring_at=1, near=True)
-    assert wait(ring_at=0, near=True) < trusting / 2
+    assert wait(ring_at=0) == wait(ring_at=0, near=True) == wary
+    _, near = wait(ring_at=1), wait(ring_at=0, near=True)
+    assert near < trusting / 2
+    assert on_one_node == [wary, wary, near]
 
 
 def test_without_rings_naps_end_by_themselves(bells: list[Doorbell]):
