@@ -79,14 +79,12 @@ class Shelf:
     def read(self, box: int) -> dict[str, np.ndarray]:
         """Return the arrays of a box, {} if it is empty; not copies: what is written to them lies in the box."""
         with self._locked():
-            start, _, version = self._boxes[box].tolist()
+            start, room, version = self._boxes[box].tolist()
         if not version:
             return {}
         if self._seen.get(box, (0,))[0] != version:
-            self._map(start + LENGTH)
-            text = start + LENGTH + int.from_bytes(self._memory[start : start + LENGTH], "little")
-            self._map(text)
-            self._seen[box] = version, self._views(padded(text), json.loads(self._memory[start + LENGTH : text]))
+            self._map(start + room)
+            self._seen[box] = version, _unpack(np.frombuffer(self._memory, np.uint8, room, start))
         return dict(self._seen[box][1])
 
     def update(self, box: int, arrays: Mapping[str, np.ndarray]) -> None:
@@ -121,11 +119,6 @@ class Shelf:
         self._map(start + data.size)
         self._memory[start : start + data.size] = data
 
-    def _views(self, first: int, entries: list[shared_memory.Entry]) -> dict[str, np.ndarray]:
-        ends = [at + int(np.prod(shape)) * np.dtype(kind).itemsize for _, kind, shape, at in entries]
-        self._map(first + max(ends, default=0))
-        return shared_memory.views(entries, memoryview(self._memory)[first:])
-
     def _make_room(self, needed: int, *, moved: bool) -> tuple[int, int]:
         """First byte and bytes of a new place for a box, at the end of the file; under the lock."""
         start, size = int(self._board[END]), os.fstat(self._file).st_size
@@ -135,9 +128,7 @@ class Shelf:
             try:  # a full tmpfs would show itself as a bus error at the first write
                 os.posix_fallocate(self._file, size, more)
             except OSError as error:
-                raise RunFault(
-                    f"no room for the states of clients on {self._hostname} ({error.strerror}): {self.remedy}"
-                ) from error
+                raise self._full(error) from error
         self._board[END] = start + room
         return start, room
 
@@ -145,6 +136,9 @@ class Shelf:
         """Have the file mapped at least so far; arrays that were handed out keep the map that they lie in."""
         if end > len(self._memory):
             self._memory = mmap.mmap(self._file, os.fstat(self._file).st_size)
+
+    def _full(self, error: OSError) -> RunFault:
+        return RunFault(f"no room for the states of clients on {self._hostname} ({error.strerror}): {self.remedy}")
 
     def _create(self, folder: Path, size: int) -> str:
         try:
@@ -200,9 +194,10 @@ class DiskShelf(Shelf):
         block, filled = np.empty(room + ALIGNMENT, np.uint8), 0
         block = block[-block.ctypes.data % ALIGNMENT :][:room]
         while filled < room:
-            filled += os.preadv(self._file, [block[filled:]], start + filled)
-        text = LENGTH + int.from_bytes(block[:LENGTH], "little")
-        return shared_memory.views(json.loads(bytes(block[LENGTH:text])), block[padded(text) :])
+            if not (more := os.preadv(self._file, [block[filled:]], start + filled)):
+                raise RunFault(f"the file of the states of clients on {self._hostname} has been cut short")
+            filled += more
+        return _unpack(block)
 
     def update(self, box: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Put arrays into a box in place of those in it, as a new version; raises RunFault where there is no room."""
@@ -210,12 +205,20 @@ class DiskShelf(Shelf):
 
     def _write(self, start: int, data: np.ndarray) -> None:
         while data.size:
-            written = os.pwrite(self._file, data, start)
+            try:  # not every file system keeps the room that it was asked for
+                written = os.pwrite(self._file, data, start)
+            except OSError as error:
+                raise self._full(error) from error
             data, start = data[written:], start + written
 
     @staticmethod
     def _folder(expected: int) -> Path:
         return Path(tempfile.gettempdir())
+
+
+def _unpack(block: np.ndarray) -> dict[str, np.ndarray]:
+    text = LENGTH + int.from_bytes(block[:LENGTH].tobytes(), "little")
+    return shared_memory.views(json.loads(block[LENGTH:text].tobytes()), block[padded(text) :])
 
 
 def _layout(arrays: Mapping[str, np.ndarray]) -> list[tuple[str, str, tuple[int, ...]]]:

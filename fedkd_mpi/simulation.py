@@ -220,7 +220,9 @@ def evaluate(run: Simulation, this: Round) -> tuple[np.ndarray, np.ndarray]:
         score_rows = [score(run.task, run.student.module, run.data.test, chunk, run.device) for chunk in chunks]
         scores = np.array(score_rows).reshape(-1, run.task.sums)
     if run.scores_teachers(this.index):
-        everything, awake = np.arange(run.test_size), run.rest.each([client] for client in run.clients.values())
-        rows = [run.workbench.score_teacher(client, run.data.test, everything) for (client,) in awake]
+        everything, rows = np.arange(run.test_size), []
+        for client in run.clients.values():
+            rows.append(run.workbench.score_teacher(client, run.data.test, everything))
+            (run.crew or run.rest).used(client)
         teachers = np.array(rows).reshape(-1, run.task.sums)
     return scores, teachers

@@ -57,12 +57,8 @@ def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the environment of a process that no launcher started, whoever started this one."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER_VARIABLES)}
     kept.pop("PYTHONDONTWRITEBYTECODE", None)  # a hundred processes would compile the package anew
-    folders = (
-        str(REPOSITORY),
-        str(REPOSITORY / "tests"),
-        os.environ.get("PYTHONPATH"),
-    )  # tests: for parts by dotted path
-    path = os.pathsep.join(filter(None, folders))
+    tests = str(REPOSITORY / "tests")  # for parts by dotted path
+    path = os.pathsep.join(filter(None, (str(REPOSITORY), tests, os.environ.get("PYTHONPATH"))))
     return {**kept, **SETTINGS, "PYTHONPATH": path, **(extra or {})}
 
 

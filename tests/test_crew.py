@@ -38,7 +38,8 @@ def logged(
 def test_bytes_and_log_are_those_of_processes_that_train_their_own(mpi_vendor: str, tmp_path: Path) -> None:
     """Also who sent what, and how many bytes every process gave to MPI and got from it."""
     settings = ["balance=false", "balance=true", "clients_in_memory=1"]
-    apart, *crews = logged(tmp_path, settings, FEEDBACK, ranks=4, mpi=mpi_vendor)
+    arguments = [FEEDBACK, "evaluate.global_teachers=true"]
+    apart, *crews = logged(tmp_path, settings, *arguments, ranks=4, mpi=mpi_vendor)
     assert set(apart["uplink"]["mpi_rank"].tolist()) == {1, 2, 3}
     for crew in crews:
         for table in ("rounds", "uplink", "downlink", "training", "clients", "mpi"):

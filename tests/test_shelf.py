@@ -99,6 +99,17 @@ def test_a_node_without_room_ends_the_run_and_says_what_to_do(
         shelf.fill(0, {"a": np.zeros(10)})
 
 
+def test_a_disk_that_is_full_in_spite_of_its_promise_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf = DiskShelf(World(), 1, 0)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(RunFault, match=r"No space left on device.*TMPDIR"):
+        shelf.fill(0, {"a": np.zeros(10)})
+
+
 def test_where_memory_has_no_room_the_file_lies_in_tmpdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     made = []
