@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from command import TINY, Command
+from hypothesis import is_hypothesis_test, settings
 from mpirun import LIBRARIES, find, how_to_install, mpirun, run
 
 from fedkd_mpi.mpi import World, launched, open_world
@@ -17,9 +18,19 @@ from fedkd_mpi.run import main
 
 os.environ.setdefault("OMPI_MCA_osc", "^ucx")  # pytest-mpi initialises MPI before open_world can say so
 
+# The suite tries the same examples each time, so that it never fails by luck; a search is random, and as long as asked.
+SEARCH = int(os.environ.get("FEDKD_SEARCH", "0"))
+settings.register_profile("suite", derandomize=True, database=None, deadline=None)
+settings.register_profile("search", derandomize=False, deadline=None, print_blob=True)
+settings.load_profile("search" if SEARCH else "suite")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under mpirun run the tests marked mpi alone: the others start processes, and would do so on every rank."""
+    """Lengthen a search; under mpirun run the tests marked mpi alone: others would start processes on every rank."""
+    searches = {item.function for item in items if is_hypothesis_test(getattr(item, "function", None))}
+    for test in searches if SEARCH else ():
+        own = getattr(test, "_hypothesis_internal_use_settings", settings())
+        test._hypothesis_internal_use_settings = settings(own, max_examples=SEARCH * own.max_examples)
     if launched()[1] == 1:
         return
     for item in items:
