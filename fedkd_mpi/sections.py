@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -82,13 +82,39 @@ class Local(Section):
         return self
 
 
+class FedAdam(NamedTuple):
+    beta1: float = 0.9
+    beta2: float = 0.99
+    tau: float = 1e-3
+
+
 class Server(Section):
     learning_rate: float = Field(1.0, gt=0)
     weighting: Literal["uniform", "samples"] = "uniform"
     buffers: Literal["average", "local"] = Field(
         "average", description="BatchNorm statistics: exchanged, or kept local"
     )
-    optimizer: Literal["sgd", "adam"] = Field("sgd", description="step on the mean of what clients sent; sgd adds it")
+    optimizer: Literal["sgd", "fedadam"] = Field(
+        "sgd", description="step on the mean of what clients sent; sgd adds it"
+    )
+    beta1: float | None = Field(None, ge=0, lt=1, description="of fedadam's first moment; default 0.9")
+    beta2: float | None = Field(None, ge=0, lt=1, description="of fedadam's second moment; default 0.99")
+    tau: float | None = Field(None, ge=1e-12, le=1e3, description="of fedadam: its adaptivity; default 1e-3")
+
+    @property
+    def rates(self) -> FedAdam:
+        """Return fedadam's constants (defaults of Reddi et al. 2021)."""
+        own = FedAdam()
+        return FedAdam(*(getattr(own, k) if getattr(self, k) is None else getattr(self, k) for k in own._fields))
+
+    @model_validator(mode="after")
+    def _keys_belong_to_the_optimizer(self) -> Server:
+        for key in FedAdam._fields:
+            if getattr(self, key) is not None and self.optimizer != "fedadam":
+                raise ValueError(f"server.{key} belongs to server.optimizer=fedadam, not {self.optimizer}")
+        if self.optimizer == "fedadam" and "learning_rate" not in self.model_fields_set:
+            raise ValueError("server.optimizer=fedadam needs server.learning_rate, a step of the weights (say 0.01)")
+        return self
 
 
 class Distillation(Section):

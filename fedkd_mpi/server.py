@@ -15,8 +15,6 @@ from fedkd_mpi.network import Network
 from fedkd_mpi.sections import Server as Settings
 from fedkd_mpi.streams import generator
 
-FIRST, SECOND, FLOOR = 0.9, 0.99, 1e-8  # decay of Adam's moments, and what keeps its divisor from zero
-
 
 @dataclass
 class Server:
@@ -73,8 +71,9 @@ def apply(
 ) -> None:
     """Move a replica of the student (flat) by what the server sent: the same on the server and every client.
 
-    Optimiser sgd adds learning_rate * update. adam takes minus the update of the parameters for their gradient
-    (FedAdam, Reddi et al. 2021) and keeps its moments in `state` ("server.*"); BatchNorm's statistics are just added.
+    Optimiser sgd adds learning_rate * update. fedadam is Algorithm 2 of Reddi et al. 2021 on the parameters (m, v are
+    "server.first" and "server.second" in `state`; v starts at tau^2, and nothing corrects their bias); BatchNorm's
+    statistics are just added.
     """
     if settings.optimizer == "sgd":
         for view, tensor in zip(student.exchanged(replica), update, strict=True):
@@ -84,11 +83,19 @@ def apply(
     for view, tensor in zip(student.exchanged(step), update, strict=True):
         view.copy_(tensor)
     moved = step[: student.trainable.numel()]
-    count = state["server.count"] = state.get("server.count", torch.zeros(())) + 1
     first = state.setdefault("server.first", torch.zeros_like(moved))
-    second = state.setdefault("server.second", torch.zeros_like(moved))
-    first.lerp_(moved, 1 - FIRST)
-    second.lerp_(moved.square(), 1 - SECOND)
-    mean, spread = first / (1 - FIRST ** float(count)), second / (1 - SECOND ** float(count))
-    moved.copy_(settings.learning_rate * mean / (spread.sqrt() + FLOOR))
+    second = state.setdefault("server.second", torch.full_like(moved, settings.rates.tau**2))
+    first.mul_(settings.rates.beta1).add_(moved, alpha=1 - settings.rates.beta1)
+    second.mul_(settings.rates.beta2).addcmul_(moved, moved, value=1 - settings.rates.beta2)
+    moved.copy_(settings.learning_rate * first / (second.sqrt() + settings.rates.tau))
     replica.add_(step)
+
+
+def catchup_state_bytes(student: Network, codec: Codec, settings: Settings) -> int:
+    """Return the bytes of what a receiver keeps from round to round next to its replica, float32.
+
+    Who missed rounds fetches them too, where it takes the dense student in place of the broadcasts: the codec's
+    estimates (ef21) and the optimiser's moments (fedadam).
+    """
+    moments = 2 * sum(parameter.numel() for parameter in student.module.parameters() if parameter.requires_grad)
+    return 4 * (codec.receiver_numbers + (moments if settings.optimizer == "fedadam" else 0))

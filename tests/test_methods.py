@@ -216,7 +216,7 @@ def test_feddropout_draws_the_same_part_for_all_clients_of_a_round_and_another_i
         (["method=scaffold", "server.weighting=samples"], "weighting=uniform"),
         (["method=scaffold", "server.buffers=local"], "buffers=average"),
         (["method=scaffold", "exchange=gradient_sum"], "exchange=delta"),
-        (["method=scaffold", "server.optimizer=adam"], "optimizer=sgd"),
+        (["method=scaffold", "server.optimizer=fedadam", "server.learning_rate=0.1"], "optimizer=sgd"),
         (["method=fedavgg"], "method"),
     ],
 )

@@ -16,7 +16,7 @@ from fedkd_mpi.exchange import make_message
 from fedkd_mpi.network import Network
 from fedkd_mpi.sections import Compression
 from fedkd_mpi.sections import Server as Settings
-from fedkd_mpi.server import Server, apply
+from fedkd_mpi.server import Server, apply, catchup_state_bytes
 from fedkd_mpi.wire import SKIPPED, Header, Layer, Record
 
 ROUND = 4
@@ -149,22 +149,40 @@ def test_apply_moves_the_replica_by_the_learning_rate():
     assert not torch.equal(replica, server.student.state)
 
 
-def test_adam_on_the_server_is_torchs_adam_on_the_parameters_alone():
+@pytest.mark.parametrize("rates", [{}, {"beta1": 0.5, "beta2": 0.9, "tau": 0.1}, {"beta1": 0.0, "tau": 1e-9}])
+def test_fedadam_is_algorithm_2_of_its_paper_on_the_parameters_alone(rates: dict[str, float]):
     student = Network(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), "cpu")
-    settings, state = Settings(optimizer="adam", learning_rate=0.01), {}
-    replica, statistics = student.state.clone(), [view.clone() for view in student.views(student.state)[4:]]
-    truth = [nn.Parameter(view.double()) for view in student.views(replica.clone())[:4]]
-    adam = torch.optim.Adam(truth, 0.01, betas=(0.9, 0.99))
+    settings, state = Settings(optimizer="fedadam", learning_rate=0.01, **rates), {}
+    beta1, beta2, tau = ({"beta1": 0.9, "beta2": 0.99, "tau": 1e-3} | rates).values()
+    replica = student.state.clone()
+    truth = [view.double().numpy() for view in student.views(replica.clone())]
+    m, v = [np.zeros_like(x) for x in truth[:4]], [np.full_like(x, tau**2) for x in truth[:4]]
     generator = torch.Generator().manual_seed(0)
     for _ in range(5):
-        update = [torch.randn(layer.shape, generator=generator) for layer in student.exchanged_layers]
+        update = [torch.randn(layer.shape, generator=generator) / 100 for layer in student.exchanged_layers]
+        update[0][0] = 0  # nothing moves where nothing was sent
         apply(student, replica, update, settings, state)
-        for parameter, tensor in zip(truth, update, strict=False):
-            parameter.grad = -tensor.double()
-        adam.step()
-        statistics = [old + new for old, new in zip(statistics, update[4:], strict=True)]
-    for view, expected in zip(student.views(replica), [*truth, *statistics], strict=True):
-        torch.testing.assert_close(view, expected.detach().float(), rtol=1e-5, atol=1e-6)
+        delta = [tensor.double().numpy() for tensor in update]
+        for i in range(4):
+            m[i] = beta1 * m[i] + (1 - beta1) * delta[i]
+            v[i] = beta2 * v[i] + (1 - beta2) * delta[i] ** 2
+            truth[i] = truth[i] + 0.01 * m[i] / (np.sqrt(v[i]) + tau)
+        truth[4:] = [old + new for old, new in zip(truth[4:], delta[4:], strict=True)]
+    for view, expected in zip(student.views(replica), truth, strict=True):
+        np.testing.assert_allclose(view.detach(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("feedback", ["none", "ef", "ef21"])
+@pytest.mark.parametrize("optimizer", ["sgd", "fedadam"])
+def test_what_a_newcomer_must_fetch_is_what_a_receiver_keeps(optimizer: str, feedback: str):
+    student = Network(nn.Linear(5, 4), "cpu")
+    codec = codecs.build(Compression(codec="topk", density=0.5, error_feedback=feedback), student.exchanged_layers)
+    settings, state = Settings(optimizer=optimizer, learning_rate=0.1), {}
+    update = [torch.ones(layer.shape) for layer in student.exchanged_layers]
+    decoded = codec.decode(codec.encode(update, 0.9, {}, np.random.default_rng(0)), "cpu")
+    apply(student, student.state.clone(), codec.receive(decoded, state, 1.0), settings, state)
+    padding = 4 * 2 * (student.trainable.numel() - 24) * (optimizer == "fedadam")
+    assert catchup_state_bytes(student, codec, settings) == sum(t.nbytes for t in state.values()) - padding
 
 
 def test_apply_leaves_local_buffers_alone():

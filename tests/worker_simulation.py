@@ -32,7 +32,12 @@ CODECS = {
     "budget": ["num_clients=4", "compression.codec=rdsvd", FEEDBACK, "compression.byte_budget=700"],
     "gradients": [
         *["num_clients=4", "compression.codec=rdsvd", FEEDBACK, "compression.run_budget=9000"],
-        *["compression.budget_growth=2", "exchange=gradient_sum", "server.optimizer=adam", "server.learning_rate=0.01"],
+        *[
+            "compression.budget_growth=2",
+            "exchange=gradient_sum",
+            "server.optimizer=fedadam",
+            "server.learning_rate=0.01",
+        ],
     ],
     "common": ["num_clients=4", "compression.codec=rdsvd", FEEDBACK, "compression.energy_scope=model"],
     "warm": [*SEVEN, "compression.warm_start=true"],

@@ -40,6 +40,7 @@ class Codec:
     """
 
     layers: Sequence[Layer]
+    receiver_numbers = 0  # float32 numbers that receive() keeps of the downlink from round to round
 
     def encode(
         self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator

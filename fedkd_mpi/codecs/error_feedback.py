@@ -57,6 +57,7 @@ class Ef21(Codec):
 
     def __init__(self, inner: Codec):
         self.inner, self.layers = inner, inner.layers
+        self.receiver_numbers = sum(layer.numel for layer in self.layers)
 
     def at(self, round_index: int) -> Codec:
         """Return this around the inner codec of a round."""
