@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
-from fedkd_mpi.errors import UserError
+from fedkd_mpi import yaml_loader
+from fedkd_mpi.errors import UserError, shown
+from fedkd_mpi.options import explain
 from fedkd_mpi.registry import nearest
 from fedkd_mpi.sections import (
+    MANY,
+    NAME,
+    YEARS,
     Averaging,
     Checkpoint,
     Compression,
@@ -34,13 +40,13 @@ from fedkd_mpi.sections import (
 class Config(Section):
     """Everything that decides the bits of a run, apart from the build and the data files, and how it is kept safe."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$")
-    seed: int = Field(0, ge=0)
-    rounds: int = Field(ge=1)
-    num_clients: int = Field(ge=1)
-    cohort_size: int | None = Field(None, ge=1, description="clients a round; null = all")
+    name: str = Field("run", max_length=NAME, pattern=r"^[A-Za-z0-9._-]+$")
+    seed: int = Field(0, ge=0, lt=2**63)
+    rounds: int = Field(ge=1, le=MANY)
+    num_clients: int = Field(ge=1, le=MANY)
+    cohort_size: int | None = Field(None, ge=1, le=MANY, description="clients a round; null = all")
     clients_in_memory: int | None = Field(
-        None, ge=1, description="clients whose states a process holds at once, the others on disk; null = all"
+        None, ge=1, le=MANY, description="clients whose states a process holds at once, the others on disk; null = all"
     )
     method: Literal["fedkd", "fedavg", "fedprox", "scaffold", "feddropout", "local", "centralized"] = Field(
         "fedkd",
@@ -49,14 +55,14 @@ class Config(Section):
     exchange: Literal["delta", "gradient_sum"] = Field(
         "delta", description="what a client sends: its student's change, or minus the sum of its gradients"
     )
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:[0-9]{1,4})?)$")
     stack: int = Field(
-        1, ge=1, description="clients trained at once in a process, as one stacked network; for small ones"
+        1, ge=1, le=MANY, description="clients trained at once in a process, as one stacked network; for small ones"
     )
     compile: bool = Field(False, description="local training through torch.compile; on GPUs, CUDA graphs")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 = autocast in local training")
-    threads_per_rank: int | Literal["auto"] = Field(
-        1, description="auto = cores / ranks of the node: bits then depend on it"
+    threads_per_rank: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = Field(
+        1, description="at most a node's cores; auto = cores / ranks of the node: bits then depend on it"
     )
     balance: bool = Field(
         True, description="a node's processes train its clients together, not each its own; on CPUs, states in memory"
@@ -67,7 +73,10 @@ class Config(Section):
     partition: Partition = Partition()
     teacher: Network | None = Field(None, description="the same architecture for every client")
     teachers: list[Network] | None = Field(
-        None, min_length=1, description="in place of teacher: a list of architectures, handed to the clients in turn"
+        None,
+        min_length=1,
+        max_length=1000,
+        description="in place of teacher: a list of architectures, handed to the clients in turn",
     )
     student: Network
     optimizer: Optimizer = Optimizer()
@@ -81,7 +90,7 @@ class Config(Section):
     checkpoint: Checkpoint = Checkpoint()
     watchdog: Watchdog = Watchdog()
     time_limit: Annotated[float | None, BeforeValidator(seconds_of)] = Field(
-        None, gt=0, description="seconds or [D-]HH:MM:SS, within which the run stops with a checkpoint"
+        None, gt=0, le=YEARS, description="seconds or [D-]HH:MM:SS, within which the run stops with a checkpoint"
     )
 
     @model_validator(mode="after")
@@ -100,8 +109,8 @@ class Config(Section):
             raise ValueError(f"cohort_size ({self.cohort_size}) must not exceed num_clients ({self.num_clients})")
         if self.compression.error_feedback == "ef21" and self.server.weighting != "uniform":
             raise ValueError("compression.error_feedback=ef21 needs server.weighting=uniform")
-        if isinstance(self.threads_per_rank, int) and self.threads_per_rank < 1:
-            raise ValueError("threads_per_rank must be a positive number or auto")
+        if self.stack > self.num_clients:
+            raise ValueError(f"stack ({self.stack}) must not exceed num_clients ({self.num_clients})")
         if self.compile and self.stack > 1:
             raise ValueError("compile=true trains clients one at a time: set stack=1, or compile=false")
         if self.method == "centralized" and self.num_clients != 1:
@@ -141,7 +150,7 @@ class Config(Section):
 
     def to_yaml(self) -> str:
         """Return the resolved configuration as YAML text that load() reads back."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return yaml_loader.dump(self.model_dump(mode="json"))
 
     def digest(self) -> str:
         """Return the SHA-256 of the resolved configuration, as hexadecimal text."""
@@ -161,22 +170,23 @@ def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
 
     Raises UserError with one line that names the key, and the nearest known key where it is unknown.
     """
-    path = path or Path("digits.yaml")
-    if not path.is_absolute() and not path.exists():
-        shipped = presets() / path.with_suffix(".yaml")
-        path = shipped if shipped.exists() else path
+    path = shipped(path or Path("digits.yaml"))
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
+        tree = yaml_loader.read_mapping(path, "--config")
+    except FileNotFoundError:
         known = ", ".join(sorted(str(file.relative_to(presets())) for file in presets().rglob("*.yaml")))
-        raise UserError(f"cannot read --config {path}: {error.strerror}; shipped configurations: {known}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"--config {path} must be a mapping of keys to values")
+        raise UserError(f"cannot read --config {shown(path)}: there is none; shipped configurations: {known}") from None
     for override in overrides:
         _override(tree, override)
     return parse(tree)
+
+
+def shipped(path: Path) -> Path:
+    """Return the path of a shipped file, named with or without .yaml, where it is none from here; else the path."""
+    if path.is_absolute() or os.path.lexists(path) or not path.name.strip("."):
+        return path
+    inside = presets() / path.with_suffix(".yaml")
+    return inside if os.path.lexists(inside) else path
 
 
 def parse(tree: dict[str, Any]) -> Config:
@@ -184,7 +194,7 @@ def parse(tree: dict[str, Any]) -> Config:
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        raise UserError("; ".join(_explain(item) for item in error.errors())) from None
+        raise UserError(explain(error, _hint)) from None
     from fedkd_mpi import datasets, models
 
     def fill(network: Network, key: str) -> Network:
@@ -217,16 +227,18 @@ def with_care(config: Config, overrides: Sequence[str]) -> Config:
 def _override(tree: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise UserError(f"override {text!r} is not KEY=VALUE, for example rounds=50 or compression.t_end=0.99")
+        raise UserError(f"override {shown(text)!r} is not KEY=VALUE, for example rounds=50 or compression.t_end=0.99")
+    if not re.fullmatch(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*){0,9}", key, re.ASCII):
+        raise UserError(f"override {shown(text)!r}: {shown(key)!r} is no key: names with dots between them")
     *parents, last = key.split(".")
     for parent in parents:
         if not isinstance(tree.setdefault(parent, {}), dict):
-            raise UserError(f"override {text!r}: {parent} is not a section")
+            raise UserError(f"override {shown(text)!r}: {parent} is not a section")
         tree = tree[parent]
     try:
-        tree[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise UserError(f"override {text!r}: the value is not YAML") from None
+        tree[last] = yaml_loader.parse_override(value)
+    except ValueError as error:
+        raise UserError(f"override {shown(text)!r}: the value is not YAML: {error}") from None
 
 
 def _keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
@@ -237,12 +249,6 @@ def _keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
                 yield from _keys(kind, f"{prefix}{name}.")
 
 
-def _explain(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        near = nearest(key, list(_keys()))
-        return f"unknown key {key}" + (f"; did you mean {near}?" if near else "; --print-config shows all keys")
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "missing":
-        return f"{key} is missing"
-    return message if error["type"] == "value_error" else f"{key}={error['input']}: {message}"
+def _hint(key: str) -> str:
+    near = nearest(key, list(_keys()))
+    return f"did you mean {near}?" if near else "--print-config shows all keys"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import PurePath
+from typing import Any
 
 
 class UserError(Exception):
@@ -25,6 +27,14 @@ class RunFault(Exception):
         """Return 'round 3, client 5, layer fc.weight' with what is known."""
         parts = (("round", self.round), ("client", self.client), ("layer", self.layer))
         return ", ".join(f"{name} {value}" for name, value in parts if value is not None)
+
+
+def shown(value: Any, longest: int = 80) -> str:
+    """Return a value as it may stand in a message: one line of printable text, cut where it is long."""
+    text = value if isinstance(value, str) else str(value) if isinstance(value, PurePath) else repr(value)
+    if not text.isprintable():
+        text = repr(text)[1:-1]
+    return text if len(text) <= longest else f"{text[: longest - 20]}... ({len(text)} characters)"
 
 
 @contextmanager

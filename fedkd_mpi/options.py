@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedkd_mpi.errors import UserError
+from fedkd_mpi.errors import UserError, shown
 from fedkd_mpi.registry import nearest
+from fedkd_mpi.sections import STRICT, WIDE
 
-Count = Annotated[int, Field(strict=True, ge=1)]
+Count = Annotated[int, Field(ge=1, le=WIDE)]
 
 
 class Options(BaseModel):
     """The options of one kind of thing: frozen, unknown ones refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", **STRICT)
 
 
 def check(
@@ -31,13 +33,48 @@ def check(
         return kind.model_validate(dict(options)).model_dump(mode="json")
     except ValidationError as error:
         known = [*others, *kind.model_fields]
-        raise UserError("; ".join(_explain(fault, name, key, known) for fault in error.errors())) from None
+
+        def unknown(place: str) -> str:
+            near = nearest(place, known)
+            return f"did you mean {key}.{near}?" if near else f"keys of {name}: {', '.join(known)}"
+
+        raise UserError(explain(error, unknown, key)) from None
 
 
-def _explain(fault: Mapping[str, Any], name: str, key: str, known: list[str]) -> str:
-    place = ".".join((key, *map(str, fault["loc"])))
+WORDS = {
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "string_type": "must be text (quote it)",
+    "path_type": "must be text (quote it)",
+    "list_type": "must be a list",
+    "dict_type": "must be a section of keys and values",
+    "model_type": "must be a section of keys and values",
+    "finite_number": "must be a finite number",
+}
+TOLD = 5  # mistakes; with more, the first is mostly the reason of the others
+
+
+def explain(error: ValidationError, unknown: Callable[[str], str], section: str = "") -> str:
+    """Return in a line what is wrong with every key; `unknown` says what a key that there is not may have meant."""
+    lines: dict[str, str] = {}
+    for fault in error.errors(include_url=False):
+        place = [str(part) for part in fault["loc"]]
+        if place and fault["type"] != "extra_forbidden" and re.match(r"(constrained-)?int$|literal\[", place[-1]):
+            place.pop()  # where a key has one type or another, pydantic adds which it tried
+        key = shown(".".join([section, *place] if section else place))
+        line, joint = _line(fault, key, unknown, place), " or "
+        lines[key] = f"{lines[key]}{joint}{line.partition(': ')[2]}" if key in lines and key else line
+    told = list(dict.fromkeys(lines.values()))
+    more = f"; and {len(told) - TOLD} more" if len(told) > TOLD else ""
+    return "; ".join(told[:TOLD]) + more
+
+
+def _line(fault: Mapping[str, Any], key: str, unknown: Callable[[str], str], place: list[str]) -> str:
     if fault["type"] == "extra_forbidden":
-        near = nearest(str(fault["loc"][-1]), known)
-        hint = f"did you mean {key}.{near}?" if near else f"keys of {name}: {', '.join(known)}"
-        return f"unknown key {place}; {hint}"
-    return f"{place}={fault['input']}: {fault['msg'].removeprefix('Value error, ')}"
+        return f"unknown key {key}; {unknown('.'.join(place))}"
+    if fault["type"] == "missing":
+        return f"{key} is missing"
+    words = WORDS.get(fault["type"], fault["msg"].removeprefix("Value error, ").replace("Input should be", "must be"))
+    own = fault["type"] == "value_error" and isinstance(fault["input"], Mapping)  # of a section, and names its keys
+    return words if own or not key else f"{key}={shown(fault['input'])}: {words}"

@@ -17,9 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-import yaml
-
 from fedkd_mpi import config as configuration
+from fedkd_mpi import yaml_loader
 from fedkd_mpi.config import Config
 from fedkd_mpi.errors import RunFault, UserError
 from fedkd_mpi.mpi import leave
@@ -97,7 +96,7 @@ def configuration_of(path: Path, overrides: Sequence[str]) -> Config:
         attrs = log.attrs
     if attrs["status"] == "completed":
         leave(0, f"fedkd_mpi: {path} is completed: there is nothing to go on with")
-    return configuration.with_care(configuration.parse(yaml.safe_load(attrs["config"])), overrides)
+    return configuration.with_care(configuration.parse(yaml_loader.parse(attrs["config"])), overrides)
 
 
 def default_output(config: Config) -> Path:

@@ -1,24 +1,39 @@
-"""The sections of the configuration: typed, frozen, each checking what concerns it alone."""
+"""The sections of the configuration: typed, frozen, each checking what concerns it alone.
+
+Every number has a lower and an upper bound, is finite, and is never taken from true, false or text. The upper bounds
+are far above what anybody runs: they are what counters, single precision and the system can hold.
+"""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+MANY = 10**7  # clients, rounds, samples, steps: what is made a list of
+WIDE = 10**6  # units of a layer
+BYTES = 2**62  # what sums of int64 can hold
+TINY, HUGE = 1e-30, 1e30  # factors: what single precision holds
+YEARS = 1e8  # seconds
+NAME = 200  # characters of a name: a file's has 255 bytes, with a date, a seed and suffixes behind it
+
+STRICT = {"frozen": True, "strict": True, "allow_inf_nan": False}
+
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", **STRICT)
 
 
 class Data(BaseModel):
     """A data set; keys beyond these are its own and are checked by it."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", **STRICT)
     name: str = Field(description="of a data set (docs/images.md, docs/tasks.md), or package.module:function")
-    root: Path | None = Field(None, description="folder of the data sets; default $FEDKD_DATA")
+    root: Annotated[Path | None, Field(strict=False)] = Field(
+        None, description="folder of the data sets; default $FEDKD_DATA"
+    )
     augment: bool = Field(False, description="vary the training samples at random, as the task knows how to")
 
     def options(self) -> dict[str, Any]:
@@ -28,9 +43,11 @@ class Data(BaseModel):
 
 class Partition(Section):
     kind: Literal["iid", "dirichlet", "pathological", "natural"] = "iid"
-    alpha: float | None = Field(None, gt=0, description="Dirichlet concentration; small = each client sees few classes")
-    classes_per_client: int | None = Field(None, ge=1, description="of the pathological partition")
-    min_samples: int = Field(2, ge=2, description="fewest samples a client may hold")
+    alpha: float | None = Field(
+        None, ge=1e-4, le=1e8, description="Dirichlet concentration; small = each client sees few classes"
+    )
+    classes_per_client: int | None = Field(None, ge=1, le=WIDE, description="of the pathological partition")
+    min_samples: int = Field(2, ge=2, le=MANY, description="fewest samples a client may hold")
     test_fraction: float = Field(0.2, gt=0, lt=1, description="of each client's own samples, kept for its local score")
 
     @model_validator(mode="after")
@@ -46,9 +63,9 @@ class Partition(Section):
 class Network(BaseModel):
     """A teacher or a student; keys beyond these are the model's own and are checked by its family."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", **STRICT)
     name: str = Field(description="mlp, cnn, resnet, bert or package.module:Class")
-    learning_rate: float = Field(gt=0)
+    learning_rate: float = Field(ge=TINY, le=HUGE)
 
     def options(self) -> dict[str, Any]:
         """Return the model's own keys."""
@@ -58,9 +75,9 @@ class Network(BaseModel):
 class Optimizer(Section):
     name: Literal["sgd", "adam"] = "sgd"
     momentum: float = Field(0.0, ge=0, lt=1, description="of sgd")
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, le=HUGE)
     clip_norm: float | None = Field(
-        None, gt=0, description="largest 2-norm of one network's gradient; null = no clipping"
+        None, ge=TINY, le=HUGE, description="largest 2-norm of one network's gradient; null = no clipping"
     )
 
     @model_validator(mode="after")
@@ -71,9 +88,9 @@ class Optimizer(Section):
 
 
 class Local(Section):
-    epochs: int | None = Field(None, ge=1, description="passes over the client's samples a round")
-    steps: int | None = Field(None, ge=1, description="mini-batches a round, in place of epochs")
-    batch_size: int = Field(32, ge=1)
+    epochs: int | None = Field(None, ge=1, le=MANY, description="passes over the client's samples a round")
+    steps: int | None = Field(None, ge=1, le=10**9, description="mini-batches a round, in place of epochs")
+    batch_size: int = Field(32, ge=1, le=MANY)
 
     @model_validator(mode="after")
     def _epochs_or_steps(self) -> Local:
@@ -89,7 +106,7 @@ class FedAdam(NamedTuple):
 
 
 class Server(Section):
-    learning_rate: float = Field(1.0, gt=0)
+    learning_rate: float = Field(1.0, ge=TINY, le=HUGE)
     weighting: Literal["uniform", "samples"] = "uniform"
     buffers: Literal["average", "local"] = Field(
         "average", description="BatchNorm statistics: exchanged, or kept local"
@@ -122,7 +139,7 @@ class Distillation(Section):
     logits: bool = Field(True, description="equations 3 and 4")
     hidden: bool = Field(True, description="hidden states of equation 5, through W_h")
     attention: bool = Field(True, description="attention maps of equation 5, where both models have them")
-    floor: float = Field(0.5, gt=0, description="least value of the denominator L_t + L_s")
+    floor: float = Field(0.5, ge=TINY, le=HUGE, description="least value of the denominator L_t + L_s")
     shared_map: bool = Field(False, description="one W_h for all layer pairs (equal widths), not one each")
 
 
@@ -137,16 +154,22 @@ class Compression(Section):
     energy_scope: Literal["tensor", "model"] = Field(
         "tensor", description="of the threshold: each matrix, or the update"
     )
-    byte_budget: int | None = Field(None, ge=1, description="largest payload of a message; sets the threshold")
-    run_budget: int | None = Field(None, ge=1, description="largest uplink + downlink of the run, headers included")
-    budget_growth: float | None = Field(None, gt=0, description="last round's share of run_budget / first's; default 1")
+    byte_budget: int | None = Field(
+        None, ge=1, le=BYTES, description="largest payload of a message; sets the threshold"
+    )
+    run_budget: int | None = Field(
+        None, ge=1, le=BYTES, description="largest uplink + downlink of the run, headers included"
+    )
+    budget_growth: float | None = Field(
+        None, ge=1e-6, le=1e6, description="last round's share of run_budget / first's; default 1"
+    )
     warm_start: bool | None = Field(
         None, description="svd: factorise from last round's directions, faster, K up to some % above the smallest"
     )
     bits: Literal[4, 8, 16] | None = Field(None, description="of quantize; default 8")
     density: float | None = Field(None, gt=0, le=1, description="share of entries of topk, fetchsgd; default 0.01")
-    rank: int | None = Field(None, ge=1, description="of powersgd; default 4")
-    sketch_rows: int | None = Field(None, ge=1, description="hash functions of fetchsgd; default 5")
+    rank: int | None = Field(None, ge=1, le=WIDE, description="of powersgd; default 4")
+    sketch_rows: int | None = Field(None, ge=1, le=1000, description="hash functions of fetchsgd; default 5")
     sketch_share: float | None = Field(None, gt=0, le=1, description="fetchsgd's sketch / update size; default 0.5")
 
     @model_validator(mode="after")
@@ -186,7 +209,7 @@ class Compression(Section):
 
 
 class Evaluate(Section):
-    every: int = Field(1, ge=1, description="rounds between evaluations; the last round is always evaluated")
+    every: int = Field(1, ge=1, le=MANY, description="rounds between evaluations; the last round is always evaluated")
     global_teachers: bool = Field(False, description="score every teacher on the global test set after the last round")
 
 
@@ -194,7 +217,7 @@ class Averaging(Section):
     network: Literal["teacher", "student"] = Field(
         "student", description="architecture that fedavg, fedprox, feddropout and scaffold train and exchange"
     )
-    proximal: float = Field(0.01, ge=0, description="mu of fedprox: loss + mu/2 |w - w_global|^2")
+    proximal: float = Field(0.01, ge=0, le=HUGE, description="mu of fedprox: loss + mu/2 |w - w_global|^2")
     keep: float = Field(0.75, gt=0, le=1, description="share of every hidden layer's units that feddropout trains")
 
 
@@ -203,12 +226,18 @@ class Log(Section):
 
 
 class Checkpoint(Section):
-    every: int | None = Field(10, ge=1, description="rounds between checkpoints; null = only if the run stops early")
+    every: int | None = Field(
+        10, ge=1, le=MANY, description="rounds between checkpoints; null = only if the run stops early"
+    )
 
 
 class Watchdog(Section):
-    seconds: float = Field(600.0, gt=0, description="without progress, after which missing processes are named")
-    abort_seconds: float | None = Field(None, gt=0, description="after which the run is ended; null = 3 times as long")
+    seconds: float = Field(
+        600.0, ge=0.01, le=YEARS, description="without progress, after which missing processes are named"
+    )
+    abort_seconds: float | None = Field(
+        None, ge=0.01, le=YEARS, description="after which the run is ended; null = 3 times as long"
+    )
 
     @model_validator(mode="after")
     def _warns_first(self) -> Watchdog:
@@ -218,9 +247,11 @@ class Watchdog(Section):
 
 
 def seconds_of(value: Any) -> Any:
-    """Return the seconds of [D-]HH:MM:SS as Slurm writes them; of anything else, the thing itself."""
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", value) if isinstance(value, str) else None
-    if match is None:
+    """Return the seconds of [D-]HH:MM:SS as Slurm writes them; of what is no text, the thing itself."""
+    if not isinstance(value, str):
         return value
+    match = re.fullmatch(r"(?:([0-9]{1,4})-)?([0-9]{1,6}):([0-5][0-9]):([0-5][0-9])", value)
+    if match is None:
+        raise ValueError("must be a number of seconds, or [D-]HH:MM:SS")
     days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds

@@ -10,40 +10,51 @@ combinations), `set` (keys changed in all runs), `seeds`, `output` (the folder o
 
 from __future__ import annotations
 
-import argparse
 import json
+import re
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import yaml
 from pydantic import Field, ValidationError
 
 from fedkd_mpi import config as configuration
-from fedkd_mpi import costlog
-from fedkd_mpi.errors import UserError
-from fedkd_mpi.sections import Section
+from fedkd_mpi import yaml_loader
+from fedkd_mpi.commandline import Parser, count
+from fedkd_mpi.errors import UserError, shown
+from fedkd_mpi.options import explain
+from fedkd_mpi.registry import nearest
+from fedkd_mpi.sections import NAME, Section
 from fedkd_mpi.units import seconds_text
 
 EX_TEMPFAIL = 75  # a run stopped early with a checkpoint: so does the sweep
+
+MOST = 10_000  # runs of a sweep
 
 
 class Sweep(Section):
     """The keys of SWEEP.yaml."""
 
     config: str = Field(description="file beside the sweep, or the name of a shipped configuration")
-    output: Path | None = Field(None, description="folder of the logs; default runs/<name of the sweep>")
-    seeds: list[int] = Field([0], min_length=1)
+    output: Annotated[Path | None, Field(strict=False)] = Field(
+        None, description="folder of the logs; default runs/<name of the sweep>"
+    )
+    seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field([0], min_length=1, max_length=MOST)
     set: dict[str, Any] = Field({}, description="key -> value, in all runs")
-    runs: dict[str, dict[str, Any]] = Field({"run": {}}, min_length=1, description="name -> key -> value")
-    grid: dict[str, list[Any]] = Field({}, description="key -> values; every run with every combination")
+    runs: dict[str, dict[str, Any]] = Field(
+        {"run": {}}, min_length=1, max_length=MOST, description="name -> key -> value"
+    )
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
+        {}, description="key -> values; every run with every combination"
+    )
 
 
 @dataclass(frozen=True)
@@ -54,11 +65,16 @@ class Item:
     overrides: tuple[str, ...]
     log: Path
     digest: str
+    run: str  # in the sweep
+    name: str  # of the run and its point of the grid
+    content: str  # the digest without the name: what the run is
 
     def state(self) -> str:
         """Return done, to do or to resume; raises UserError where the log is that of another configuration."""
         if not self.log.exists():
             return "to do"
+        from fedkd_mpi import costlog
+
         with costlog.open(self.log) as log:
             status, digest = log.attrs["status"], log.attrs["config_digest"]
         if digest != self.digest:
@@ -81,40 +97,82 @@ def read(path: Path) -> list[Item]:
 
     Every configuration is checked here, before the first run. Raises UserError naming the run and the key.
     """
-    if not path.exists() and (configuration.presets() / path).exists():
-        path = configuration.presets() / path
+    path = configuration.shipped(path)
     try:
-        sweep = Sweep.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise UserError(f"cannot read the sweep {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the sweep {path} is not YAML: {' '.join(str(error).split())}") from None
+        sweep = Sweep.model_validate(yaml_loader.read_mapping(path, "the sweep"))
+    except FileNotFoundError:
+        raise UserError(f"cannot read the sweep {shown(path)}: there is none") from None
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors())
-        raise UserError(f"sweep {path}: {wrong}; the keys are {', '.join(Sweep.model_fields)}") from None
+        raise UserError(f"sweep {shown(path)}: {explain(error, _hint)}") from None
+    total = len(sweep.seeds) * len(sweep.runs) * prod(map(len, sweep.grid.values()))
+    if total > MOST:
+        raise UserError(f"sweep {shown(path)}: {total} runs are more than {MOST}")
+    for place, keys in (("set", sweep.set), ("grid", sweep.grid), *sweep.runs.items()):
+        if wrong := _lost(keys):
+            raise UserError(f"sweep {shown(path)}: {shown(place)}: {wrong}")
     beside = path.parent / sweep.config
     start = beside if beside.exists() else Path(sweep.config)
     folder = sweep.output or Path("runs") / path.stem
-    return [_item(start, folder, name, keys, seed) for seed in sweep.seeds for name, keys in _runs(sweep)]
+    items = [_item(start, folder, *point, seed) for seed in sweep.seeds for point in _runs(sweep)]
+    _require_distinct(items)
+    return items
 
 
-def _runs(sweep: Sweep) -> Iterator[tuple[str, dict[str, Any]]]:
+def _lost(keys: Mapping[str, Any]) -> str | None:
+    """Return why some of the keys would have no effect, or None."""
+    if "seed" in keys:
+        return "seed is given by seeds, as a list"
+    order = list(keys)
+    for at, section in enumerate(order):
+        inside = next((key for key in order[:at] if key.startswith(f"{section}.")), None)
+        if inside:
+            return f"{shown(section)} replaces {shown(inside)}: put that into it"
+    return None
+
+
+def _hint(key: str) -> str:
+    near = nearest(key, list(Sweep.model_fields))
+    return f"did you mean {near}?" if near else f"the keys are {', '.join(Sweep.model_fields)}"
+
+
+def _runs(sweep: Sweep) -> Iterator[tuple[str, str, dict[str, Any]]]:
     for name, keys in sweep.runs.items():
         for values in product(*sweep.grid.values()):
             point = dict(zip(sweep.grid, values, strict=True))
             label = "".join(f"-{key.rpartition('.')[2]}={value}" for key, value in point.items())
-            yield name + label, sweep.set | keys | point
+            yield name, name + label, sweep.set | keys | point
 
 
-def _item(start: Path, folder: Path, name: str, keys: dict[str, Any], seed: int) -> Item:
-    keys = {"name": name.replace("=", ""), **keys, "seed": seed}
+def _item(start: Path, folder: Path, run: str, name: str, keys: dict[str, Any], seed: int) -> Item:
+    label = re.sub(r"[^A-Za-z0-9._-]+", "_", name.replace("=", ""))
+    if "name" not in keys and len(label) > NAME:
+        raise UserError(f"run {shown(name)}: its log is named so, which must be shorter than {NAME} characters")
+    keys = {"name": label, **keys, "seed": seed}
     # JSON is YAML: also a whole section or a list is one override.
     overrides = tuple(f"{key}={json.dumps(value)}" for key, value in keys.items())
     try:
         config = configuration.load(start, overrides)
     except UserError as error:
-        raise UserError(f"run {name}: {error}") from None
-    return Item(start, overrides, folder / f"{config.name}-s{seed}.h5", config.digest())
+        raise UserError(f"run {shown(name)}: {error}") from None
+    content = config.model_copy(update={"name": ""}).digest()
+    return Item(start, overrides, folder / f"{config.name}-s{seed}.h5", config.digest(), run, name, content)
+
+
+def _require_distinct(items: Sequence[Item]) -> None:
+    """Raise UserError naming two runs that would write one log, or that a grid has twice: 1 and 1.0."""
+    logs: dict[str, Item] = {}
+    contents: dict[tuple[str, str], Item] = {}
+    for item in items:
+        # Some file systems do not tell a name in capitals from one in small letters.
+        other = logs.setdefault(item.log.name.casefold(), item)
+        if other is not item:
+            which = f"the runs {shown(other.name)} and {shown(item.name)} have one log, {shown(item.log)}"
+            if other.name == item.name:
+                which = f"the run {shown(item.name)} is there twice, with one log, {shown(item.log)}"
+            raise UserError(f"{which}: give them names, or seeds, of their own")
+        other = contents.setdefault((item.run, item.content), item)
+        if other is not item:
+            raise UserError(f"the grid spells one run twice, as {shown(other.name)} and as {shown(item.name)}")
 
 
 def play(items: Sequence[Item], launch: Sequence[str], jobs: int) -> int:
@@ -139,17 +197,22 @@ def _run(item: Item, launch: Sequence[str]) -> int:
     return done.returncode
 
 
+def _words(launch: str) -> list[str]:
+    try:
+        return shlex.split(launch)
+    except ValueError as error:
+        raise UserError(f"--launch {shown(launch)!r}: {str(error).lower()}") from None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns 0, 1 where a run failed, 2 on bad usage, 75 where a run stopped early."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fedkd_mpi.sweep", description="Run a list or grid of configurations."
-    )
+    parser = Parser(prog="python -m fedkd_mpi.sweep", description="Run a list or grid of configurations.")
     parser.add_argument(
         "sweep", type=Path, metavar="SWEEP.yaml", help="file, or a shipped one such as table1/digits.yaml"
     )
     parser.add_argument("--list", action="store_true", help="print index, state and log of every run and stop")
-    parser.add_argument("--index", type=int, metavar="I", help="run this one alone: a task of a Slurm array")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default 1)")
+    parser.add_argument("--index", type=count(0, MOST), metavar="I", help="run this one alone: a task of a Slurm array")
+    parser.add_argument("--jobs", type=count(1, 1000), default=1, metavar="N", help="runs at a time (default 1)")
     parser.add_argument("--launch", default="", metavar="CMD", help="put before each run, e.g. 'mpirun -n 33'")
     chosen = parser.parse_args(argv)
     try:
@@ -160,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if chosen.index is not None and not 0 <= chosen.index < len(items):
             raise UserError(f"--index {chosen.index}: the sweep has the runs 0 to {len(items) - 1}")
         picked = items if chosen.index is None else [items[chosen.index]]
-        code = play(picked, shlex.split(chosen.launch), max(1, chosen.jobs))
+        code = play(picked, _words(chosen.launch), chosen.jobs)
     except UserError as error:
         print(f"fedkd_mpi.sweep: {error}", file=sys.stderr)
         return 2

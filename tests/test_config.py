@@ -201,7 +201,7 @@ def test_a_configuration_is_frozen():
         ("method=fedave", "method=fedave"),
         ("device=gpu", "device=gpu"),
         ("stack=0", "stack=0: "),
-        ("threads_per_rank=0", "threads_per_rank must be a positive number or auto"),
+        ("threads_per_rank=0", "threads_per_rank=0: must be greater than or equal to 1 or must be 'auto'"),
         ("on_nonfinite=ignore", "on_nonfinite=ignore"),
         ("name=a/b", "name=a/b"),
         ("data=5", "data=5"),

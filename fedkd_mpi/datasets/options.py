@@ -8,11 +8,13 @@ from pydantic import Field, field_validator
 
 from fedkd_mpi.options import Count, Options
 
+HU = Annotated[int, Field(strict=True, ge=-32_768, le=32_767)]
+
 
 class FlowersOptions(Options):
     """The photographs have all sizes: the square in their middle is scaled to `size` x `size` pixels."""
 
-    size: Count = 64
+    size: Annotated[int, Field(ge=1, le=2048)] = 64
 
 
 class MayoCTOptions(Options):
@@ -21,13 +23,13 @@ class MayoCTOptions(Options):
     `photons` a ray simulate the low dose, over `angles` projections, in place of the quarter-dose slices.
     """
 
-    window: tuple[int, int] = (-160, 240)
-    patch: Annotated[int, Field(strict=True, ge=7)] = 64  # SSIM looks through a window of 7 pixels
+    window: Annotated[tuple[HU, HU], Field(strict=False)] = (-160, 240)
+    patch: Annotated[int, Field(ge=7, le=4096)] = 64  # SSIM looks through a window of 7 pixels
     test_patients: list[str] = Field(["L506"], min_length=1)
     owner: Literal["patient", "scanner"] = "patient"
     thickness: Literal["1mm", "3mm"] = "3mm"
-    photons: float | None = Field(None, gt=0)
-    angles: Count = 720
+    photons: float | None = Field(None, ge=1, le=1e15)
+    angles: Annotated[int, Field(ge=1, le=100_000)] = 720
 
     @field_validator("window")
     @classmethod
@@ -45,14 +47,14 @@ class TextOptions(Options):
 
     tokenizer: str | None = None
     vocabulary: Count = 8000
-    length: Annotated[int, Field(strict=True, ge=3)] = 64
+    length: Annotated[int, Field(ge=3, le=100_000)] = 64
     lowercase: bool = True
 
 
 class SentencesOptions(TextOptions):
     """Sentences of two classes; in the losses a positive one weighs `positive_weight` times a negative one."""
 
-    positive_weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    positive_weight: float = Field(1.0, ge=1e-6, le=1e6)
 
 
 class CorporaOptions(TextOptions):
@@ -64,8 +66,8 @@ class CorporaOptions(TextOptions):
 class NewsOptions(TextOptions):
     """Titles of `length` tokens; `history` is how many of a user's last clicks are read."""
 
-    length: Annotated[int, Field(strict=True, ge=3)] = 30
-    history: Count = 50
+    length: Annotated[int, Field(ge=3, le=100_000)] = 30
+    history: Annotated[int, Field(ge=1, le=100_000)] = 50
 
 
 OPTIONS: dict[str, type[Options]] = {

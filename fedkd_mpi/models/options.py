@@ -12,24 +12,24 @@ from fedkd_mpi.options import Count, Options
 class MLPOptions(Options):
     """Fully connected layers of the widths `hidden`; no widths at all is a softmax regression."""
 
-    hidden: list[Count] = Field([128, 64])
+    hidden: list[Count] = Field([128, 64], max_length=1000)
     activation: Literal["relu", "gelu", "tanh"] = "relu"
 
 
 class CNNOptions(Options):
     """One convolution, 2x2 max pooling and activation per entry of `channels`, then fully connected layers `hidden`."""
 
-    channels: list[Count] = Field([32, 64], min_length=1)
-    kernel_size: Count = 5
-    padding: Annotated[int, Field(strict=True, ge=0)] = 0
-    hidden: list[Count] = Field([512])
+    channels: list[Count] = Field([32, 64], min_length=1, max_length=30)
+    kernel_size: Annotated[int, Field(ge=1, le=1000)] = 5
+    padding: Annotated[int, Field(ge=0, le=1000)] = 0
+    hidden: list[Count] = Field([512], max_length=1000)
     norm: Literal["none", "group", "batch"] = "none"
 
 
 class ResNetOptions(Options):
     """`depth` 6n+2 of the three-stage CIFAR family, or 18 with four; `width` of the first stage (null: 16 or 64)."""
 
-    depth: Annotated[int, Field(strict=True)] = 20
+    depth: Annotated[int, Field(ge=1, le=1202)] = 20
     width: Count | None = None
     norm: Literal["group", "batch"] = "group"
 
@@ -45,17 +45,17 @@ class REDCNNOptions(Options):
     """`depth` convolutions of `width` channels and their mirror images; the defaults are RED-CNN's own."""
 
     width: Count = 96
-    depth: Count = 5
-    kernel_size: Count = 5
+    depth: Annotated[int, Field(ge=1, le=1000)] = 5
+    kernel_size: Annotated[int, Field(ge=1, le=1000)] = 5
 
 
 class BertOptions(Options):
     """An encoder from a local folder `path`, or a new one; `layers` counts from the input (null: all, or 4 if new)."""
 
     path: str | None = None
-    layers: Count | None = None
+    layers: Annotated[int, Field(ge=1, le=1000)] | None = None
     width: Count | None = None
-    heads: Count | None = None
+    heads: Annotated[int, Field(ge=1, le=10_000)] | None = None
     intermediate: Count | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
 from pydantic import Field, ValidationError
 
-from fedkd_mpi.errors import UserError
-from fedkd_mpi.sections import Section
+from fedkd_mpi import yaml_loader
+from fedkd_mpi.errors import UserError, shown
+from fedkd_mpi.options import explain
+from fedkd_mpi.registry import nearest
+from fedkd_mpi.sections import MANY, NAME, YEARS, Section
+
+SLOWEST, FASTEST = 1e-6, 1e12  # Mbit/s
 
 
 class Profile(Section):
@@ -18,22 +22,26 @@ class Profile(Section):
     standard normal number of the client's own.
     """
 
-    name: str
-    up_mbit: float = Field(gt=0, description="median uplink, 10^6 bits per second")
-    down_mbit: float = Field(gt=0, description="median downlink")
-    latency_ms: float = Field(0.0, ge=0, description="of a message, one way")
-    spread: float = Field(0.0, ge=0, description="standard deviation of the logarithm of a client's bandwidths")
-    slowdown: float = Field(1.0, ge=0, description="median of local training and encoding over the logged seconds")
-    slowdown_spread: float = Field(0.0, ge=0)
-    server_mbit: float | None = Field(None, gt=0, description="all that the server can move; null = no limit")
+    name: str = Field(max_length=NAME)
+    up_mbit: float = Field(ge=SLOWEST, le=FASTEST, description="median uplink, 10^6 bits per second")
+    down_mbit: float = Field(ge=SLOWEST, le=FASTEST, description="median downlink")
+    latency_ms: float = Field(0.0, ge=0, le=1e9, description="of a message, one way")
+    spread: float = Field(0.0, ge=0, le=20, description="standard deviation of the logarithm of a client's bandwidths")
+    slowdown: float = Field(
+        1.0, ge=0, le=1e9, description="median of local training and encoding over the logged seconds"
+    )
+    slowdown_spread: float = Field(0.0, ge=0, le=20)
+    server_mbit: float | None = Field(
+        None, ge=SLOWEST, le=FASTEST, description="all that the server can move; null = no limit"
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="probability that a client fails in a round")
     timeout_seconds: float | None = Field(
-        None, gt=0, description="the server goes on without later clients; null = waits"
+        None, gt=0, le=YEARS, description="the server goes on without later clients; null = waits"
     )
     cohort: int | None = Field(
-        None, ge=1, description="clients a round, drawn from the logged; null = the logged cohort"
+        None, ge=1, le=MANY, description="clients a round, drawn from the logged; null = the logged cohort"
     )
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
 
     def text(self) -> str:
         """Return the profile in a line."""
@@ -74,19 +82,22 @@ def find(name: str) -> Profile:
     try:
         return Profile.model_validate({"name": name} | tree)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise UserError(f"--network {name}: {wrong}; the keys are like, {', '.join(Profile.model_fields)}") from None
+        raise UserError(f"--network {shown(name)}: {explain(error, _hint)}") from None
+
+
+def _hint(key: str) -> str:
+    keys = ["like", *Profile.model_fields]
+    near = nearest(key, keys)
+    return f"did you mean {near}?" if near else f"the keys are {', '.join(keys)}"
 
 
 def _read(path: Path) -> dict:
-    if not path.suffix:
-        raise UserError(f"--network {path} is unknown: known are {', '.join(PRESETS)}, or a YAML file")
+    known = ", ".join(PRESETS)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read --network {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise UserError(f"--network {path} is not YAML") from None
-    if not isinstance(tree, dict) or tree.get("like", "4g") not in PRESETS:
-        raise UserError(f"--network {path}: give keys and values; like is one of {', '.join(PRESETS)}")
-    return PRESETS.get(tree.pop("like", None), {}) | tree
+        tree = yaml_loader.read_mapping(path, "--network")
+    except FileNotFoundError:
+        raise UserError(f"--network {shown(path)} is unknown: known are {known}, or a YAML file") from None
+    like = tree.pop("like", None)
+    if like is not None and (not isinstance(like, str) or like not in PRESETS):
+        raise UserError(f"--network {shown(path)}: like={shown(like)} must be one of {known}")
+    return PRESETS.get(like, {}) | tree

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from fedkd_mpi import costlog
+from fedkd_mpi import costlog, yaml_loader
 from fedkd_mpi.errors import UserError
 
 SCORES = {
@@ -77,7 +77,7 @@ class Run:
     @property
     def group(self) -> str:
         """A text that runs share if their configurations differ in the seed alone."""
-        return yaml.safe_dump({key: value for key, value in self.config.items() if key != "seed"})
+        return yaml_loader.dump({key: value for key, value in self.config.items() if key != "seed"})
 
     @cached_property
     def total_bytes(self) -> np.ndarray:
@@ -172,9 +172,8 @@ def groups(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def _config(path: Path, text: str) -> dict[str, Any]:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        config = yaml.load(text, loader)
+        config = yaml_loader.parse(text)
     except yaml.YAMLError:
         config = None
     if not isinstance(config, dict):
