@@ -227,18 +227,18 @@ def with_care(config: Config, overrides: Sequence[str]) -> Config:
 def _override(tree: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise UserError(f"override {shown(text)!r} is not KEY=VALUE, for example rounds=50 or compression.t_end=0.99")
+        raise UserError(f"override '{shown(text)}' is not KEY=VALUE, for example rounds=50 or compression.t_end=0.99")
     if not re.fullmatch(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*){0,9}", key, re.ASCII):
-        raise UserError(f"override {shown(text)!r}: {shown(key)!r} is no key: names with dots between them")
+        raise UserError(f"override '{shown(text)}': '{shown(key)}' is no key: names with dots between them")
     *parents, last = key.split(".")
     for parent in parents:
         if not isinstance(tree.setdefault(parent, {}), dict):
-            raise UserError(f"override {shown(text)!r}: {parent} is not a section")
+            raise UserError(f"override '{shown(text)}': {parent} is not a section")
         tree = tree[parent]
     try:
         tree[last] = yaml_loader.parse_override(value)
     except ValueError as error:
-        raise UserError(f"override {shown(text)!r}: the value is not YAML: {error}") from None
+        raise UserError(f"override '{shown(text)}': the value is not YAML: {error}") from None
 
 
 def _keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:

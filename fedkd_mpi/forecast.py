@@ -5,6 +5,7 @@ Nothing is logged. Where the files of a data set are not there, black images of 
 
 from __future__ import annotations
 
+import os
 import resource
 from collections.abc import Callable, Iterable
 
@@ -36,7 +37,9 @@ def process_bytes(config: Config, world_size: int) -> int:
 
 def _train_each_kind(config: Config) -> Simulation:
     world = World()
-    one_batch = config.model_copy(update={"local": Local(steps=1, batch_size=config.local.batch_size)})
+    threads = config.threads_per_rank  # of the machine that the run is for, which may have more cores than this one
+    here = {"threads_per_rank": threads if threads == "auto" else min(threads, os.cpu_count() or 1)}
+    one_batch = config.model_copy(update={"local": Local(steps=1, batch_size=config.local.batch_size), **here})
     run = prepare(one_batch, world, load_data(config, world, datasets.load_or_stand_in))
     for kind in range(_kinds(config)):
         family = np.flatnonzero(run.families == run.families[kind])[: config.stack].tolist()

@@ -6,19 +6,28 @@ sbatch night.slurm
 
 from __future__ import annotations
 
-import argparse
+import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Template
+from typing import TYPE_CHECKING
 
 from fedkd_mpi import config as configuration
+from fedkd_mpi import yaml_loader
+from fedkd_mpi.commandline import Parser, count
 from fedkd_mpi.config import Config
-from fedkd_mpi.errors import UserError
+from fedkd_mpi.errors import UserError, shown
+from fedkd_mpi.sections import seconds_of
+
+if TYPE_CHECKING:
+    from argparse import Namespace
 
 SPARE_MEMORY = 1.25  # of the estimate: allocators and MPI buffers differ from machine to machine
 MPIS = ("pmix", "pmi2", "mpirun")
+SHORTEST = 600  # seconds of a job: Slurm's signal comes 300 to 360 before its end, and a round must fit before that
+LONGEST = 10**8
 
 SCRIPT = Template(r"""#!/usr/bin/env bash
 # $title
@@ -130,9 +139,12 @@ def script(
     time: str = "08:00:00",
     mpi: str = "pmix",
     overrides: Sequence[str] = (),
-    sweep: str | None = None,
+    sweep: tuple[str, Sequence[str]] | None = None,
 ) -> str:
-    """Return the text of a script; `sweep` is KEY=VALUE,VALUE,... for an array with a task each."""
+    """Return the text of a script; `sweep` is a key and its values, as YAML, for an array with a task each.
+
+    Every text reaches the run as it is given: what the shell would take for something else is quoted.
+    """
     directives = [
         f"--nodes={resources.nodes}",
         f"--ntasks={resources.tasks}",
@@ -143,18 +155,18 @@ def script(
     if resources.gpus_per_node:
         # A rank takes GPU number (its rank on the node) modulo the node's GPUs, so that it must see them all.
         directives += [f"--gpus-per-node={resources.gpus_per_node}", "--gpu-bind=none"]
-    key, _, values = (sweep or "").partition("=")
+    key, values = sweep or ("", ())
     if sweep:
-        directives.append(f"--array=0-{len(values.split(',')) - 1}")
+        directives.append(f"--array=0-{len(values) - 1}")
     choice = Template(SWEEP if sweep else SINGLE).substitute(
-        config=config_name,
-        overrides="".join(f' "{override}"' for override in overrides),
+        config=shlex.quote(config_name),
+        overrides="".join(f" {shlex.quote(override)}" for override in overrides),
         key=key,
-        values=" ".join(values.split(",")),
+        values=shlex.join(values),
     )
     return SCRIPT.substitute(
         title=title,
-        file=file,
+        file=shlex.quote(file),
         name=name,
         resources="\n".join(f"#SBATCH {directive}" for directive in directives),
         time=time,
@@ -164,46 +176,106 @@ def script(
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write the script; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m fedkd_mpi.job", description="Write a fitting Slurm script.")
+def swept(text: str) -> tuple[str, list[str]]:
+    """Return key and values of KEY=A,B,...: commas in brackets and quotes belong to a value. Raises UserError."""
+    key, equals, listed = text.partition("=")
+    try:
+        values = yaml_loader.slices(listed)
+    except ValueError as error:
+        raise UserError(f"--sweep '{shown(text)}': {error}") from None
+    if not (key and equals and values):
+        raise UserError(f"--sweep '{shown(text)}' is not KEY=A,B,..., for example seed=0,1,2")
+    return key, values
+
+
+def require_one_line(name: str, text: str) -> None:
+    """Raise UserError for what cannot stand in a line of a script."""
+    if not text.isprintable():
+        raise UserError(f"{name}='{shown(text)}' holds a character that cannot stand in a script")
+
+
+def check_time(text: str) -> str:
+    """Return a time as Slurm reads it; raises UserError where it has another form, or is too short for a round."""
+    try:
+        seconds = seconds_of(text)
+    except ValueError:
+        raise UserError(f"--time '{shown(text)}' must be [D-]HH:MM:SS, for example 08:00:00 or 1-12:00:00") from None
+    if not SHORTEST <= seconds <= LONGEST:
+        raise UserError(f"--time {text}: must be from 00:10:00 (Slurm says 5 minutes before that it ends) to 3 years")
+    return text
+
+
+def arguments() -> Parser:
+    """Return the parser of the command line."""
+    parser = Parser(prog="python -m fedkd_mpi.job", description="Write a fitting Slurm script.")
     parser.add_argument("config", nargs="?", default="digits.yaml", metavar="CONFIG", help="as --config of the run")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument("--nodes", type=int, default=1)
-    parser.add_argument("--cpus-per-node", type=int, default=32, help="cores of a node (default 32)")
-    parser.add_argument("--gpus-per-node", type=int, default=0)
+    parser.add_argument("--nodes", type=count(1, 100_000), default=1)
+    parser.add_argument(
+        "--cpus-per-node", type=count(1, 4096), default=32, help="cores of a node, to be used (default 32)"
+    )
+    parser.add_argument("--gpus-per-node", type=count(0, 64), default=0)
     parser.add_argument("--time", default="08:00:00", help="of one part of the run, [D-]HH:MM:SS (default 08:00:00)")
     parser.add_argument("--mpi", choices=MPIS, default="pmix", help="how srun starts ranks, or mpirun (default pmix)")
     parser.add_argument("--sweep", metavar="KEY=A,B,...", help="an array job with a task for each value")
     parser.add_argument("--script", type=Path, metavar="FILE", help="write here, not to the screen")
-    chosen = parser.parse_intermixed_args(argv)
-    try:
-        config = configuration.load(Path(chosen.config), chosen.overrides)
-        from fedkd_mpi.forecast import process_bytes
+    return parser
 
-        # The cohort decides how many processes there are, and these how many clients the fullest of them hosts.
-        draft = plan(config, chosen.nodes, chosen.cpus_per_node, chosen.gpus_per_node, 0)
-        size = process_bytes(config, draft.tasks)
-        resources = plan(config, chosen.nodes, chosen.cpus_per_node, chosen.gpus_per_node, size)
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the script; returns the exit code."""
+    chosen = arguments().parse_intermixed_args(argv)
+    try:
+        text = write(chosen)
+        if chosen.script:
+            chosen.script.write_text(text, encoding="utf-8")
     except UserError as error:
-        print(f"fedkd_mpi: {error}", file=sys.stderr)
+        print(f"fedkd_mpi.job: {error}", file=sys.stderr)
         return 2
-    text = script(
+    except OSError as error:
+        print(f"fedkd_mpi.job: cannot write {shown(chosen.script)}: {error.strerror}", file=sys.stderr)
+        return 2
+    if not chosen.script:
+        print(text, end="")
+    return 0
+
+
+def write(chosen: Namespace) -> str:
+    """Return the script for the parsed arguments; raises UserError as the run itself would."""
+    for name, text in (("CONFIG", chosen.config), ("--script", str(chosen.script)), *enumerate(chosen.overrides)):
+        require_one_line(name if isinstance(name, str) else "override", text)
+    time, sweep = check_time(chosen.time), swept(chosen.sweep) if chosen.sweep is not None else None
+    runs = [[*chosen.overrides, f"{sweep[0]}={value}"] for value in sweep[1]] if sweep else [chosen.overrides]
+    for run in runs:
+        require_one_line("override", run[-1] if run else "")
+    configs = [configuration.load(Path(chosen.config), run) for run in runs]
+    config, resources = configs[0], fitting(configs, chosen.nodes, chosen.cpus_per_node, chosen.gpus_per_node)
+    return script(
         chosen.config,
         resources,
         name=config.name,
         title=f"{config.name}: {config.num_clients} clients, {resources.tasks} processes",
         file=str(chosen.script or "FILE"),
-        time=chosen.time,
+        time=time,
         mpi=chosen.mpi,
         overrides=chosen.overrides,
-        sweep=chosen.sweep,
+        sweep=sweep,
     )
-    if chosen.script:
-        chosen.script.write_text(text, encoding="utf-8")
-    else:
-        print(text, end="")
-    return 0
+
+
+def fitting(configs: Sequence[Config], nodes: int, cpus_per_node: int, gpus_per_node: int) -> Resources:
+    """Return the resources that are enough for each of some configurations; those that differ in the seed are alike."""
+    from fedkd_mpi.forecast import process_bytes
+
+    plans = []
+    for config in {config.model_copy(update={"seed": 0}).digest(): config for config in configs}.values():
+        # The cohort decides how many processes there are, and these how many clients the fullest of them hosts.
+        draft = plan(config, nodes, cpus_per_node, gpus_per_node, 0)
+        size = process_bytes(config, draft.tasks)
+        plans.append(plan(config, nodes, cpus_per_node, gpus_per_node, size))
+    if len({replace(plan, memory_per_node=0) for plan in plans}) > 1:
+        raise UserError("the values of --sweep need different numbers of processes or threads: write a script for each")
+    return max(plans, key=lambda plan: plan.memory_per_node)
 
 
 if __name__ == "__main__":

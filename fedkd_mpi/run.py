@@ -96,7 +96,9 @@ def configuration_of(path: Path, overrides: Sequence[str]) -> Config:
         attrs = log.attrs
     if attrs["status"] == "completed":
         leave(0, f"fedkd_mpi: {path} is completed: there is nothing to go on with")
-    return configuration.with_care(configuration.parse(yaml_loader.parse(attrs["config"])), overrides)
+    return configuration.with_care(
+        configuration.parse(yaml_loader.parse_mapping(attrs["config"], f"the configuration in {path}")), overrides
+    )
 
 
 def default_output(config: Config) -> Path:

@@ -201,7 +201,7 @@ def _words(launch: str) -> list[str]:
     try:
         return shlex.split(launch)
     except ValueError as error:
-        raise UserError(f"--launch {shown(launch)!r}: {str(error).lower()}") from None
+        raise UserError(f"--launch '{shown(launch)}': {str(error).lower()}") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -99,21 +99,23 @@ def parse_override(text: str) -> Any:
         raise ValueError(reason(error, file=False)) from None
 
 
-def read_file(path: Path, what: str) -> Any:
-    """Return the value of a YAML file; raises UserError with one line that names it, as `what`, and the line in it."""
-    text = read_text(path, what)
-    try:
-        return parse(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{what} {shown(path)} is not YAML: {reason(error)}") from None
-
-
 def read_mapping(path: Path, what: str) -> dict[str, Any]:
-    """Return the keys and values of a YAML file, which must hold nothing else; raises UserError as read_file() does."""
-    tree = read_file(path, what)
+    """Return the keys and values of a YAML file; raises UserError with one line that names it, as `what`.
+
+    Raises FileNotFoundError where there is none.
+    """
+    return parse_mapping(read_text(path, what), f"{what} {shown(path)}")
+
+
+def parse_mapping(text: str, source: str) -> dict[str, Any]:
+    """Return the keys and values of a YAML text; raises UserError naming its source, and the line in it."""
+    try:
+        tree = parse(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{source} is not YAML: {reason(error)}") from None
     if not isinstance(tree, dict):
         held = "empty" if tree is None else f"a {'list' if isinstance(tree, list) else 'single value'}"
-        raise UserError(f"{what} {shown(path)} must be a mapping of keys to values, but is {held}")
+        raise UserError(f"{source} must be a mapping of keys to values, but is {held}")
     return tree
 
 

@@ -131,7 +131,10 @@ GENERATED = {
     "sweep.slurm": (
         "digits.yaml",
         Resources(1, 17, 17, 1, 0, 0),
-        {"title": "An array of jobs that sweeps seeds, or any other key, or configurations", "sweep": "seed=0,1,2,3,4"},
+        {
+            "title": "An array of jobs that sweeps seeds, or any other key, or configurations",
+            "sweep": ("seed", ["0", "1", "2", "3", "4"]),
+        },
     ),
 }
 
