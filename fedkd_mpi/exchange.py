@@ -137,7 +137,7 @@ def downlink(world: World, watch: Stopwatch, message: Message | None) -> Message
     with watch("broadcast"):
         answer = message or Message(np.empty(length[0], np.uint8))
         world.broadcast(answer.whole, payload=True)
-    return answer
+    return _checked(answer, 0)
 
 
 def _joined(messages: Sequence[Message]) -> np.ndarray:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fedkd_mpi import small
+from fedkd_mpi.layout import canonical, canonicals
 from fedkd_mpi.scaling import exponent_of, ordinary_exponent, times_power_of_two
 from fedkd_mpi.spectrum import BOUNDARY, LANES, eigenvectors, energy_of, gram, rounded, smallest_rank, spread, undecided
 from fedkd_mpi.subspace import HOPELESS, WIDTHS, few, refined, steep
@@ -25,11 +26,15 @@ LARGE = 128  # short side from which an eigendecomposition costs more than tryin
 WARM = 48  # the same where a start is known
 SPARSE = 192  # rows, or columns, from which it is worth looking for zero ones
 NARROW = 0.15  # share of the short side up to which a block of directions is multiplied by the matrix itself
+FAR = 90  # exponent from which factors may leave float32's range: what they keep is computed from them
 WIDE = 0.4  # share of the short side above which a start is of no use
 
 
 class Factors(NamedTuple):
-    """matrix [P, Q] ~ left @ right: `numbers` holds both, flat; energy = kept share of the squared s."""
+    """matrix [P, Q] ~ left @ right: `numbers` holds both, flat; energy = kept share of the squared s.
+
+    The energy is above the threshold, but for matrices of a scale whose factors are beyond float32's range.
+    """
 
     shape: torch.Size
     numbers: Tensor
@@ -77,8 +82,9 @@ def exact_each(matrices: Sequence[Tensor], threshold: float) -> list[Factors]:
     """Return exact() of every matrix; those with a short side below LARGE are factorised together.
 
     A GPU decomposes a stack in about the time of one. A CPU gains the calls, and gives each matrix the bits that it has
-    by itself, whatever it is with. Raises ValueError as exact() does.
+    by itself, whatever it is with and however it lies in memory. Raises ValueError as exact() does.
     """
+    matrices = canonicals(matrices)
     found: list[Factors | None] = [None] * len(matrices)
     plain = [index for index, matrix in enumerate(matrices) if _is_small(matrix)]
     for index, factors in zip(plain, small.factorize([matrices[index] for index in plain], threshold), strict=True):
@@ -125,6 +131,7 @@ def fast(matrix: Tensor, threshold: float, start: Tensor | None) -> Factors:
     where the energy is not reached, the result is that of exact(). Raises ValueError as exact() does.
     """
     short = min(matrix.shape)
+    matrix, start = canonical(matrix), None if start is None else canonical(start)
     width = 0 if start is None or not start.numel() else rounded(1.2 * start.shape[1] + 4)
     if not 0 < width <= max(WIDE * short, LANES) or short < WARM:
         return exact(matrix, threshold)
@@ -145,7 +152,7 @@ def fast(matrix: Tensor, threshold: float, start: Tensor | None) -> Factors:
     cumulative = energies.cumsum() / energy_of(prepared.matrix)
     if not cumulative[-1] > threshold + BOUNDARY:
         return exact(matrix, threshold)
-    rank = smallest_rank(cumulative, threshold + BOUNDARY / 10)
+    rank = smallest_rank(cumulative, threshold + BOUNDARY)
     turn = turn[:, :rank]
     return _assemble(matrix, prepared, block @ turn, turn.T @ projected, float(cumulative[rank - 1]))
 
@@ -254,4 +261,11 @@ def _assemble(matrix: Tensor, prepared: _Prepared, basis: Tensor, projected: Ten
     if prepared.columns is not None:
         right, kept = right.new_zeros(right.shape[0], matrix.shape[1]), right
         right[:, prepared.columns] = kept
-    return Factors(matrix.shape, torch.cat([left.reshape(-1), right.reshape(-1)]), energy)
+    found = Factors(matrix.shape, torch.cat([left.reshape(-1), right.reshape(-1)]), energy)
+    return found._replace(energy=kept_energy(matrix, found)) if abs(prepared.exponent) > FAR else found
+
+
+def kept_energy(matrix: Tensor, factors: Factors) -> float:
+    """Return the share of the matrix's energy that the product of its factors keeps, entry by entry in float64."""
+    lost = matrix.double() - (factors.left @ factors.right).double()
+    return 1 - float(lost.square().sum() / matrix.double().square().sum())

@@ -29,6 +29,11 @@ def checked_exponent(exponent: int) -> int:
     return exponent
 
 
+def there_and_back(tensor: Tensor, exponent: int) -> Tensor:
+    """Return tensor * 2^exponent * 2^-exponent: what is left of it where that is beyond float32's range."""
+    return times_power_of_two(times_power_of_two(tensor, exponent), -exponent) if exponent else tensor
+
+
 def times_power_of_two(tensor: Tensor, exponent: int) -> Tensor:
     """Return tensor * 2^exponent, exactly; 2^149, which a denormal tensor needs, is no float32, but each half is."""
     half = exponent // 2

@@ -63,7 +63,8 @@ class Server:
         """
         self.student.require_finite(update, "mean of the updates", round_index)
         rng = generator(self.seed, "codec", round_index)
-        return self.codec.at(round_index).encode(self.student.exchanged(update), threshold, self.codec_state, rng)
+        codec = self.codec.downlink().at(round_index)
+        return codec.encode(self.student.exchanged(update), threshold, self.codec_state, rng)
 
 
 def apply(

@@ -15,7 +15,7 @@ from fedkd_mpi.prepare import Simulation
 from fedkd_mpi.server import apply
 from fedkd_mpi.stopwatch import Stopwatch
 from fedkd_mpi.streams import generator
-from fedkd_mpi.wire import Header, Record
+from fedkd_mpi.wire import Header, Record, WireError
 from fedkd_mpi.workbench import EVALUATION_BATCH, Outcome, score
 
 WAITING = 8 * 2**20  # bytes of updates that wait: encoded between trainings, small ones would take a third longer
@@ -189,9 +189,14 @@ def communicate(run: Simulation, watch: Stopwatch, this: Round, own: list[Contri
 def catch_up(run: Simulation, receipts: list[exchange.Receipt]) -> None:
     """Apply the server's answers that this process has not looked at to its replica, in their order."""
     answers, run.answers = run.answers, []
+    codec = run.codec.downlink()
     for header, records in read(answers, len(run.student.exchanged_layers), receipts):
         if header.kind == exchange.UPDATE:
-            update = run.codec.receive(run.codec.decode(records, run.device), run.downlink_state, 1.0)
+            try:
+                decoded = codec.decode(records, run.device)
+            except WireError as error:
+                raise RunFault(f"downlink message: {error}", round=header.round) from None
+            update = codec.receive(decoded, run.downlink_state, 1.0)
             apply(run.student, run.replica, update, run.config.server, run.downlink_state)
 
 

@@ -9,13 +9,22 @@ import torch
 from torch import Tensor
 
 BOUNDARY = 1e-5  # a cumulative energy this close to T is decided in float64
+LONG = 2**14  # columns from which float32 sums of squares lose digits that BOUNDARY needs: parts of them are summed
 BLOCK = 64  # rows of a Gram matrix computed at a time
 LANES = 16  # blocks of another width than a multiple of this are multiplied up to three times slower (AVX-512)
 
 
 def gram(wide: Tensor) -> Tensor:
-    """Return wide @ wide.T [n, n], of which large ones are computed block by block, without the upper triangle."""
-    size = wide.shape[0]
+    """Return wide @ wide.T [n, n], of which large ones are computed block by block, without the upper triangle.
+
+    Parts of long rows are summed in float64.
+    """
+    size, columns = wide.shape
+    if columns > LONG:
+        total = torch.zeros(size, size, dtype=torch.float64, device=wide.device)
+        for at in range(0, columns, LONG):
+            total += gram(wide[:, at : at + LONG])
+        return total.to(wide.dtype)
     if size < 4 * BLOCK:
         return wide @ wide.T
     lower = wide.new_empty(size, size)
@@ -28,6 +37,8 @@ def gram(wide: Tensor) -> Tensor:
 
 def energy_of(matrix: Tensor) -> float:
     """Return the sum of squares, of rows in the matrix's precision and of their sums in float64."""
+    if matrix.shape[1] > LONG and matrix.dtype != torch.float64:
+        return sum(energy_of(matrix[:, at : at + LONG]) for at in range(0, matrix.shape[1], LONG))
     return float(torch.linalg.vector_norm(matrix, dim=1).double().square().sum())
 
 

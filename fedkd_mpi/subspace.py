@@ -117,13 +117,17 @@ def refined(wide: Tensor, block: Tensor, threshold: float) -> tuple[Tensor, floa
     """Decide in float64 how many of the block's directions, in their order, are needed.
 
     They are orthonormal but for rounding: a Cholesky factor of their products makes them so in float64. What they hold
-    errs by the square of their own error.
+    errs by the square of their own error. If it is too little, float64 finds the directions too.
     """
     block, wide_ = block.double(), wide.double()
     lower = torch.linalg.cholesky(block.T @ block)
     projected = torch.linalg.solve_triangular(lower, block.T @ wide_, upper=False)
     energies = torch.linalg.vector_norm(projected, dim=1).square().cpu().numpy()
     cumulative = energies.cumsum() / float(torch.linalg.vector_norm(wide_).square())
+    if not cumulative[-1] > threshold and block.shape[1] < wide.shape[0]:
+        basis, energies = eigenvectors(wide_ @ wide_.T)
+        rank = smallest_rank(cumulative := energies.cumsum() / energies.sum(), threshold)
+        return basis[:, :rank].to(wide.dtype), float(cumulative[rank - 1])
     rank = smallest_rank(cumulative, threshold)
     basis = torch.linalg.solve_triangular(lower, block.T, upper=False)[:rank].T
     return basis.to(wide.dtype), float(cumulative[rank - 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from fedkd_mpi.sections import Compression
 from fedkd_mpi.wire import Layer, Record, pack, pack_header, unpack, unpack_header
 
 
-def make(codec: str, *tensors: torch.Tensor, **compression: Any) -> Codec:
+def make(codec: str, *own: torch.Tensor, tensors: Sequence[torch.Tensor] = (), **compression: Any) -> Codec:
     """Return the codec for tensors like these, named layer0, layer1, ..."""
+    tensors = own or tensors
     layers = [Layer(f"layer{index}", tuple(t.shape), t.dim() >= 2) for index, t in enumerate(tensors)]
     return codecs.build(Compression(codec=codec, **compression), layers)
 

@@ -131,7 +131,7 @@ def test_fetchsgd_finds_the_large_entries_and_sends_the_rest_later():
     assert set(first.view(-1).nonzero().view(-1).tolist()) == set(large.tolist())
     np.testing.assert_allclose(first.view(-1)[large], 5, atol=0.1)
     assert float(receiver["sketch"].norm()) < 0.1 * float(decoded[0].norm())
-    down, (again,) = through(codec, first)  # the server's message
+    down, (again,) = through(codec.downlink(), first)  # the server's message
     assert (down[0].encoding, down[0].data.size) == (SPARSE, 6 * 12)
     assert torch.equal(again, first)
 
@@ -147,9 +147,50 @@ def test_fetchsgd_unsketches_without_bias():
     assert abs(float(error)) < 0.2
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 8])
+def test_fetchsgd_estimates_the_median_of_its_rows_without_bias(rows: int):
+    vector = 1 + 0.1 * random(1, 4000, seed=rows).reshape(4000)  # of one sign, so that a bias would show
+    codec = make("fetchsgd", vector, sketch_rows=rows, sketch_share=1.0)
+    table = codec.sketch(vector)
+    pairs = zip(table.numpy(), codec.buckets, codec.signs, strict=True)
+    said = np.stack([row[buckets.numpy()] * signs.numpy() for row, buckets, signs in pairs])
+    estimate = codec.unsketch(table)
+    np.testing.assert_allclose(estimate, np.median(said, axis=0), rtol=1e-6, atol=1e-6)
+    error = estimate - vector
+    assert abs(float(error.mean())) < 0.1 * float(error.std())
+
+
+@pytest.mark.parametrize("nonzero", [0, 1, 12, 1200])
+def test_fetchsgd_tells_its_legs_apart_by_who_sends_and_not_by_what(nonzero: int):
+    update = torch.zeros(30, 40)
+    update.view(-1)[:nonzero] = random(1, nonzero)
+    codec = make("fetchsgd", update, sketch_rows=4)
+    up, down = encode(codec, update), encode(codec.downlink(), update)
+    assert [record.encoding for record in up] == [SKETCH]
+    assert [record.encoding for record in down] == [SPARSE if nonzero < 800 else RAW]
+    (first,) = codec.receive(codec.decode(up, "cpu"), {}, 1.0)
+    assert int(first.count_nonzero()) <= min(nonzero * 4 * 4, 12)
+    assert torch.equal(codec.downlink().decode(down, "cpu")[0], update)
+    with pytest.raises(WireError, match="layer0"):
+        codec.decode(down, "cpu")
+    with pytest.raises(WireError, match="layer0"):
+        codec.downlink().decode(up, "cpu")
+
+
+@pytest.mark.parametrize(("density", "size", "count"), [(0.07, 100, 7), (0.01, 3, 1), (1.0, 9, 9), (0.501, 10, 6)])
+def test_a_density_is_the_share_of_entries_that_it_says(density: float, size: int, count: int):
+    update = random(1, size).reshape(size)
+    _, (decoded,) = through(make("topk", update, density=density), update)
+    assert int(decoded.count_nonzero()) == count
+    equal = torch.full((size,), 2.0)
+    assert int(through(make("topk", equal, density=density), equal)[1][0].count_nonzero()) == count
+
+
 @pytest.mark.parametrize(
     ("name", "record"),
     [
+        ("quantize", Record(QUANTIZED, -1, np.r_[np.array([np.nan], "<f4").view(np.uint8), np.zeros(20, np.uint8)])),
+        ("quantize", Record(QUANTIZED, -1, np.r_[np.zeros(4, np.uint8), np.full(20, 128, np.uint8)])),  # -128 of 127
         ("quantize", Record(QUANTIZED, -1, np.zeros(9, np.uint8))),
         ("quantize", Record(99, -1, np.zeros(24, np.uint8))),
         ("float16", Record(8, -1, np.zeros(9, np.uint8))),

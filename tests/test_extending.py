@@ -41,4 +41,4 @@ def test_the_command_of_the_page_runs_them(command: Command, monkeypatch: pytest
     assert (log["uplink"]["layer_bytes"] == 4 + log["layers"]["numel"]).all()
     assert log["clients"]["label_histogram"].shape[1] == 2
     right = log["rounds"]["global_student_right"]
-    assert right[-1] > max(0.9, right[0])
+    assert right[-1] > max(0.88, right[0])

@@ -63,7 +63,7 @@ class Codec:
             yield self.encode(update, threshold, state, rng)
 
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
-        """Return float32 tensors, in the layers' shapes unless receive() says otherwise; means may be taken of them.
+        """Return float32 tensors, in the layers' shapes where receive() is the default; means may be taken of them.
 
         Raises WireError, naming the layer, if a record does not fit.
         """
@@ -79,6 +79,10 @@ class Codec:
 
     def at(self, round_index: int) -> Codec:
         """Return the codec as it encodes in a round (0-based)."""
+        return self
+
+    def downlink(self) -> Codec:
+        """Return the codec of the server's messages, where these are of another kind than its clients'."""
         return self
 
     def sum(self, device: str) -> Sum:
@@ -138,6 +142,20 @@ def floats(tensor: Tensor) -> np.ndarray:
     return np.ascontiguousarray(tensor.detach().numpy().reshape(-1), "<f4").view(np.uint8)
 
 
+def require(record: Record, layer: Layer, codec: str, *encodings: int) -> None:
+    """Raise WireError, naming the layer, on an encoding that is not the codec's, or on a rank where none belongs."""
+    if record.encoding not in encodings:
+        raise WireError(f"layer {layer.name}: encoding {record.encoding} is unknown to codec {codec}")
+    if record.rank != -1:
+        raise WireError(f"layer {layer.name}: rank {record.rank}, and encoding {record.encoding} has none")
+
+
+def read_raw(record: Record, layer: Layer, device: str = "cpu") -> Tensor:
+    """Return the tensor of a record of raw(); raises WireError, naming the layer, if it does not fit."""
+    require(record, layer, "none", RAW)
+    return read_floats(record, layer, layer.numel, device).reshape(layer.shape)
+
+
 def read_floats(record: Record, layer: Layer, count: int, device: str = "cpu") -> Tensor:
     """Return a copy of the `count` float32 entries of a record; raises WireError if its length differs."""
     import torch
@@ -146,6 +164,6 @@ def read_floats(record: Record, layer: Layer, count: int, device: str = "cpu") -
 
     if record.data.size != 4 * count:
         raise WireError(f"layer {layer.name}: {record.data.size} bytes where {4 * count} belong")
-    numbers = np.empty(count, "<f4")
-    numbers.view(np.uint8)[:] = record.data
-    return to_device(torch.from_numpy(numbers), device)
+    numbers = torch.empty(count)  # torch's memory is aligned, numpy's is not
+    numbers.numpy().view(np.uint8)[:] = record.data
+    return to_device(numbers, device)

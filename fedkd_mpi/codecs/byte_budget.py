@@ -35,12 +35,16 @@ class ByteBudget(Codec):
     """
 
     def __init__(self, inner: Codec, budgets: Sequence[int], round_index: int = 0):
-        self.inner, self.layers, self.budgets = inner, inner.layers, budgets
+        self.inner, self.layers, self.budgets, self.round_index = inner, inner.layers, budgets, round_index
         self.budget = budgets[min(round_index, len(budgets) - 1)]
 
     def at(self, round_index: int) -> Codec:
         """Return the codec with the budget of a round."""
         return ByteBudget(self.inner.at(round_index), self.budgets, round_index)
+
+    def downlink(self) -> Codec:
+        """Return this around the inner codec of the server's messages."""
+        return ByteBudget(self.inner.downlink(), self.budgets, self.round_index)
 
     def encode(
         self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator

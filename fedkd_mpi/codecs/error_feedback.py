@@ -26,6 +26,10 @@ class ErrorFeedback(Codec):
         """Return this around the inner codec of a round."""
         return ErrorFeedback(self.inner.at(round_index))
 
+    def downlink(self) -> Codec:
+        """Return this around the inner codec of the server's messages."""
+        return ErrorFeedback(self.inner.downlink())
+
     def encode(
         self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
     ) -> list[Record]:
@@ -62,6 +66,10 @@ class Ef21(Codec):
     def at(self, round_index: int) -> Codec:
         """Return this around the inner codec of a round."""
         return Ef21(self.inner.at(round_index))
+
+    def downlink(self) -> Codec:
+        """Return this around the inner codec of the server's messages."""
+        return Ef21(self.inner.downlink())
 
     def encode(
         self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator

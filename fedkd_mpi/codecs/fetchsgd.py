@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd_mpi.codecs import RAW, Codec, State
-from fedkd_mpi.codecs.topk import SPARSE, read_sparse, sparse
+from fedkd_mpi.codecs import Codec, State, read_floats, require
+from fedkd_mpi.codecs.topk import read_sparse, share, sparse
+from fedkd_mpi.layout import canonical
 from fedkd_mpi.sections import Compression
 from fedkd_mpi.streams import generator
 from fedkd_mpi.wire import Layer, Record, WireError
@@ -30,44 +31,37 @@ class FetchSgd(Codec):
         self.numel = sum(layer.numel for layer in layers)
         self.rows = compression.sketch_rows or 5
         self.columns = max(math.ceil((compression.sketch_share or 0.5) * self.numel / self.rows), 1)
-        self.count = max(math.ceil((compression.density or 0.01) * self.numel), 1)
+        self.count = share(compression.density or 0.01, self.numel)
         streams = [generator(0, "count sketch", row) for row in range(self.rows)]  # the same everywhere, for ever
         self.buckets = [torch.from_numpy(stream.integers(self.columns, size=self.numel)) for stream in streams]
         self.signs = [
             torch.from_numpy(stream.integers(2, size=self.numel).astype(np.float32) * 2 - 1) for stream in streams
         ]
 
+    def downlink(self) -> Codec:
+        """Return the codec of the server's messages."""
+        return Entries(self.layers)
+
     def encode(
         self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
     ) -> list[Record]:
-        """Return the sketch of an update; of the server's, which has few entries that are not zero, those."""
-        nonzero = [int(tensor.count_nonzero()) for tensor in update]
-        if sum(nonzero) <= self.count:
-            return [sparse(tensor, count) for tensor, count in zip(update, nonzero, strict=True)]
-        table = self.sketch(torch.cat([tensor.detach().reshape(-1) for tensor in update]))
+        """Return the sketch of a client's update."""
+        table = self.sketch(torch.cat([canonical(tensor).reshape(-1) for tensor in update]))
         data = table.cpu().numpy().astype("<f4").reshape(-1).view(np.uint8)
         return [Record(SKETCH, -1, part) for part in (data, *[data[:0]] * (len(self.layers) - 1))]
 
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
-        """Return the tensors of the server's message; of a client's, its sketch [1, 1, 1, 1, hashes, buckets] alone.
-
-        Raises WireError on another encoding or length.
-        """
-        if all(record.encoding in (SPARSE, RAW) for record in records):
-            pairs = zip(records, self.layers, strict=True)
-            return [read_sparse(record, layer).to(device) for record, layer in pairs]
+        """Return a client's sketch alone [hashes, buckets]; raises WireError on another encoding or length."""
+        for record, layer in zip(records, self.layers, strict=True):
+            require(record, layer, "fetchsgd (uplink)", SKETCH)
         first, *rest = records
-        sizes = [first.data.size - 4 * self.rows * self.columns, *(record.data.size for record in rest)]
-        if any(record.encoding != SKETCH for record in records) or any(sizes):
-            raise WireError(f"layer {self.layers[0].name}: no sketch of {self.rows} x {self.columns} numbers")
-        table = np.frombuffer(first.data.tobytes(), "<f4").reshape(1, 1, 1, 1, self.rows, self.columns)
-        return [torch.from_numpy(table.copy()).to(device)]
+        if any(record.data.size for record in rest):
+            raise WireError(f"layer {self.layers[0].name}: a sketch is in the first record alone")
+        return [read_floats(first, self.layers[0], self.rows * self.columns, device).reshape(self.rows, self.columns)]
 
     def receive(self, decoded: Sequence[Tensor], state: State, share: float) -> list[Tensor]:
         """Return the largest entries of what has been sketched and not yet been sent; the rest stays in "sketch"."""
-        if decoded[0].dim() != 6:
-            return list(decoded)
-        table = decoded[0].reshape(self.rows, self.columns)
+        (table,) = decoded
         table = table + state["sketch"] if "sketch" in state else table
         estimate = self.unsketch(table)
         places = estimate.abs().topk(self.count).indices
@@ -85,10 +79,28 @@ class FetchSgd(Codec):
         return table
 
     def unsketch(self, table: Tensor) -> Tensor:
-        """Return an estimate of the vector: the median over the rows of what its buckets say."""
+        """Return an estimate of the vector: the median over the rows of what its buckets say.
+
+        Of an even number of rows it is the mean of the two middle values: one of them alone would be biased.
+        """
         rows = zip(table, self.buckets, self.signs, strict=True)
-        return (
-            torch.stack([row[buckets.to(row.device)] * signs.to(row.device) for row, buckets, signs in rows])
-            .median(0)
-            .values
-        )
+        said = [row[buckets.to(row.device)] * signs.to(row.device) for row, buckets, signs in rows]
+        ordered = torch.stack(said).sort(0).values
+        return ordered[(self.rows - 1) // 2].lerp(ordered[self.rows // 2], 0.5)
+
+
+class Entries(Codec):
+    """The entries of the server's update that are not zero, with where they are; raw where that is not larger."""
+
+    def __init__(self, layers: Sequence[Layer]):
+        self.layers = layers
+
+    def encode(
+        self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
+    ) -> list[Record]:
+        """Return the records; nothing is lost."""
+        return [sparse(tensor, int(tensor.count_nonzero())) for tensor in update]
+
+    def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
+        """Return the tensors; raises WireError, naming the layer, on a record that does not fit."""
+        return [read_sparse(record, layer).to(device) for record, layer in zip(records, self.layers, strict=True)]

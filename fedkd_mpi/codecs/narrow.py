@@ -11,8 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedkd_mpi.codecs import require
+from fedkd_mpi.codecs.rate_distortion import kept
 from fedkd_mpi.factorization import exact
-from fedkd_mpi.scaling import checked_exponent, times_power_of_two
+from fedkd_mpi.layout import canonical
+from fedkd_mpi.scaling import checked_exponent, there_and_back, times_power_of_two
 from fedkd_mpi.wire import Layer, Record, WireError
 
 HALF, HALF_FACTORS, BYTE_FACTORS = 8, 9, 10
@@ -47,16 +50,17 @@ def narrow(encoding: int, scaled: Tensor, exponent: int, threshold: float = 0.0)
             ]
             back = (left * scale) @ right
     data = np.array([exponent], EXPONENT).tobytes() + b"".join(part.tobytes() for part in parts)
-    total = float(scaled.double().square().sum())
-    lost = float((scaled.double() - back.double()).square().sum())
-    return Record(encoding, rank, np.frombuffer(data, np.uint8), 1 - lost / total if total else 1.0)
+    energy = kept(scaled.reshape(1, -1), there_and_back(back.float(), exponent).reshape(1, -1))
+    return Record(encoding, rank, np.frombuffer(data, np.uint8), energy)
 
 
 def read_narrow(record: Record, layer: Layer) -> Tensor:
     """Return the float32 tensor of a record; raises WireError if it does not fit the layer."""
     rows, columns = layer.matrix_shape
     rank = record.rank
-    if record.encoding != HALF and not (layer.compressible and 0 <= rank <= min(rows, columns)):
+    if record.encoding == HALF:
+        require(record, layer, "rdsvd", HALF)
+    elif not (layer.compressible and 0 <= rank <= min(rows, columns)):
         raise WireError(f"layer {layer.name}: rank {rank} of a {rows} x {columns} tensor")
     counts = {
         HALF: 2 * layer.numel,
@@ -68,15 +72,18 @@ def read_narrow(record: Record, layer: Layer) -> Tensor:
             f"layer {layer.name}: {record.data.size} bytes where {EXPONENT.itemsize + counts[record.encoding]} belong"
         )
     data = record.data.tobytes()
-    exponent = checked_exponent(int(np.frombuffer(data, EXPONENT, 1)[0]))
+    try:
+        exponent = checked_exponent(int(np.frombuffer(data, EXPONENT, 1)[0]))
+    except WireError as error:
+        raise WireError(f"layer {layer.name}: {error}") from None
+    scale = None
     if record.encoding == BYTE_FACTORS:
-        scale = np.frombuffer(data, "<f4", rank, EXPONENT.itemsize)
+        scale = torch.from_numpy(np.frombuffer(data, "<f4", rank, EXPONENT.itemsize).astype(np.float32))
         numbers = np.frombuffer(data, "i1", offset=EXPONENT.itemsize + 4 * rank).astype(np.float32)
     else:
-        scale = np.ones(max(rank, 0), np.float32)
         numbers = np.frombuffer(data, "<f2", offset=EXPONENT.itemsize).astype(np.float32)
     values = torch.from_numpy(numbers)
     if record.encoding != HALF:
-        left = values[: rows * rank].reshape(rows, rank) * torch.from_numpy(scale.astype(np.float32))
-        values = left @ values[rows * rank :].reshape(rank, columns)
+        left, right = values[: rows * rank].reshape(rows, rank), values[rows * rank :].reshape(rank, columns)
+        values = canonical(left if scale is None else left * scale) @ canonical(right)
     return times_power_of_two(values, exponent).reshape(layer.shape)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from fedkd_mpi.codecs import RAW, Codec, State, raw, read_floats
+from fedkd_mpi.codecs import Codec, State, raw, read_raw
 from fedkd_mpi.sections import Compression
-from fedkd_mpi.wire import Layer, Record, WireError
+from fedkd_mpi.wire import Layer, Record
 
 
 class Raw(Codec):
@@ -26,9 +26,4 @@ class Raw(Codec):
 
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
         """Return the tensors; raises WireError on a record of another encoding or length."""
-        tensors = []
-        for record, layer in zip(records, self.layers, strict=True):
-            if record.encoding != RAW:
-                raise WireError(f"layer {layer.name}: encoding {record.encoding} is unknown to codec none")
-            tensors.append(read_floats(record, layer, layer.numel, device).reshape(layer.shape))
-        return tensors
+        return [read_raw(record, layer, device) for record, layer in zip(records, self.layers, strict=True)]

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd_mpi.codecs import RAW, Codec, State, floats, raw, read_floats
+from fedkd_mpi.codecs import RAW, Codec, State, floats, raw, read_floats, read_raw
 from fedkd_mpi.errors import RunFault
+from fedkd_mpi.layout import canonical
 from fedkd_mpi.scaling import exponent_of, times_power_of_two
 from fedkd_mpi.sections import Compression
 from fedkd_mpi.wire import Layer, Record, WireError
@@ -46,21 +47,24 @@ class PowerSgd(Codec):
         if not np.isfinite(largest):
             raise RunFault("the update is not finite", layer=layer.name)
         exponent = exponent_of(largest)
-        matrix = times_power_of_two(tensor.detach().reshape(rows, columns), -exponent)
+        matrix = times_power_of_two(canonical(tensor).reshape(rows, columns), -exponent)
         start = state.get(f"q.{layer.name}")
         if start is None or not start.any():
             start = torch.from_numpy(rng.standard_normal((columns, self.rank), np.float32)).to(matrix.device)
-        left = torch.linalg.qr(matrix @ start).Q
+        left = torch.linalg.qr(matrix @ canonical(start)).Q
         right = matrix.T @ left
         state[f"q.{layer.name}"] = right
         total = float(matrix.square().sum(dtype=torch.float64))
         lost = float((matrix - left @ right.T).square().sum(dtype=torch.float64))
-        data = floats(torch.cat([left.reshape(-1), times_power_of_two(right, exponent).reshape(-1)]))
+        sent = times_power_of_two(right, exponent)
+        if not torch.isfinite(sent).all():  # a norm may be beyond float32's range where no entry is
+            return raw(tensor)
+        data = floats(torch.cat([left.reshape(-1), sent.reshape(-1)]))
         return Record(POWER, self.rank, data, 1 - lost / total if total else 1.0)
 
     def _decode(self, record: Record, layer: Layer, device: str) -> Tensor:
         if record.encoding == RAW:
-            return read_floats(record, layer, layer.numel, device).reshape(layer.shape)
+            return read_raw(record, layer, device)
         if record.encoding != POWER or record.rank != self.rank or not self._pays(layer):
             raise WireError(
                 f"layer {layer.name}: encoding {record.encoding} of rank {record.rank} is not codec powersgd's"

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd_mpi.codecs import RAW, Codec, State, raw, read_floats
+from fedkd_mpi.codecs import RAW, Codec, State, raw, read_raw, require
 from fedkd_mpi.codecs.narrow import HALF, narrow, read_narrow
+from fedkd_mpi.layout import canonical
 from fedkd_mpi.scaling import exponent_of, times_power_of_two
 from fedkd_mpi.sections import Compression
 from fedkd_mpi.wire import Layer, Record, WireError
@@ -39,13 +40,14 @@ class Quantize(Codec):
         return [self._decode(record, layer).to(device) for record, layer in zip(records, self.layers, strict=True)]
 
     def _encode(self, tensor: Tensor, rng: np.random.Generator) -> Record:
-        values = tensor.detach().cpu().numpy().reshape(-1)
+        values = canonical(tensor).cpu().numpy().reshape(-1)
         scale = np.abs(values).max(initial=0.0)
         if 4 + self._size(values.size) >= 4 * values.size:
             return raw(tensor)
         # Divided by the scale first: its reciprocal may be no float32.
         levels = values / scale * np.float32(self.top) if scale else np.zeros_like(values)
-        integers = np.floor(levels + rng.random(values.size, np.float32)).clip(-self.top, self.top)
+        # In float64: in float32 a sum just below a whole number is that number, a thousandth of all at 16 bits.
+        integers = np.floor(levels + rng.random(values.size, np.float32).astype(np.float64)).clip(-self.top, self.top)
         lost = np.square(levels - integers, dtype=np.float64).sum()
         energy = 1 - lost / np.square(levels, dtype=np.float64).sum() if scale else 1.0
         if self.bits == 16:
@@ -59,18 +61,21 @@ class Quantize(Codec):
 
     def _decode(self, record: Record, layer: Layer) -> Tensor:
         if record.encoding == RAW:
-            return read_floats(record, layer, layer.numel).reshape(layer.shape)
-        if record.encoding != QUANTIZED:
-            raise WireError(f"layer {layer.name}: encoding {record.encoding} is unknown to codec quantize")
+            return read_raw(record, layer)
+        require(record, layer, "quantize", QUANTIZED)
         if record.data.size != 4 + self._size(layer.numel):
             raise WireError(f"layer {layer.name}: {record.data.size} bytes where {4 + self._size(layer.numel)} belong")
         scale, body = record.data[:4].copy().view("<f4")[0], record.data[4:].copy()
+        if not (np.isfinite(scale) and scale >= 0):
+            raise WireError(f"layer {layer.name}: impossible scale {scale}")
         if self.bits == 16:
             integers = body.view("<i2")
         elif self.bits == 8:
             integers = body.view(np.int8)
         else:
             integers = (np.stack([body >> 4, body & 15], 1).reshape(-1)[: layer.numel]).astype(np.int8) - 8
+        if integers.size and int(integers.min()) < -self.top:
+            raise WireError(f"layer {layer.name}: an integer is out of its {self.bits} bits' range")
         return torch.from_numpy(integers / np.float32(self.top) * scale).float().reshape(layer.shape)
 
     def _size(self, count: int) -> int:
@@ -90,8 +95,9 @@ class Float16(Codec):
         records = []
         for tensor in update:
             exponent = exponent_of(float(tensor.abs().max()) if tensor.numel() else 0.0)
-            half = narrow(HALF, times_power_of_two(tensor.detach(), -exponent), exponent)
-            records.append(half if half.data.size < 4 * tensor.numel() else raw(tensor))
+            half = narrow(HALF, times_power_of_two(canonical(tensor), -exponent), exponent)
+            # What rounds up to 2^128 is no float32.
+            records.append(half if half.data.size < 4 * tensor.numel() and np.isfinite(half.energy) else raw(tensor))
         return records
 
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
@@ -99,10 +105,9 @@ class Float16(Codec):
         tensors = []
         for record, layer in zip(records, self.layers, strict=True):
             if record.encoding == RAW:
-                tensor = read_floats(record, layer, layer.numel).reshape(layer.shape)
-            elif record.encoding == HALF:
-                tensor = read_narrow(record, layer)
+                tensor = read_raw(record, layer)
             else:
-                raise WireError(f"layer {layer.name}: encoding {record.encoding} is unknown to codec float16")
+                require(record, layer, "float16", HALF)
+                tensor = read_narrow(record, layer)
             tensors.append(tensor.to(device))
         return tensors

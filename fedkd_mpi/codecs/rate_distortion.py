@@ -14,11 +14,14 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fedkd_mpi.codecs.symbols import LARGEST
-from fedkd_mpi.spectrum import energy_of
+from fedkd_mpi.layout import canonicals
+from fedkd_mpi.scaling import there_and_back
+from fedkd_mpi.spectrum import energy_of, gram
 
 # Tuned on client 0 of the recorded updates (benchmarks/record_updates.py); docs/codecs.md has the figures of client 1.
 WORTH = 0.2  # a direction is kept if its energy exceeds this times (rows + columns) * step^2
@@ -27,6 +30,8 @@ LEFT_UNUSED = 0.02  # of the error budget
 FINE = 1e-3  # an error budget below this share of the energy is computed in float64
 MARGIN = 5e-4  # of the error budget, kept for rounding
 TRIALS = 24
+CHECKS = 5  # searches, each for a higher threshold, before a matrix goes another way
+ROWS = 512  # of a matrix that are looked at in float64 at a time
 
 
 class Plan(NamedTuple):
@@ -123,6 +128,41 @@ def product(left: Tensor, right: Tensor, step: float) -> Tensor:
     return (left.float() * scale.float()[:, None]).T @ right.float()
 
 
+def checked(wide: Tensor, find: Callable[[float], Integers | None], exponent: int, threshold: float) -> Integers | None:
+    """Return what find(threshold) gives, with the energy of what a receiver makes of it, in float64; None if too low.
+
+    find() works in float32 where it can. Where that ended below the threshold, it is asked for as much more.
+    """
+    aim = threshold
+    for _ in range(CHECKS):
+        found = find(aim) if aim < 1 else None
+        if found is None:
+            return None
+        step = float(np.float32(found.step))  # as it travels
+        back = there_and_back(rebuilt(found.matrices, step), exponent)
+        found = found._replace(step=step, energy=kept(wide, back))
+        if found.energy > threshold:
+            return found
+        aim += 1.5 * (threshold - found.energy) + 1e-3 * (1 - aim) if math.isfinite(found.energy) else 1.0
+    return None
+
+
+def rebuilt(matrices: Sequence[Tensor], step: float) -> Tensor:
+    """Return the float32 matrix that integers, or integer factors, stand for."""
+    matrices = canonicals(matrix.float() for matrix in matrices)
+    return product(*matrices, step) if len(matrices) == 2 else matrices[0] * step
+
+
+def kept(original: Tensor, decoded: Tensor) -> float:
+    """Return 1 - |original - decoded|^2 / |original|^2 in float64, a part of the rows at a time."""
+    lost = total = 0.0
+    for a, b in zip(original.split(ROWS), decoded.split(ROWS), strict=True):
+        exact = a.double()
+        total += float(exact.square().sum())
+        lost += float((exact - b.double()).square_().sum())
+    return 1 - lost / total if total else 1.0
+
+
 def _search(at: Callable[[float], Integers | None], start: float, threshold: float, lost: float) -> Integers | None:
     """Find the step by secant on the noise, which grows with the step's square, above what is lost at any step."""
     budget, step, low, high, best = 1 - threshold, start, 0.0, math.inf, None
@@ -154,7 +194,7 @@ def _factors_at(wide: Tensor, rows: Tensor, step: float, total: float) -> Intege
     if right.shape[0] == 0:
         return Integers((right.new_zeros(0, wide.shape[0]), right), step, 0.0)
     unit = right / right.norm(dim=1, keepdim=True)
-    overlap, onto = unit @ unit.T, unit @ wide.T
+    overlap, onto = gram(unit), unit @ wide.T
     lower, failed = torch.linalg.cholesky_ex(overlap)
     left = _round((onto if failed else torch.cholesky_solve(onto, lower)) / step)
     if max(left.abs().max(), right.abs().max()) > LARGEST:

@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd_mpi.codecs import RAW, Codec, State, raw, read_floats, symbols
+from fedkd_mpi.codecs import RAW, Codec, State, raw, read_raw, require, symbols
 from fedkd_mpi.codecs.narrow import BYTE_FACTORS, HALF, HALF_FACTORS, NARROW, narrow, read_narrow
-from fedkd_mpi.codecs.rate_distortion import Integers, Plan, dense, factors, plan, product, share_out
+from fedkd_mpi.codecs.rate_distortion import Integers, Plan, checked, dense, factors, plan, rebuilt, share_out
 from fedkd_mpi.codecs.unfolding import fold, unfold, unfolded_shape, unfoldings
 from fedkd_mpi.codecs.vectors import POOLED, pool, unpool
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.factorization import directions, zero_rows
+from fedkd_mpi.layout import canonical
 from fedkd_mpi.scaling import checked_exponent, exponent_of, ordinary_exponent, times_power_of_two
 from fedkd_mpi.sections import Compression
 from fedkd_mpi.staging import to_device, to_host
@@ -108,19 +109,19 @@ class RateDistortionSvd(Codec):
 
     def _decode(self, record: Record, layer: Layer, device: str) -> Tensor:
         if record.encoding == RAW:
-            return read_floats(record, layer, layer.numel, device).reshape(layer.shape)
+            return read_raw(record, layer, device)
         if record.encoding in NARROW:
             return read_narrow(record, layer).to(device)
+        if record.encoding != FACTORS:
+            require(record, layer, "rdsvd", DENSE)
         try:
-            if record.encoding in (FACTORS, DENSE):
-                return _read_quantized(record, layer, device)
-            raise WireError(f"encoding {record.encoding} is unknown to codec rdsvd")
+            return _read_quantized(record, layer, device)
         except WireError as error:
             raise WireError(f"layer {layer.name}: {error}") from None
 
 
 def _prepare(tensor: Tensor, layer: Layer, threshold: float, known: int) -> Prepared:
-    tensor = tensor.detach()
+    tensor = canonical(tensor)
     largest = float(tensor.abs().max()) if tensor.numel() else 0.0
     if not math.isfinite(largest):
         raise RunFault("the update is not finite", layer=layer.name)
@@ -177,12 +178,12 @@ def _candidate(matrix: Tensor, unfolding: int, threshold: float) -> Candidate:
 
 def _quantized(best: Candidate, exponent: int, threshold: float) -> list[Record]:
     """The records of the factors and, where a flat spectrum makes it a match, of the matrix itself."""
-    rungs = []
-    found = factors(best.wide, best.basis, best.energies, best.planned, threshold)
+    rungs, wide = [], best.wide
+    found = checked(wide, lambda aim: factors(wide, best.basis, best.energies, best.planned, aim), exponent, threshold)
     if found:
         rungs.append(_record(FACTORS, found, best, exponent))
     if not found or best.planned.bits > best.wide.numel() * 0.25 * math.log2(1 / (1 - threshold)):
-        found = dense(best.wide, threshold)
+        found = checked(wide, lambda aim: dense(wide, aim), exponent, threshold)
         rungs += [_record(DENSE, found, best, exponent)] if found else []
     return rungs
 
@@ -218,14 +219,12 @@ def _read_quantized(record: Record, layer: Layer, device: str) -> Tensor:
     rows = int(mask.sum())
     short, long = sorted((rows, columns))
     if record.encoding == DENSE:
-        (wide,) = (to_device(torch.from_numpy(m), device) for m in symbols.decode(body, [(short, long)]))
-        wide = wide.float() * step
+        shapes = [(short, long)]
     else:
         if not 0 <= record.rank <= short:
             raise WireError(f"rank {record.rank} of a {rows} x {columns} matrix")
         shapes = [(record.rank, short), (record.rank, long)]
-        left, right = (to_device(torch.from_numpy(m), device) for m in symbols.decode(body, shapes))
-        wide = product(left, right, step)
+    wide = rebuilt([to_device(torch.from_numpy(m), device) for m in symbols.decode(body, shapes)], step)
     matrix = times_power_of_two(wide if rows <= columns else wide.T, checked_exponent(exponent))
     if flags & MASKED:
         kept, matrix = matrix, matrix.new_zeros(all_rows, columns)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd_mpi.codecs import RAW, Codec, State, floats, raw, read_floats
+from fedkd_mpi.codecs import RAW, Codec, State, floats, raw, read_floats, read_raw, require
 from fedkd_mpi.sections import Compression
 from fedkd_mpi.wire import Layer, Record, WireError
 
@@ -44,9 +44,8 @@ def _encode(tensor: Tensor, layer: Layer) -> Record:
 
 def _decode(record: Record, layer: Layer) -> Tensor:
     if record.encoding == RAW:
-        return read_floats(record, layer, layer.numel).reshape(layer.shape)
-    if record.encoding != SUBMATRIX:
-        raise WireError(f"layer {layer.name}: encoding {record.encoding} is unknown to codec submatrix")
+        return read_raw(record, layer)
+    require(record, layer, "submatrix", SUBMATRIX)
     rows, columns = layer.matrix_shape
     ends = np.cumsum([-(-rows // 8), -(-columns // 8)])
     if record.data.size < ends[1]:

@@ -10,13 +10,15 @@ from torch import Tensor
 
 from fedkd_mpi.codecs import RAW, Codec, State, Sum, floats, raw
 from fedkd_mpi.errors import RunFault
-from fedkd_mpi.factorization import Factors, exact_each, fast
+from fedkd_mpi.factorization import Factors, exact_each, fast, kept_energy
+from fedkd_mpi.layout import canonical
 from fedkd_mpi.sections import Compression
 from fedkd_mpi.staging import to_device
 from fedkd_mpi.wire import Layer, Record, WireError
 
 ENTRIES = 2**18  # numbers that messages may always collect before they are added up: below, calls take longer than work
 NUMBER = np.dtype("<f4")
+ROUNDING = 1e-7  # energy that the factors' rounding to float32 may take
 LOW_RANK = 1  # U diag(s) [P, K] then V [K, Q], float32
 
 Part = bytes | np.ndarray  # data of a record
@@ -37,7 +39,7 @@ class Svd(Codec):
 
         With compression.warm_start the sender's state keeps U diag(s) ("left.<layer>"); else nothing is remembered.
         """
-        return self._records(update, iter(self._factors(update, threshold, state)))
+        return self._records(update, iter(self._factors(update, threshold, state)), threshold)
 
     def encode_each(
         self,
@@ -55,7 +57,7 @@ class Svd(Codec):
                 pass  # one is not finite: whose, and which layer, is said below, when its turn comes
             else:
                 for update in updates:
-                    yield self._records(update, found)
+                    yield self._records(update, found, threshold)
                 return
         yield from super().encode_each(updates, threshold, states, rngs)
 
@@ -81,6 +83,8 @@ class Svd(Codec):
         rows, columns = layer.matrix_shape
         if record.encoding != RAW and not (record.encoding == LOW_RANK and layer.compressible):
             return WireError(f"layer {layer.name}: encoding {record.encoding} is unknown to codec svd")
+        if record.encoding == RAW and record.rank != -1:
+            return WireError(f"layer {layer.name}: rank {record.rank} in a raw record, which has none")
         if record.encoding == LOW_RANK and not 0 <= record.rank <= min(rows, columns):
             return WireError(f"layer {layer.name}: rank {record.rank} of a {rows} x {columns} matrix")
         count = 4 * (layer.numel if record.encoding == RAW else record.rank * (rows + columns))
@@ -90,9 +94,9 @@ class Svd(Codec):
         pairs = zip(update, self._shapes, strict=True)
         return [part if part.dim() == 2 else part.reshape(shape) for part, shape in pairs if shape]
 
-    def _records(self, update: Sequence[Tensor], found: Iterator[Factors]) -> list[Record]:
+    def _records(self, update: Sequence[Tensor], found: Iterator[Factors], threshold: float) -> list[Record]:
         pairs = zip(update, self._shapes, strict=True)
-        return [_record(part, next(found)) if shape else raw(part) for part, shape in pairs]
+        return [_record(part, next(found), threshold) if shape else raw(part) for part, shape in pairs]
 
     def _factors(self, update: Sequence[Tensor], threshold: float, state: State) -> list[Factors]:
         """The factors of the layers that are matrices; raises RunFault naming one that is not finite."""
@@ -121,10 +125,22 @@ class Svd(Codec):
         return 4 * layer.numel, 4 * (rows + columns), min(rows, columns) if layer.compressible else -1
 
 
-def _record(tensor: Tensor, factors: Factors) -> Record:
-    if factors.numbers.numel() >= tensor.numel():
+def _record(tensor: Tensor, factors: Factors, threshold: float) -> Record:
+    if factors.rank and factors.energy < threshold + ROUNDING and threshold < 1:
+        factors = _checked(tensor.reshape(factors.shape), factors, threshold)
+    if factors.numbers.numel() >= tensor.numel() or (threshold < 1 and not factors.energy >= threshold):
         return raw(tensor)
     return Record(LOW_RANK, factors.rank, floats(factors.numbers), factors.energy)
+
+
+def _checked(matrix: Tensor, factors: Factors, threshold: float) -> Factors:
+    """The factors with the energy that they keep as they travel, or those of one rank more where it is too little."""
+    for wanted in (threshold + ROUNDING, threshold + 10 * ROUNDING):
+        factors = factors._replace(energy=kept_energy(matrix, factors))
+        if factors.energy >= threshold or wanted >= 1:
+            break
+        factors = exact_each([matrix], wanted)[0]
+    return factors
 
 
 def fits(record: Record, sizes: tuple[int, int, int]) -> bool:
@@ -132,7 +148,7 @@ def fits(record: Record, sizes: tuple[int, int, int]) -> bool:
     encoding, rank, data, _ = record
     if encoding == LOW_RANK:
         return 0 <= rank <= sizes[2] and data.size == rank * sizes[1]
-    return encoding == RAW and data.size == sizes[0]
+    return encoding == RAW and rank == -1 and data.size == sizes[0]
 
 
 class FactoredSum(Sum):
@@ -195,7 +211,7 @@ class FactoredSum(Sum):
 
     def _add_raw(self, total: Tensor, tensors: Sequence[tuple[float, Part]]) -> None:
         weights, parts = zip(*tensors, strict=True)
-        self._add_product(total[None], torch.from_numpy(np.array([weights], np.float32)), parts)
+        self._add_product(total[None], canonical(torch.from_numpy(np.array([weights], np.float32))), parts)
 
     def _add_factors(self, total: Tensor, factors: Sequence[tuple[float, int, Part]]) -> None:
         (weights, ranks, parts), rows = zip(*factors, strict=True), len(total)

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd_mpi.codecs import RAW, Codec, State, raw, read_floats
+from fedkd_mpi.codecs import RAW, Codec, State, raw, read_raw, require
+from fedkd_mpi.layout import canonical
 from fedkd_mpi.sections import Compression
 from fedkd_mpi.wire import Layer, Record, WireError
 
@@ -29,23 +30,28 @@ class TopK(Codec):
         self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
     ) -> list[Record]:
         """Return the records; at least one entry of each tensor is sent."""
-        return [sparse(tensor, math.ceil(self.density * tensor.numel())) for tensor in update]
+        return [sparse(tensor, share(self.density, tensor.numel())) for tensor in update]
 
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
         """Return the tensors; raises WireError on places that are not rising or out of range."""
         return [read_sparse(record, layer).to(device) for record, layer in zip(records, self.layers, strict=True)]
 
 
+def share(density: float, count: int) -> int:
+    """Return how many of `count` entries a density stands for: at least one; 7 % of 100 are 7, not 8 by rounding."""
+    return min(max(math.ceil(density * count * (1 - 1e-12)), 1), count)
+
+
 def sparse(tensor: Tensor, count: int) -> Record:
     """Return the record of the `count` largest entries, or of the raw tensor where that is not larger."""
-    flat = tensor.detach().reshape(-1)
+    flat = canonical(tensor).reshape(-1)
     place = _place(flat.numel())
     if count * (place.itemsize + 4) >= 4 * flat.numel():
         return raw(tensor)
     places = flat.abs().topk(count).indices.sort().values
     values = flat[places].cpu().numpy().astype("<f4")
     data = places.cpu().numpy().astype(place).tobytes() + values.tobytes()
-    total = float(flat.square().sum(dtype=torch.float64))
+    total = float(flat.double().square().sum())
     kept = float(np.square(values, dtype=np.float64).sum())
     return Record(SPARSE, -1, np.frombuffer(data, np.uint8), kept / total if total else 1.0)
 
@@ -53,9 +59,8 @@ def sparse(tensor: Tensor, count: int) -> Record:
 def read_sparse(record: Record, layer: Layer) -> Tensor:
     """Return the tensor of a record of sparse(); raises WireError, naming the layer, if it does not fit."""
     if record.encoding == RAW:
-        return read_floats(record, layer, layer.numel).reshape(layer.shape)
-    if record.encoding != SPARSE:
-        raise WireError(f"layer {layer.name}: encoding {record.encoding} is unknown to codec topk")
+        return read_raw(record, layer)
+    require(record, layer, "topk", SPARSE)
     place = _place(layer.numel)
     count, rest = divmod(record.data.size, place.itemsize + 4)
     if rest or count > layer.numel:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedkd_mpi.codecs import symbols
-from fedkd_mpi.codecs.rate_distortion import dense
+from fedkd_mpi.codecs.rate_distortion import checked, dense
 from fedkd_mpi.scaling import checked_exponent, exponent_of, times_power_of_two
 from fedkd_mpi.wire import Layer, Record, WireError
 
@@ -29,8 +29,9 @@ def pool(tensors: Sequence[Tensor], threshold: float) -> list[Record] | None:
     if largest == 0:
         return None
     exponent = exponent_of(largest)
-    found = dense(times_power_of_two(flat, -exponent)[None], threshold)
-    if found is None or not found.energy > threshold:
+    scaled = times_power_of_two(flat, -exponent)[None]
+    found = checked(scaled, lambda aim: dense(scaled, aim), exponent, threshold)
+    if found is None:
         return None
     integers = found.matrices[0][0].to(torch.int16).cpu().numpy()
     ends = np.cumsum([tensor.numel() for tensor in tensors])[:-1]
@@ -43,7 +44,7 @@ def unpool(records: Sequence[Record], layers: Sequence[Layer]) -> list[Tensor]:
     """Return the vectors of pool(); raises WireError, naming the first layer, if the records are not theirs."""
     first, *rest = records
     try:
-        if any(record.encoding != POOLED for record in records) or any(record.data.size for record in rest):
+        if any(record[:2] != (POOLED, -1) for record in records) or any(record.data.size for record in rest):
             raise WireError("some vectors are pooled and others are not")
         if first.data.size < HEAD.size:
             raise WireError("the record ends inside its head")
