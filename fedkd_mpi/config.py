@@ -18,6 +18,7 @@ from fedkd_mpi.registry import nearest
 from fedkd_mpi.sections import (
     MANY,
     NAME,
+    PART,
     YEARS,
     Averaging,
     Checkpoint,
@@ -68,7 +69,7 @@ class Config(Section):
         True, description="a node's processes train its clients together, not each its own; on CPUs, states in memory"
     )
     on_nonfinite: Literal["abort", "skip"] = "abort"
-    task: str = "image_classification"
+    task: str = Field("image_classification", pattern=PART)
     data: Data
     partition: Partition = Partition()
     teacher: Network | None = Field(None, description="the same architecture for every client")
@@ -99,8 +100,7 @@ class Config(Section):
             raise ValueError(
                 "give one of teacher (all clients have the same) and teachers (a list, in turn); set the other to null"
             )
-        averages = self.method not in ("fedkd", "local", "centralized")
-        if averages and self.averaging.network == "teacher" and len(self.architectures) > 1:
+        if self.averages and self.averaging.network == "teacher" and len(self.architectures) > 1:
             raise ValueError(
                 f"method={self.method} with averaging.network=teacher averages teachers, which takes one architecture:"
                 " give teacher in place of teachers, or set averaging.network=student"
@@ -120,6 +120,11 @@ class Config(Section):
         if self.method == "scaffold" and (self.exchange != "delta" or self.server.optimizer != "sgd"):
             raise ValueError("method=scaffold needs exchange=delta and server.optimizer=sgd")
         return self
+
+    @property
+    def averages(self) -> bool:
+        """Whether the method trains and exchanges one network, with no teacher beside it."""
+        return self.method not in ("fedkd", "local", "centralized")
 
     @property
     def cohort(self) -> int:
@@ -195,7 +200,7 @@ def parse(tree: dict[str, Any]) -> Config:
         config = Config.model_validate(tree)
     except ValidationError as error:
         raise UserError(explain(error, _hint)) from None
-    from fedkd_mpi import datasets, models
+    from fedkd_mpi import datasets, models, pairs
 
     def fill(network: Network, key: str) -> Network:
         options = models.check(network.name, network.options(), key)
@@ -206,6 +211,7 @@ def parse(tree: dict[str, Any]) -> Config:
         filled["teachers"] = [fill(network, f"teachers.{index}") for index, network in enumerate(config.teachers)]
     data, own = config.data, datasets.check(config.data.name, config.data.options())
     filled["data"] = Data(name=data.name, root=data.root, augment=data.augment, **own)
+    pairs.check(config)
     return config.model_copy(update=filled)
 
 

@@ -12,6 +12,24 @@ from pathlib import Path
 
 from fedkd_mpi.errors import UserError
 
+TRIES = 1000
+
+
+def reserve(log: Path) -> Lock:
+    """Return the lock, taken, of the first of x.h5, x-2.h5, ... that is not there and that no other run begins.
+
+    Runs that are named by the second they begin in may begin in the same one.
+    """
+    for number in range(1, TRIES):
+        path = log if number == 1 else log.with_stem(f"{log.stem}-{number}")
+        lock = Lock(path)
+        with suppress(UserError):
+            lock.take()
+            if not (path.exists() or path.with_name(f"{path.name}.checkpoints").exists()):
+                return lock
+            lock.release()
+    return Lock(log)  # why it cannot be had is said where it is taken
+
 
 class Lock:
     """A lock on `<log>.lock`, held by rank 0 from `take` to the end of the block; the kernel frees it with the process.
@@ -27,6 +45,10 @@ class Lock:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give the lock back, if it is held."""
         if self._descriptor is not None:
             self._remove()
             os.close(self._descriptor)

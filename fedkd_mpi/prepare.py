@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedkd_mpi import codecs, cohort, datasets, methods, tasks
+from fedkd_mpi import capacity, codecs, cohort, datasets, methods, pairs, tasks
 from fedkd_mpi import partition as partitions
 from fedkd_mpi.batches import work
 from fedkd_mpi.client import Client
@@ -108,6 +108,7 @@ def load_data(config: Config, world: World, read: Callable[..., datasets.Dataset
             parts = (("train", dataset.train | dataset.tables), ("test", dataset.test))
             arrays = {f"{part}/{name}": array for part, group in parts for name, array in group.items()}
             meta = dataset.meta
+            pairs.require(config.task, config.data.name, {"train": dataset.train, "test": dataset.test}, meta)
         except UserError as problem:
             error = str(problem)
     if first := world.agree(error):
@@ -156,6 +157,7 @@ def prepare(config: Config, world: World, data: Data) -> Simulation:
     task = tasks.find(config.task)(data.meta, data.train)
     if config.data.augment and getattr(task, "augment", None) is None:
         raise UserError(f"data.augment: task={config.task} knows no augmentation; set data.augment=false")
+    capacity.require_networks(config, task)
     method = methods.build(config, task)
     families, hosts = place(config, data, world.world_size)
     own = np.flatnonzero(hosts == world.mpi_rank).tolist()
@@ -246,5 +248,6 @@ def set_threads(config: Config, node_size: int) -> int:
         threads = max(1, len(os.sched_getaffinity(0)) // node_size)
     else:
         threads = config.threads_per_rank
+        capacity.require_threads(threads)
     torch.set_num_threads(threads)
     return threads

@@ -8,6 +8,7 @@ python -m fedkd_mpi.run                                                    the s
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 from fedkd_mpi import config as configuration
 from fedkd_mpi import yaml_loader
 from fedkd_mpi.config import Config
-from fedkd_mpi.errors import RunFault, UserError
+from fedkd_mpi.errors import RunFault, UserError, shown
 from fedkd_mpi.mpi import leave
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ EX_TEMPFAIL = 75  # stopped early with a good checkpoint: requeue me
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        leave(2, f"{self.prog}: {message}; --help shows the usage")
+        leave(2, f"{self.prog}: {shown(message, 300)}; --help shows the usage")
 
     def print_help(self, file: object = None) -> None:
         leave(0, self.format_help())
@@ -73,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     chosen = arguments(argv)
     try:
+        check_names(chosen)
         if chosen.resume:
             config = configuration_of(chosen.resume, chosen.overrides)
         else:
@@ -85,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return dry_run(config)
     if chosen.resume:
         return run(config, chosen.resume, resumed=True)
-    return run(config, chosen.output or default_output(config), overwrite=chosen.overwrite)
+    return run(config, chosen.output, overwrite=chosen.overwrite)
 
 
 def configuration_of(path: Path, overrides: Sequence[str]) -> Config:
@@ -99,6 +101,21 @@ def configuration_of(path: Path, overrides: Sequence[str]) -> Config:
     return configuration.with_care(
         configuration.parse(yaml_loader.parse_mapping(attrs["config"], f"the configuration in {path}")), overrides
     )
+
+
+LONGEST = 255 - len(".checkpoints")  # bytes of a log's name: the system's limit, with the longest name beside it
+
+
+def check_names(chosen: argparse.Namespace) -> None:
+    """Raise UserError naming an argument that no log, and nothing beside it, can be named."""
+    for name in ("output", "resume"):
+        path = getattr(chosen, name)
+        if path is None:
+            continue
+        if not str(path).isprintable():
+            raise UserError(f"--{name} {shown(path)}: the name holds what is no printable text: choose another")
+        if len(os.fsencode(path.name)) > LONGEST or len(os.fsencode(path)) > 4000:
+            raise UserError(f"--{name} {shown(path)}: the name is too long: choose one of at most {LONGEST} bytes")
 
 
 def default_output(config: Config) -> Path:
@@ -121,9 +138,12 @@ def dry_run(config: Config) -> int:
     return 0
 
 
-def run(config: Config, output: Path, *, overwrite: bool = False, resumed: bool = False) -> int:
-    """Simulate and log, anew or going on with a log; returns the exit code. Collective."""
-    from fedkd_mpi.lock import Lock
+def run(config: Config, output: Path | None, *, overwrite: bool = False, resumed: bool = False) -> int:
+    """Simulate and log, anew or going on with a log; returns the exit code. Collective.
+
+    Without `output`, rank 0 finds a name that no other run has.
+    """
+    from fedkd_mpi.lock import Lock, reserve
     from fedkd_mpi.mpi import install_excepthook, launched, open_world
     from fedkd_mpi.stopping import StopRequests, slurm_end
 
@@ -133,8 +153,9 @@ def run(config: Config, output: Path, *, overwrite: bool = False, resumed: bool 
     except UserError as error:
         leave(2, f"fedkd_mpi: {error}")
     install_excepthook(world, partial(describe, world))
-    output = Path(world.agree(str(output)))  # rank 0's: the default is named by the second, which differs between ranks
-    with StopRequests(world, output, config.time_limit, end) as stop, Lock(output) as lock:
+    reserved = reserve(default_output(config)) if output is None and world.is_root else None
+    output = Path(world.agree(str(reserved.log if reserved else output)))
+    with StopRequests(world, output, config.time_limit, end) as stop, reserved or Lock(output) as lock:
         return play(config, world, stop, lock, output, overwrite=overwrite, resumed=resumed)
 
 

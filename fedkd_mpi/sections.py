@@ -18,6 +18,7 @@ BYTES = 2**62  # what sums of int64 can hold
 TINY, HUGE = 1e-30, 1e30  # factors: what single precision holds
 YEARS = 1e8  # seconds
 NAME = 200  # characters of a name: a file's has 255 bytes, with a date, a seed and suffixes behind it
+PART = r"^[\w.:-]{1,200}$"  # of this package, or package.module:Name
 
 STRICT = {"frozen": True, "strict": True, "allow_inf_nan": False}
 
@@ -30,7 +31,9 @@ class Data(BaseModel):
     """A data set; keys beyond these are its own and are checked by it."""
 
     model_config = ConfigDict(extra="allow", **STRICT)
-    name: str = Field(description="of a data set (docs/images.md, docs/tasks.md), or package.module:function")
+    name: str = Field(
+        pattern=PART, description="of a data set (docs/images.md, docs/tasks.md), or package.module:function"
+    )
     root: Annotated[Path | None, Field(strict=False)] = Field(
         None, description="folder of the data sets; default $FEDKD_DATA"
     )
@@ -64,7 +67,7 @@ class Network(BaseModel):
     """A teacher or a student; keys beyond these are the model's own and are checked by its family."""
 
     model_config = ConfigDict(extra="allow", **STRICT)
-    name: str = Field(description="mlp, cnn, resnet, bert or package.module:Class")
+    name: str = Field(pattern=PART, description="mlp, cnn, resnet, bert or package.module:Class")
     learning_rate: float = Field(ge=TINY, le=HUGE)
 
     def options(self) -> dict[str, Any]:
@@ -146,6 +149,7 @@ class Distillation(Section):
 class Compression(Section):
     codec: str = Field(
         "svd",
+        pattern=PART,
         description="svd, rdsvd, none, float16, quantize, topk, powersgd, fetchsgd, submatrix or package.module:Codec",
     )
     t_start: float = Field(0.95, gt=0, le=1, description="energy threshold of the first round")

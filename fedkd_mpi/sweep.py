@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -30,6 +31,7 @@ from fedkd_mpi import config as configuration
 from fedkd_mpi import yaml_loader
 from fedkd_mpi.commandline import Parser, count
 from fedkd_mpi.errors import UserError, shown
+from fedkd_mpi.lock import Lock
 from fedkd_mpi.options import explain
 from fedkd_mpi.registry import nearest
 from fedkd_mpi.sections import NAME, Section
@@ -38,6 +40,7 @@ from fedkd_mpi.units import seconds_text
 EX_TEMPFAIL = 75  # a run stopped early with a checkpoint: so does the sweep
 
 MOST = 10_000  # runs of a sweep
+PATIENCE = 1.0  # seconds between looks at a log that another sweep makes
 
 
 class Sweep(Section):
@@ -144,7 +147,7 @@ def _runs(sweep: Sweep) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def _item(start: Path, folder: Path, run: str, name: str, keys: dict[str, Any], seed: int) -> Item:
-    label = re.sub(r"[^A-Za-z0-9._-]+", "_", name.replace("=", ""))
+    label = re.sub(r"[^A-Za-z0-9._-]+", "_", name.replace("=", "")).strip("_")
     if "name" not in keys and len(label) > NAME:
         raise UserError(f"run {shown(name)}: its log is named so, which must be shorter than {NAME} characters")
     keys = {"name": label, **keys, "seed": seed}
@@ -186,7 +189,31 @@ def play(items: Sequence[Item], launch: Sequence[str], jobs: int) -> int:
 
 def _run(item: Item, launch: Sequence[str]) -> int:
     began = time.monotonic()
-    item.log.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(item):
+        if item.state() == "done":
+            print(f"{item.log}: done by another sweep", flush=True)
+            return 0
+        return _start(item, launch, began)
+
+
+@contextmanager
+def _alone(item: Item) -> Iterator[None]:
+    """Let one sweep at a time make a log: whoever comes second waits, and finds it done."""
+    with Lock(item.log.with_name(f"{item.log.name}.sweep")) as lock:
+        told = False
+        while True:
+            try:
+                lock.take()
+                break
+            except UserError:
+                if not told:
+                    print(f"{item.log}: waiting for another sweep", flush=True)
+                told = True
+                time.sleep(PATIENCE)
+        yield
+
+
+def _start(item: Item, launch: Sequence[str], began: float) -> int:
     done = subprocess.run(item.command(launch), capture_output=True, text=True, stdin=subprocess.DEVNULL)
     took = seconds_text(time.monotonic() - began)
     if done.returncode == 0:

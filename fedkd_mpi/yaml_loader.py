@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -226,7 +227,7 @@ def _text(node: yaml.ScalarNode) -> str:
         text = node.value.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
         raise ComposerError(None, None, "half of a surrogate pair is no text", node.start_mark) from None
-    odd = next((character for character in text if not character.isprintable() and character.isascii()), None)
+    odd = next((character for character in text if unicodedata.category(character) in ("Cc", "Zl", "Zp")), None)
     if odd is not None:
         raise ComposerError(None, None, f"text holds the control character {odd!r}", node.start_mark)
     return text

@@ -16,7 +16,7 @@ from sessions import SMALL, Job, rounds_in
 
 from fedkd_mpi import costlog
 from fedkd_mpi.errors import UserError
-from fedkd_mpi.lock import Lock
+from fedkd_mpi.lock import Lock, reserve
 from fedkd_mpi.run import main
 
 RUN = ("-m", "fedkd_mpi.run")
@@ -57,6 +57,21 @@ def test_two_fresh_runs_with_one_output_do_not_meet(tmp_path: Path) -> None:
 
 
 HOLDER = "import sys, time; from pathlib import Path; from fedkd_mpi.lock import Lock; Lock(Path(sys.argv[1])).take(); "
+
+
+def test_runs_that_begin_in_one_second_have_names_of_their_own(tmp_path: Path) -> None:
+    name = tmp_path / "new" / "digits-20261129-120000.h5"
+    program = [sys.executable, "-c", HOLDER + "print(flush=True); time.sleep(600)", str(name)]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, env=clean_environment()) as first:
+        first.stdout.readline()
+        name.with_stem(f"{name.stem}-2").touch()
+        name.with_name(f"{name.stem}-3.h5.checkpoints").mkdir()
+        with reserve(name) as lock:
+            assert lock.log.name == "digits-20261129-120000-4.h5"
+        first.kill()
+        first.wait()
+    with reserve(name) as lock:
+        assert lock.log == name
 
 
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:

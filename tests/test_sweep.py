@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,16 @@ from fedkd_mpi import sweep
 from fedkd_mpi.config import load, presets
 from fedkd_mpi.errors import UserError
 
+HOLDER = """
+import sys; from pathlib import Path; from fedkd_mpi.lock import Lock
+with Lock(Path(sys.argv[1])) as lock:
+    lock.take(); print(flush=True); sys.stdin.read()
+"""
+
 
 def spell(tmp_path: Path, **keys: object) -> Path:
     path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump({"config": "digits", "output": str(tmp_path / "logs"), **keys}))
+    path.write_text(yaml.safe_dump({"config": "digits", "output": str(tmp_path / "logs"), **keys}, sort_keys=False))
     return path
 
 
@@ -90,12 +98,65 @@ def test_an_unfinished_log_with_a_checkpoint_is_resumed(tmp_path):
         ({"seeds": []}, "seeds"),
         ({"runs": {"x": {"roundz": 3}}}, "run x: unknown key roundz; did you mean rounds"),
         ({"grid": {"rounds": 3}}, "grid.rounds"),
+        ({"seeds": [True]}, "seeds.0=True: must be a whole number"),
+        ({"seeds": [2**63]}, "seeds.0=9223372036854775808: must be less than"),
+        ({"set": {"seed": 3}}, "set: seed is given by seeds"),
+        ({"grid": {"seed": [1, 2]}}, "grid: seed is given by seeds"),
+        ({"set": {"student.hidden": [8], "student": {}}}, "set: student replaces student.hidden"),
+        ({"seeds": list(range(200)), "grid": {"rounds": list(range(1, 100))}}, "19800 runs are more than 10000"),
+        ({"runs": {"a" * 201: {}}}, "shorter than 200"),
     ],
 )
 def test_a_wrong_sweep_is_one_line_before_any_run(tmp_path, keys, word):
     with pytest.raises(UserError, match=word) as caught:
         sweep.read(spell(tmp_path, **keys))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"set": {"name": "study"}, "runs": {"slow": {}, "fast": {}}}, "the runs slow and fast have one log, "),
+        ({"runs": {"a": {"name": "b"}, "b": {}}}, "the runs a and b have one log, "),
+        ({"runs": {"run": {}, "Run": {}}}, "the runs run and Run have one log, "),
+        ({"runs": {"a b": {}, "a_b": {}}}, "the runs a b and a_b have one log, "),
+        ({"grid": {"student.hidden": [[1, 2], "1_2"]}}, "student.hidden"),
+        ({"seeds": [3, 5, 3]}, "the run run is there twice, with one log, "),
+        ({"grid": {"rounds": [2, 3, 2]}}, "the run run-rounds=2 is there twice"),
+        ({"grid": {"student.learning_rate": [1, 1.0]}}, "one run twice, as run-learning_rate=1 and as run-learning_r"),
+    ],
+)
+def test_runs_that_share_a_log_are_refused_before_the_first(tmp_path, keys, words, capsys):
+    assert sweep.main([str(spell(tmp_path, **keys)), "--list"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert words in err
+
+
+def test_lists_in_a_grid_make_names_of_files(tmp_path):
+    items = sweep.read(spell(tmp_path, grid={"student.hidden": [[64], [128, 64]]}))
+    assert [item.log.name for item in items] == ["run-hidden_64-s0.h5", "run-hidden_128_64-s0.h5"]
+
+
+def test_two_sweeps_at_once_make_every_log_once(tmp_path, monkeypatch, capsys):
+    path = spell(tmp_path, set={"rounds": 1})
+    (item,) = sweep.read(path)
+    item.log.parent.mkdir()
+    monkeypatch.setattr(sweep, "PATIENCE", 0.02)
+    holder = [sys.executable, "-c", HOLDER, f"{item.log}.sweep"]
+    with (
+        subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        other.stdout.readline()
+        second = pool.submit(sweep.main, [str(path)])
+        while "waiting for another sweep" not in (said := capsys.readouterr().out):
+            assert not second.done(), said
+        write_log(item, "completed")
+        other.stdin.close()
+        assert second.result() == 0
+    assert "done by another sweep" in capsys.readouterr().out
+    assert [file.name for file in item.log.parent.iterdir()] == [item.log.name]
 
 
 def test_a_log_of_another_configuration_is_never_replaced(tmp_path, capsys):

@@ -116,14 +116,17 @@ def build(compression: Compression, layers: Sequence[Layer], rounds: int = 1, co
 
     `rounds`, and the clients in each of them, share a budget for the whole run.
     """
-    from fedkd_mpi.codecs.byte_budget import ByteBudget, spread
+    from fedkd_mpi.codecs.byte_budget import ByteBudget, require_room, spread
     from fedkd_mpi.codecs.error_feedback import Ef21, ErrorFeedback
 
     codec = resolve(compression.codec, CODECS, "compression.codec")(compression, layers)
     if compression.byte_budget is not None:
+        require_room("byte_budget", compression.byte_budget, layers)
         codec = ByteBudget(codec, [compression.byte_budget])
     if compression.run_budget is not None:
-        codec = ByteBudget(codec, spread(compression.run_budget, rounds, cohort, compression.budget_growth or 1.0))
+        shape = rounds, cohort, compression.budget_growth or 1.0
+        require_room("run_budget", compression.run_budget, layers, *shape)
+        codec = ByteBudget(codec, spread(compression.run_budget, *shape))
     wrap = {"none": lambda inner: inner, "ef": ErrorFeedback, "ef21": Ef21}[compression.error_feedback]
     return wrap(codec)
 

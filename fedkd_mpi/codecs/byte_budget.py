@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fedkd_mpi.codecs import Codec, State, Sum
-from fedkd_mpi.errors import RunFault
-from fedkd_mpi.wire import HEADER_BYTES, RECORD_BYTES, Record
+from fedkd_mpi.errors import RunFault, UserError
+from fedkd_mpi.wire import HEADER_BYTES, RECORD_BYTES, Layer, Record
 
 FINEST, COARSEST = 1e-6, 0.999  # share of the energy that may be lost
 TRIALS = 10
@@ -25,6 +25,21 @@ def spread(total: int, rounds: int, cohort: int, growth: float) -> list[int]:
     """
     weights = np.linspace(1.0, growth, rounds)
     return [int(share) - HEADER_BYTES for share in total * weights / weights.sum() / (2 * cohort)]
+
+
+def require_room(
+    key: str, budget: int, layers: Sequence[Layer], rounds: int = 0, cohort: int = 1, growth: float = 1.0
+) -> None:
+    """Raise UserError with the least that would do where a message has no room for the heads of its records alone.
+
+    `budget` is that of a message or, with `rounds`, of the whole run.
+    """
+    least = RECORD_BYTES * len(layers)
+    if rounds:
+        weights = np.linspace(1.0, growth, rounds)
+        least = math.ceil((HEADER_BYTES + least + 1) * 2 * cohort * weights.sum() / weights.min())
+    if budget < least:
+        raise UserError(f"compression.{key}={budget} is less than headers alone need: give at least {least}")
 
 
 class ByteBudget(Codec):
