@@ -200,7 +200,7 @@ def parse(tree: dict[str, Any]) -> Config:
         config = Config.model_validate(tree)
     except ValidationError as error:
         raise UserError(explain(error, _hint)) from None
-    from fedkd_mpi import datasets, models, pairs
+    from fedkd_mpi import datasets, models
 
     def fill(network: Network, key: str) -> Network:
         options = models.check(network.name, network.options(), key)
@@ -211,7 +211,6 @@ def parse(tree: dict[str, Any]) -> Config:
         filled["teachers"] = [fill(network, f"teachers.{index}") for index, network in enumerate(config.teachers)]
     data, own = config.data, datasets.check(config.data.name, config.data.options())
     filled["data"] = Data(name=data.name, root=data.root, augment=data.augment, **own)
-    pairs.check(config)
     return config.model_copy(update=filled)
 
 

@@ -15,7 +15,7 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from fedkd_mpi import config as configuration
-from fedkd_mpi import yaml_loader
+from fedkd_mpi import pairs, yaml_loader
 from fedkd_mpi.commandline import Parser, count
 from fedkd_mpi.config import Config
 from fedkd_mpi.errors import UserError, shown
@@ -249,6 +249,8 @@ def write(chosen: Namespace) -> str:
     for run in runs:
         require_one_line("override", run[-1] if run else "")
     configs = [configuration.load(Path(chosen.config), run) for run in runs]
+    for config in configs:
+        pairs.check(config)
     config, resources = configs[0], fitting(configs, chosen.nodes, chosen.cpus_per_node, chosen.gpus_per_node)
     return script(
         chosen.config,

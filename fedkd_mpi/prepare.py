@@ -101,6 +101,7 @@ def load_data(config: Config, world: World, read: Callable[..., datasets.Dataset
 
     `read` takes the place of datasets.load. Collective. Raises the same UserError on every process.
     """
+    pairs.check(config)
     arrays = meta = error = None
     if world.is_node_leader:
         try:

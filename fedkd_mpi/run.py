@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from fedkd_mpi import config as configuration
-from fedkd_mpi import yaml_loader
+from fedkd_mpi import pairs, yaml_loader
 from fedkd_mpi.config import Config
 from fedkd_mpi.errors import RunFault, UserError, shown
 from fedkd_mpi.mpi import leave
@@ -79,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             config = configuration_of(chosen.resume, chosen.overrides)
         else:
             config = configuration.load(chosen.config, chosen.overrides)
+        pairs.check(config)
     except UserError as error:
         leave(2, f"fedkd_mpi: {error}")
     if chosen.print_config:

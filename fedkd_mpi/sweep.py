@@ -28,7 +28,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from fedkd_mpi import config as configuration
-from fedkd_mpi import yaml_loader
+from fedkd_mpi import pairs, yaml_loader
 from fedkd_mpi.commandline import Parser, count
 from fedkd_mpi.errors import UserError, shown
 from fedkd_mpi.lock import Lock
@@ -155,6 +155,7 @@ def _item(start: Path, folder: Path, run: str, name: str, keys: dict[str, Any], 
     overrides = tuple(f"{key}={json.dumps(value)}" for key, value in keys.items())
     try:
         config = configuration.load(start, overrides)
+        pairs.check(config)
     except UserError as error:
         raise UserError(f"run {shown(name)}: {error}") from None
     content = config.model_copy(update={"name": ""}).digest()

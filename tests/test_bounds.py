@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import product
+from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import pytest
@@ -185,14 +186,22 @@ def test_the_table_of_pairs_knows_all_there_is():
 def test_data_and_task_that_do_not_fit_are_refused_by_both_names(task: str, data: str):
     model = f"{{name: {pairs.TASKS[task].models[0]}, learning_rate: 0.1}}"
     settings = [f"task={task}", f"data.name={data}", f"teacher={model}", f"student={model}"]
+    config = load(overrides=settings)
     if data in pairs.TASKS[task].data:
-        load(overrides=settings)
+        pairs.check(config)
         return
     with pytest.raises(UserError, match=f"data.name={data} does not fit task={task}: that takes"):
-        load(overrides=settings)
+        pairs.check(config)
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])
-def test_a_model_that_does_not_fit_the_task_is_refused_by_both_names(role: str):
-    with pytest.raises(UserError, match=rf"{role}\.name=bert does not fit task=image_classification: that takes mlp"):
-        load(overrides=[role + "={name: bert, learning_rate: 0.1}"])
+@pytest.mark.parametrize("action", [[], ["--print-config"], ["--dry-run"]], ids=str)
+def test_a_model_that_does_not_fit_the_task_is_refused_by_both_names(command: Command, role: str, action: list[str]):
+    model = [f"{role}=null", role + "={name: bert, learning_rate: 0.1}", *action]
+    assert_refused(command(*model), f"{role}.name=bert does not fit task=image_classification: that takes mlp")
+
+
+def test_data_of_a_users_own_that_do_not_fit_the_task_are_refused_by_both_names(command: Command, tmp_path: Path):
+    result = command("data.name=worker_parts:unlabelled", "partition={kind: iid}", "--output", "own.h5")
+    assert_refused(result, "data.name=worker_parts:unlabelled does not fit task=image_classification: train lacks y")
+    assert not (tmp_path / "own.h5").exists()

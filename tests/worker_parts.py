@@ -1,14 +1,16 @@
-"""Parts that tests name by their dotted path: tasks that lack something, or misbehave for the client of one sample."""
+"""Parts that tests name by their dotted path: tasks that lack something or misbehave for a client, data that lack it."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor, nn
 
+from fedkd_mpi.datasets import Dataset
 from fedkd_mpi.models.output import Output
 from fedkd_mpi.mpi import launched
 from fedkd_mpi.tasks.image_classification import ImageClassification
@@ -66,3 +68,9 @@ class Forgetful(nn.Module):
     def forward(self, x: Tensor) -> Output:
         hidden = self.layers(x)
         return Output(self.head(hidden), (hidden,))
+
+
+def unlabelled(root: Path | None, seed: int) -> Dataset:
+    """Images without their classes."""
+    arrays = {"x": np.zeros((40, 1, 8, 8), np.uint8)}
+    return Dataset(arrays, arrays, {"classes": ["a", "b"], "scale": 1.0, "mean": [0.0], "std": [1.0]})
