@@ -1,4 +1,4 @@
-"""Parts that tests name by their dotted path: tasks that lack something or misbehave for a client, data that lack it."""
+"""Parts that tests name by their dotted path: tasks that lack something or misbehave for a client; unlabelled data."""
 
 from __future__ import annotations
 
