@@ -256,7 +256,7 @@ import sys
 for name in ("torch", "mpi4py", "h5py", "sklearn", "pandas"):
     sys.modules[name] = None  # importing it raises
 from fedkd_mpi.run import main
-main(sys.argv[1:])
+sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -274,6 +274,30 @@ main(sys.argv[1:])
 )
 def test_help_and_mistakes_need_neither_torch_nor_mpi(arguments: list[str], code: int, words: str, tmp_path: Path):
     done = run([sys.executable, "-c", LIGHT, *arguments], cwd=tmp_path)
+    said, silent = (done.stderr, done.stdout) if code else (done.stdout, done.stderr)
+    assert (done.returncode, silent) == (code, "")
+    assert words in said
+    assert len(said.splitlines()) == 1 or not code
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "words"),
+    [
+        ("job --help", 0, "usage: python -m fedkd_mpi.job"),
+        ("job digits.yaml --time 3h", 2, "--time '3h' must be"),
+        ("job digits.yaml rouds=3", 2, "did you mean rounds?"),
+        ("sweep --help", 0, "usage: python -m fedkd_mpi.sweep"),
+        ("sweep none.yaml", 2, "cannot read the sweep none.yaml: there is none"),
+        ("sweep table1/digits.yaml --list", 0, "fedkd-rdsvd-s2.h5"),
+        ("sweep table1/digits.yaml --jobs 0", 2, "argument --jobs: 0 is not a whole number from 1"),
+    ],
+)
+def test_scripts_and_sweeps_need_neither_torch_nor_mpi_to_be_checked(
+    command: str, code: int, words: str, tmp_path: Path
+):
+    module, *arguments = command.split()
+    done = run([sys.executable, "-c", LIGHT.replace("fedkd_mpi.run", f"fedkd_mpi.{module}"), *arguments], cwd=tmp_path)
     said, silent = (done.stderr, done.stdout) if code else (done.stdout, done.stderr)
     assert (done.returncode, silent) == (code, "")
     assert words in said
