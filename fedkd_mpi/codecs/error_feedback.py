@@ -55,7 +55,8 @@ class Ef21(Codec):
     """Both sides keep an estimate of the sender's update; the message corrects it (EF21, Richtarik et al. 2021).
 
     The estimate is state ("estimate.<layer>") of each sender, and of the receiver for the mean of all senders, which a
-    part of them moves by its share (EF21-PP, Fatkhullin et al. 2021). The weights must be equal, and a sender's update
+    part of them moves by its share (EF21-PP, Fatkhullin et al. 2021): who sits out counts with its last estimate. The
+    downlink's estimate is of that mean (EF21-BC, there). The weights must be equal, and a sender's update
     should change little from round to round; non-IID deltas of few local steps do not.
     """
 
