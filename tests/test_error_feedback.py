@@ -79,7 +79,7 @@ def largest(flat: np.ndarray, count: int) -> np.ndarray:
 class Plain:
     """Error feedback of both kinds over flat float64 vectors, with top-k on both legs, as the papers write it.
 
-    ef: Stich et al. 2018, the memory of who is absent stays as it is. ef21: Fatkhullin et al. 2021, EF21-PP and EF21-BC:
+    ef: Stich et al. 2018, the memory of who is absent stays as it is. ef21: Fatkhullin et al. 2021, EF21-PP and -BC:
     g_i stays where i is absent, and the model moves by what the master's Markov compressor makes of the mean of all.
     """
 
