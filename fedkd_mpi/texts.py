@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 PAD, UNKNOWN, START, END = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+TRAINED = "trained"  # stands for the fingerprint of tokens that were trained on the data at hand
 BLANK = 16  # tokens in a text that stands in for one that is not there
 CHARACTERS = 1000  # the most frequent ones get a token; a word with another one is unknown
 
@@ -45,14 +48,14 @@ class Tokens:
         tokenizer = _train(texts, self) if self.tokenizer is None else _load(Path(self.tokenizer), self.lowercase)
         tokenizer.no_padding()
         tokenizer.enable_truncation(self.length)
-        return Encoder(tokenizer, self.length)
+        return Encoder(tokenizer, self.length, TRAINED if self.tokenizer is None else _digest(tokenizer))
 
 
 class Encoder:
     """Texts to rows of token ids; `meta` is what a task needs to know of them."""
 
-    def __init__(self, tokenizer: Tokenizer, length: int):
-        self._tokenizer, self.length = tokenizer, length
+    def __init__(self, tokenizer: Tokenizer, length: int, name: str):
+        self._tokenizer, self.length, self._name = tokenizer, length, name
         pads = [tokenizer.token_to_id(name) for name in (PAD, "<pad>")]
         self.pad = next((pad for pad in pads if pad is not None), None)
         if self.pad is None:
@@ -60,8 +63,12 @@ class Encoder:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """The vocabulary's size, the longest text and the token that fills up short ones."""
-        return {"vocabulary": self._tokenizer.get_vocab_size(), "length": self.length, "pad": self.pad}
+        """The size of the vocabulary, the longest text, the token that fills up short ones, and whose tokens they are.
+
+        Ids go up to "vocabulary" - 1, of which some may be no token. "tokenizer" is a fingerprint, or TRAINED.
+        """
+        tokens = 1 + max(self._tokenizer.get_vocab().values())
+        return {"vocabulary": tokens, "length": self.length, "pad": self.pad, "tokenizer": self._name}
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """Return the library's encodings: ids, and for every token its word and its characters in the text."""
@@ -124,9 +131,25 @@ def _train(texts: Sequence[str], tokens: Tokens) -> Tokenizer:
     return tokenizer
 
 
+def expanded(path: Path) -> Path:
+    """Return a path with its ~ and its $VARIABLES replaced; a variable that is not set stays as it is."""
+    return Path(os.path.expandvars(path)).expanduser()
+
+
+def fingerprint(folder: Path) -> str:
+    """Return what tells the tokens of the tokenizer in a local folder from others; raises UserError."""
+    return _digest(_load(folder, lowercase=True))
+
+
+def _digest(tokenizer: Tokenizer) -> str:
+    tokens = sorted(tokenizer.get_vocab().items(), key=itemgetter(1))
+    return hashlib.sha256(repr(tokens).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
 def _load(folder: Path, lowercase: bool) -> Tokenizer:
     from tokenizers import BertWordPieceTokenizer, Tokenizer
 
+    folder = expanded(folder)
     whole, vocabulary = folder / "tokenizer.json", folder / "vocab.txt"
     try:
         if whole.is_file():
@@ -138,15 +161,27 @@ def _load(folder: Path, lowercase: bool) -> Tokenizer:
     raise UserError(f"data.tokenizer={folder} has neither tokenizer.json nor vocab.txt; nothing is downloaded")
 
 
-def blank_texts(train: int, test: int, vocabulary: int, length: int, classes: Sequence[str]) -> Dataset:
+def blank_texts(
+    train: int, test: int, vocabulary: int, length: int, classes: Sequence[str], tokenizer: str | None = None
+) -> Dataset:
     """Return these numbers of blank texts, the classes in turn; they take no memory."""
+    meta = blank_meta(vocabulary, length, tokenizer)
     parts = (
-        {"ids": blank_rows(count, length), "y": np.arange(count, dtype=np.int64) % len(classes)}
+        {"ids": blank_rows(count, length, meta["pad"]), "y": np.arange(count, dtype=np.int64) % len(classes)}
         for count in (train, test)
     )
-    return Dataset(*parts, {"classes": list(classes), "vocabulary": vocabulary, "length": length, "pad": 0})
+    return Dataset(*parts, {"classes": list(classes), **meta})
 
 
-def blank_rows(count: int, length: int) -> np.ndarray:
-    """Return int32 [count, length], rows of BLANK tokens, all the same, and then of padding (0)."""
-    return np.broadcast_to((np.arange(length) < BLANK).astype(np.int32), (count, length))
+def blank_meta(vocabulary: int, length: int, tokenizer: str | None) -> dict[str, Any]:
+    """Return the meta of blank texts: that of the tokenizer, where a folder is named; raises UserError."""
+    if tokenizer is None:
+        return {"vocabulary": vocabulary, "length": length, "pad": 0, "tokenizer": TRAINED}
+    return Tokens(tokenizer, vocabulary, length, lowercase=True).fit([]).meta
+
+
+def blank_rows(count: int, length: int, pad: int) -> np.ndarray:
+    """Return int32 [count, length], rows of BLANK tokens, all the same, and then of padding."""
+    row = np.full(length, pad, np.int32)
+    row[:BLANK] = int(pad == 0)
+    return np.broadcast_to(row, (count, length))

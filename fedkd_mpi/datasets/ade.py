@@ -62,9 +62,11 @@ def load(
     return Dataset(*parts, {"classes": CLASSES, "positive_weight": positive_weight, **encoder.meta})
 
 
-def stand_in(root: Path | None, seed: int, *, vocabulary: int, length: int, **_: object) -> Dataset:
+def stand_in(
+    root: Path | None, seed: int, *, tokenizer: str | None = None, vocabulary: int, length: int, **_: object
+) -> Dataset:
     """Return as many blank sentences as the corpus has, in two classes."""
-    return blank_texts(16_738, 4_158, vocabulary, length, CLASSES)
+    return blank_texts(16_738, 4_158, vocabulary, length, CLASSES, tokenizer)
 
 
 def tagged(root: Path | None) -> Tagged:

@@ -10,7 +10,7 @@ import numpy as np
 
 from fedkd_mpi.datasets import Dataset
 from fedkd_mpi.registry import resolve
-from fedkd_mpi.texts import Tokens, blank_rows
+from fedkd_mpi.texts import Tokens, blank_meta, blank_rows
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -77,17 +77,25 @@ def load(
 
 
 def stand_in(
-    root: Path | None, seed: int, *, corpora: Sequence[str], vocabulary: int, length: int, **_: object
+    root: Path | None,
+    seed: int,
+    *,
+    corpora: Sequence[str],
+    tokenizer: str | None = None,
+    vocabulary: int,
+    length: int,
+    **_: object,
 ) -> Dataset:
     """Return blank texts, 3,400 of each corpus to train on, without any entity; the types are drug and effect."""
 
     def part(count: int) -> dict[str, np.ndarray]:
         group = np.arange(count * len(corpora)) // count if len(corpora) > 1 else np.arange(count)
-        ids = blank_rows(len(group), length)
-        tokens = {"ids": ids, "tags": np.broadcast_to((ids[0] - 1).astype(np.int8), ids.shape)}  # 0 is O, -1 none
+        ids = blank_rows(len(group), length, meta["pad"])
+        tags = -(ids[0] == meta["pad"]).astype(np.int8)  # 0 is O, -1 none
+        tokens = {"ids": ids, "tags": np.broadcast_to(tags, ids.shape)}
         return {**tokens, "missed": np.zeros(len(group), np.int64), "group": group, "document": np.arange(len(group))}
 
-    meta = {"kinds": ["drug", "effect"], "corpora": list(corpora), "vocabulary": vocabulary, "length": length, "pad": 0}
+    meta = {"kinds": ["drug", "effect"], "corpora": list(corpora), **blank_meta(vocabulary, length, tokenizer)}
     return Dataset(part(3_400), part(850), meta)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from fedkd_mpi.datasets import Dataset, data_folder
 from fedkd_mpi.errors import UserError
-from fedkd_mpi.texts import Tokens, blank_rows, read_lines
+from fedkd_mpi.texts import Tokens, blank_meta, blank_rows, read_lines
 
 NEWS, BEHAVIORS = "news.tsv", "behaviors.tsv"
 NEWS_FIELDS, BEHAVIOR_FIELDS = 8, 5
@@ -64,7 +64,15 @@ load_small, load_large = partial(_load, "small"), partial(_load, "large")
 
 
 def _stand_in(
-    size: str, root: Path | None, seed: int, *, vocabulary: int, length: int, history: int, **_: object
+    size: str,
+    root: Path | None,
+    seed: int,
+    *,
+    tokenizer: str | None = None,
+    vocabulary: int,
+    length: int,
+    history: int,
+    **_: object,
 ) -> Dataset:
     """Return as many impressions as there are, of blank titles: five news shown to a user who has clicked three."""
     news, *counts = SIZES[size]
@@ -77,8 +85,8 @@ def _stand_in(
         arrays = {name: np.broadcast_to(row, (count, len(row))) for name, row in rows.items()}
         return arrays | {"group": np.arange(count) // 3}
 
-    titles = blank_rows(news + 1, length)
-    meta = {"vocabulary": vocabulary, "length": length, "pad": 0}
+    meta = blank_meta(vocabulary, length, tokenizer)
+    titles = blank_rows(news + 1, length, meta["pad"])
     return Dataset(part(counts[0]), part(counts[1]), meta, {"titles": titles})
 
 

@@ -54,9 +54,11 @@ def load(
     return Dataset(train, test, {"classes": CLASSES, "positive_weight": positive_weight, **encoder.meta})
 
 
-def stand_in(root: Path | None, seed: int, *, vocabulary: int, length: int, **_: object) -> Dataset:
+def stand_in(
+    root: Path | None, seed: int, *, tokenizer: str | None = None, vocabulary: int, length: int, **_: object
+) -> Dataset:
     """Return as many blank tweets as the task of 2019 had (25,672 and about 5,000), in two classes."""
-    return blank_texts(25_672, 5_000, vocabulary, length, CLASSES)
+    return blank_texts(25_672, 5_000, vocabulary, length, CLASSES, tokenizer)
 
 
 def tagged(root: Path | None) -> Tagged:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,9 +25,16 @@ class Texts(NamedTuple):
     """The input shape of a model that reads texts: token ids int64 [N, at most `length`], `pad` filling up short ones.
 
     `head` says what the logits are of: "text" [N, C], "token" [N, L, C] or "candidate" (news to rank: [N, candidates]).
+    `tokenizer` is the fingerprint of what made the ids (see texts.py), None where that is not known.
     """
 
     vocabulary: int
     length: int
     pad: int
     head: str
+    tokenizer: str | None = None
+
+    @classmethod
+    def of(cls, meta: Mapping[str, Any], head: str) -> Texts:
+        """Return the shape that a data set's meta tells."""
+        return cls(meta["vocabulary"], meta["length"], meta["pad"], head, meta.get("tokenizer"))

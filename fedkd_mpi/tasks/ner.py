@@ -29,7 +29,7 @@ class NamedEntityRecognition:
     sums = 3  # entities: found rightly, predicted, there are
 
     def __init__(self, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]):
-        self.input_shape = Texts(meta["vocabulary"], meta["length"], meta["pad"], "token")
+        self.input_shape = Texts.of(meta, "token")
         self.num_classes = 1 + 2 * len(meta["kinds"])
 
     def labels(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -28,7 +28,7 @@ class NewsRecommendation:
     num_classes = 0  # there are none to count
 
     def __init__(self, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]):
-        self.input_shape = Texts(meta["vocabulary"], meta["length"], meta["pad"], "candidate")
+        self.input_shape = Texts.of(meta, "candidate")
         self._titles = arrays["titles"]
 
     def labels(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:

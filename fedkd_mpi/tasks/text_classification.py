@@ -28,7 +28,7 @@ class TextClassification:
     sums = 5  # positives: found rightly, predicted, there are; correct, seen
 
     def __init__(self, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]):
-        self.input_shape = Texts(meta["vocabulary"], meta["length"], meta["pad"], "text")
+        self.input_shape = Texts.of(meta, "text")
         self.num_classes = len(meta["classes"])
         weight = meta.get("positive_weight", 1.0)
         self._weights = None if weight == 1 else torch.tensor([1.0, weight])
