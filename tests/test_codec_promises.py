@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 import torch
 from codec_tools import encode, make, through
+from command import Command
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from matrices import energy, random, with_spectrum
 
 from fedkd_mpi.codecs import CODECS, Codec
+from fedkd_mpi.errors import RunFault
 from fedkd_mpi.layout import canonical
+from fedkd_mpi.server import Server
 from fedkd_mpi.wire import Record, WireError, pack
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -265,6 +268,31 @@ def read_or_refused(codec: Codec, records: list[Record], sums: bool) -> list[tor
         return [tensor.shape for tensor in (added(codec, records) if sums else codec.decode(records, "cpu"))]
     except WireError as error:
         return "layer" if "layer" in str(error) else str(error)
+
+
+@pytest.mark.parametrize("leg", LEGS, ids=" ".join)
+def test_a_record_much_longer_than_its_layer_is_refused_before_it_is_unpacked(leg: tuple[str, str]):
+    tensors = update(1, FUZZED)
+    codec = codec_of(*leg, tensors)
+    records = encode(codec, *tensors, threshold=0.8)
+    for i, record in enumerate(records):
+        data = np.zeros(record.data.size + 64 * MIB, np.uint8)
+        data[: record.data.size] = record.data
+        with little_memory(), pytest.raises(WireError, match="layer"):
+            codec.decode([*records[:i], record._replace(data=data), *records[i + 1 :]], "cpu")
+
+
+def test_a_servers_message_that_does_not_fit_ends_the_run_as_a_fault(monkeypatch: pytest.MonkeyPatch, command: Command):
+    right = Server.encode
+
+    def wrong(server: Server, *given: Any) -> list[Record]:
+        first, *rest = right(server, *given)
+        return [first._replace(rank=2**31 - 1), *rest]
+
+    monkeypatch.setattr(Server, "encode", wrong)
+    with pytest.raises(RunFault, match=r"downlink message: layer .*: rank 2147483647") as caught:
+        command("compression.codec=none", "rounds=1")
+    assert caught.value.round == 0
 
 
 @pytest.mark.parametrize("leg", LEGS, ids=" ".join)

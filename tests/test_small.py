@@ -72,7 +72,7 @@ def test_small_matrices_have_the_smallest_rank_whatever_their_spectrum(
     assert factors.rank in smallest_ranks(matrix, threshold, tie=1e-7)
     assert energy(matrix, factors.left.double() @ factors.right.double()) > threshold - 1e-6
     if threshold < 0.9999:  # else there may be directions without energy
-        assert torch.dist(factors.right @ factors.right.T, torch.eye(factors.rank)) < 1e-3
+        assert torch.dist(factors.right @ factors.right.T, torch.eye(factors.rank)) < 3e-3
 
 
 @settings(max_examples=200, deadline=None)

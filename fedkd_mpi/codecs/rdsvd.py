@@ -201,8 +201,8 @@ def _read_quantized(record: Record, layer: Layer, device: str) -> Tensor:
         return torch.zeros(layer.shape, device=device)
     if not layer.compressible:
         raise WireError("a matrix's encoding of a tensor that is none")
-    if record.data.size < HEAD.size:
-        raise WireError("the record ends inside its head")
+    if not HEAD.size <= record.data.size < 4 * layer.numel:  # more is never sent: raw is not larger
+        raise WireError(f"{record.data.size} bytes, where at least {HEAD.size} and less than {4 * layer.numel} belong")
     flags, exponent, step = HEAD.unpack(record.data[: HEAD.size].tobytes())
     unfolding, body = flags & ~MASKED, record.data[HEAD.size :]
     if unfolding not in unfoldings(layer.shape):

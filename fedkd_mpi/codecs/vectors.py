@@ -46,8 +46,9 @@ def unpool(records: Sequence[Record], layers: Sequence[Layer]) -> list[Tensor]:
     try:
         if any(record[:2] != (POOLED, -1) for record in records) or any(record.data.size for record in rest):
             raise WireError("some vectors are pooled and others are not")
-        if first.data.size < HEAD.size:
-            raise WireError("the record ends inside its head")
+        most = 4 * sum(layer.numel for layer in layers)
+        if not HEAD.size <= first.data.size < most:  # more is never sent: raw is not larger
+            raise WireError(f"{first.data.size} bytes, where at least {HEAD.size} and less than {most} belong")
         exponent, step = HEAD.unpack(first.data[: HEAD.size].tobytes())
         if not (math.isfinite(step) and step > 0):
             raise WireError(f"impossible step {step}")
