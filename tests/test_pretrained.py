@@ -104,9 +104,10 @@ def test_dropout_is_set_everywhere_but_never_in_maps_and_padding_plays_no_part(f
     network = {layer.name for layer in Network(build(folder), "cpu").layers}
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad == (name in network), name
-        frozen = "embed" in name or "relative_attention_bias" in name
+        frozen = "embed" in name or "relative_attention_bias" in name or "inv_freq" in name
         assert parameter.requires_grad != frozen, name
         assert frozen or parameter.grad is not None, f"{name} would travel for nothing"
+    assert not [name for name, tensor in model.named_buffers() if tensor.is_floating_point()]
     model.eval()
     with torch.no_grad():
         whole = model(ids)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.models.families import OFFSET, why_not
@@ -73,10 +74,19 @@ def without_pooler(encoder: PreTrainedModel) -> PreTrainedModel:
 
 
 def freeze_embeddings(encoder: PreTrainedModel) -> None:
-    """Freeze the tables of words, places and distances, and what maps them to the width of the first layer."""
+    """Freeze the tables of words, places and distances, and what maps them to the width of the first layer.
+
+    Constants that follow from the configuration (ModernBERT's frequencies) are frozen too: left buffers, they would be
+    exchanged as the statistics of a BatchNorm are.
+    """
     for name, parameter in encoder.named_parameters():
         if "embed" in name or "relative_attention_bias" in name:
             parameter.requires_grad_(False)
+    for module in encoder.modules():
+        for name, constant in list(module.named_buffers(recurse=False)):
+            if constant.is_floating_point():
+                delattr(module, name)
+                module.register_parameter(name, nn.Parameter(constant, requires_grad=False))
 
 
 def _settings(path: Path, layers: int | None, dropout: float) -> PretrainedConfig:
