@@ -13,8 +13,11 @@ extras = {
     "ct": ["pydicom>=3", "scikit-image>=0.22"],
     "report": ["pandas>=2", "matplotlib>=3.8"],
     "test": ["pytest>=8", "pytest-mpi>=0.6", "hypothesis>=6", "ruff>=0.6", "psutil>=5"],
+    "dev": ["mypy>=1.16", "types-PyYAML", "ruff>=0.6", "codespell>=2.3", "import-linter>=2", "build>=1.2"],
 }
-extras["all"] = sorted({package for extra, packages in extras.items() if extra != "mpich" for package in packages})
+extras["all"] = sorted(
+    {package for extra, packages in extras.items() if extra not in ("mpich", "dev") for package in packages}
+)
 
 setup(
     name="fedkd-mpi",
@@ -27,7 +30,10 @@ setup(
     # configs/ is at the top of the repository for its readers and inside the package for its users.
     packages=[*find_packages(include=["fedkd_mpi", "fedkd_mpi.*"]), "fedkd_mpi.configs"],
     package_dir={"fedkd_mpi.configs": "configs"},
-    package_data={"fedkd_mpi.configs": ["*.yaml", "table1/*.yaml", "benchmarks/*.yaml", "paper/*.yaml"]},
+    package_data={
+        "fedkd_mpi": ["py.typed"],
+        "fedkd_mpi.configs": ["*.yaml", "table1/*.yaml", "benchmarks/*.yaml", "paper/*.yaml"],
+    },
     install_requires=[
         "mpi4py>=4",
         "torch>=2.4",

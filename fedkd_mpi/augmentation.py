@@ -20,11 +20,11 @@ def random_crop_and_flip(x: Tensor, rng: np.random.Generator) -> Tensor:
     count, _, height, width = x.shape
     up, side = height // PADDING_SHARE, width // PADDING_SHARE
     top, left = rng.integers(0, 2 * up + 1, count), rng.integers(0, 2 * side + 1, count)
-    columns = np.arange(width) + np.zeros((count, 1), np.int64)
+    across = np.arange(width) + np.zeros((count, 1), np.int64)
     mirrored = rng.random(count) < 0.5
-    columns[mirrored] = columns[mirrored, ::-1]
+    across[mirrored] = across[mirrored, ::-1]
     rows = torch.from_numpy(top[:, None] + np.arange(height)).to(x.device)
-    columns = torch.from_numpy(left[:, None] + columns).to(x.device)
+    columns = torch.from_numpy(left[:, None] + across).to(x.device)
     padded = functional.pad(x, (side, side, up, up)).permute(0, 2, 3, 1)
     images = torch.arange(count, device=x.device)[:, None, None]
     return padded[images, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -36,12 +37,16 @@ class Batches:
         """Return the samples of a step."""
         index = self.plan[step].to(self._device)
         batch = {name: tensor.index_select(0, index) for name, tensor in self._examples.items()}
-        return batch if self._chance is None else self._task.augment(batch, self._chance)
+        return batch if self._chance is None else cast("_Augmenting", self._task).augment(batch, self._chance)
+
+
+class _Augmenting(Protocol):
+    def augment(self, batch: Examples, rng: np.random.Generator) -> Examples: ...
 
 
 def work(count: int, local: Local) -> int:
     """Return how many samples one local training over `count` samples goes through, short batches apart."""
-    return count * local.epochs if local.epochs else local.steps * min(local.batch_size, count)
+    return count * local.epochs if local.epochs else (local.steps or 0) * min(local.batch_size, count)
 
 
 def batches(count: int, local: Local, order: np.random.Generator) -> Iterator[Tensor]:
@@ -50,7 +55,7 @@ def batches(count: int, local: Local, order: np.random.Generator) -> Iterator[Te
     A last batch of a single sample is left out (BatchNorm cannot train on it), unless the client has no other.
     """
     steps = 0
-    epochs = local.epochs or local.steps  # a pass has at least one step
+    epochs = local.epochs or local.steps or 0  # a pass has at least one step
     for _ in range(epochs):
         permutation = torch.from_numpy(order.permutation(count))
         for index in permutation.split(local.batch_size):

@@ -25,7 +25,8 @@ def families(work: Sequence[int], kinds: Sequence[int], size: int) -> np.ndarray
     A family's members in a cohort are trained at once, whatever the number of processes.
     """
     order = sorted(range(len(work)), key=lambda client: (kinds[client], -work[client], client))
-    found, sizes = np.zeros(len(work), np.int64), []
+    found = np.zeros(len(work), np.int64)
+    sizes: list[int] = []
     last = None
     for client in order:
         if not sizes or sizes[-1] == size or kinds[client] != last:

@@ -62,7 +62,10 @@ def fedkd_loss(
     """
     zero = torch.zeros_like(supervised_teacher)
     to_teacher, to_student = (distance(student, teacher), distance(teacher, student)) if logits else (zero, zero)
-    features = hidden_map(teacher.hidden, student.hidden, teacher.mask) if hidden else zero
+    features = zero
+    if hidden:
+        assert hidden_map is not None
+        features = hidden_map(teacher.hidden, student.hidden, teacher.mask)
     if attention and (teacher.attention or student.attention):
         features = features + attention_error(teacher.attention, student.attention, teacher.mask)
     supervised = supervised_teacher + supervised_student

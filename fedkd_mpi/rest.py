@@ -63,9 +63,9 @@ class Rest:
             raise RunFault(str(error), client=client.id) from error
         box = self._boxes.setdefault(client.id, len(self._boxes))
         self._shelf.fill(box, {name: tensor.numpy(force=True) for name, tensor in client.tensors.items()})
-        client.lay(partial(self._read, box))
+        client.lay(partial(self._read, self._shelf, box))
 
-    def _read(self, box: int) -> dict[str, Tensor]:
+    def _read(self, shelf: DiskShelf, box: int) -> dict[str, Tensor]:
         import torch
 
-        return {name: torch.from_numpy(array).to(self.device) for name, array in self._shelf.read(box).items()}
+        return {name: torch.from_numpy(array).to(self.device) for name, array in shelf.read(box).items()}

@@ -46,7 +46,7 @@ def eigenvectors(symmetric: Tensor) -> tuple[Tensor, np.ndarray]:
     """Eigenvectors and eigenvalues (float64, on the CPU: its small sums are cheapest), both falling; also of stacks."""
     try:
         values, vectors = torch.linalg.eigh(symmetric)
-    except torch.linalg.LinAlgError:  # CUDA's may give up on repeated eigenvalues; LAPACK's does not
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # CUDA's may give up on repeated eigenvalues; LAPACK's does not
         values, vectors = torch.linalg.eigh(symmetric.double().cpu())
         vectors = vectors.to(symmetric)
     return vectors.flip(-1), np.maximum(values.cpu().numpy()[..., ::-1].astype(np.float64), 0)

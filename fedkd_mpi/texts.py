@@ -166,11 +166,11 @@ def blank_texts(
 ) -> Dataset:
     """Return these numbers of blank texts, the classes in turn; they take no memory."""
     meta = blank_meta(vocabulary, length, tokenizer)
-    parts = (
+    train_part, test_part = (
         {"ids": blank_rows(count, length, meta["pad"]), "y": np.arange(count, dtype=np.int64) % len(classes)}
         for count in (train, test)
     )
-    return Dataset(*parts, {"classes": list(classes), **meta})
+    return Dataset(train_part, test_part, {"classes": list(classes), **meta})
 
 
 def blank_meta(vocabulary: int, length: int, tokenizer: str | None) -> dict[str, Any]:

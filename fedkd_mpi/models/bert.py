@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,14 +66,15 @@ class Bert(nn.Module):
         else:
             self.encoder = load_encoder(Path(path), layers, input_shape, dropout)
         freeze_embeddings(self.encoder)
-        settings = self.encoder.config
-        self.hidden_sizes = (settings.hidden_size,) * settings.num_hidden_layers
+        width, depth = self.encoder.config.hidden_size, self.encoder.config.num_hidden_layers
+        self.hidden_sizes = (width,) * depth
         self.pad = input_shape.pad
+        self.head: nn.Module
         if input_shape.head == "candidate":
-            self.head = NewsHead(settings.hidden_size, dropout)
+            self.head = NewsHead(width, dropout)
         else:
             head = TokenHead if input_shape.head == "token" else TextHead
-            self.head = head(settings.hidden_size, num_classes, dropout)
+            self.head = head(width, num_classes, dropout)
 
     def forward(self, ids: Tensor, *places: Tensor) -> Output:
         features = read(self.encoder, ids, self.pad)
@@ -86,10 +88,11 @@ def read(encoder: PreTrainedModel, ids: Tensor, pad: int) -> Output:
     time as words do; hidden states and maps of padding are zero or follow from padding alone.
     """
     mask = ids != pad
+    places = torch.arange(1, ids.shape[1] + 1, device=ids.device)
     hidden, attention = [], []
     order = mask.sum(1).argsort(stable=True)
     for rows in order.split(GROUP if encoder.training else 4 * GROUP):
-        longest = int(mask[rows].any(0).nonzero().max()) + 1 if mask[rows].any() else 1
+        longest = int((mask[rows].any(0) * places).max().clamp_min(1))
         real = mask[rows, :longest]
         short = ids.shape[1] - real.shape[1]
         found = encoder(
@@ -101,8 +104,10 @@ def read(encoder: PreTrainedModel, ids: Tensor, pad: int) -> Output:
         hidden.append([functional.pad(layer, (0, 0, 0, short)) for layer in found.hidden_states[1:]])
         attention.append([functional.pad(layer, (0, short, 0, short)) for layer in found.attentions or ()])
     back = order.argsort()
-    joined = (tuple(torch.cat(layer)[back] for layer in zip(*parts, strict=True)) for parts in (hidden, attention))
-    return Output(ids.new_empty(0), *joined, mask)
+    states, maps = (
+        tuple(torch.cat(layer)[back] for layer in zip(*parts, strict=True)) for parts in (hidden, attention)
+    )
+    return Output(ids.new_empty(0), states, maps, mask)
 
 
 def new_encoder(settings: BertConfig) -> PreTrainedModel:
@@ -110,8 +115,8 @@ def new_encoder(settings: BertConfig) -> PreTrainedModel:
 
     They are never trained: what is added to a word's must be small, or it is noise that no training takes away.
     """
-    encoder = without_pooler(AutoModel.from_config(settings, attn_implementation="eager"))
-    tables = encoder.embeddings
+    encoder: PreTrainedModel = without_pooler(AutoModel.from_config(settings, attn_implementation="eager"))
+    tables: Any = encoder.embeddings
     with torch_scope(0, "embeddings"):
         nn.init.normal_(tables.word_embeddings.weight, std=settings.initializer_range)
         nn.init.normal_(tables.position_embeddings.weight, std=POSITIONS * settings.initializer_range)

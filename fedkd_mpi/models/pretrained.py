@@ -62,14 +62,15 @@ def load_encoder(path: Path, layers: int | None, shape: Texts, dropout: float) -
     except ERRORS as error:
         raise UserError(f"path={path} cannot be loaded: {_line(error)}") from None
     if settings.model_type == "mobilebert":  # whose first layer sees a word's neighbours, and so the padding
-        encoder.embeddings.word_embeddings.weight.data[shape.pad] = 0
+        table: Any = encoder.get_input_embeddings()
+        table.weight.data[shape.pad] = 0
     return encoder.train()
 
 
 def without_pooler(encoder: PreTrainedModel) -> PreTrainedModel:
     """Return the encoder without the layer on top that no head here uses and that would travel for nothing."""
     if getattr(encoder, "pooler", None) is not None:
-        encoder.pooler = None
+        encoder.register_module("pooler", None)
     return encoder
 
 

@@ -32,8 +32,8 @@ class REDCNN(nn.Module):
         self.hidden_sizes = (width,) * depth
         self.encoder = nn.ModuleList(nn.Conv2d(into, out, kernel_size) for into, out in pairwise(widths))
         self.decoder = nn.ModuleList(nn.ConvTranspose2d(out, into, kernel_size) for into, out in pairwise(widths))
-        nn.init.zeros_(self.decoder[0].weight)
-        nn.init.zeros_(self.decoder[0].bias)
+        for parameter in self.decoder[0].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Output:
         layers, features = [x], []

@@ -54,6 +54,7 @@ class _Block(nn.Module):
         self.norm1 = make_norm(norm, out)
         self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
         self.norm2 = make_norm(norm, out)
+        self.shortcut: nn.Module
         if not halve:
             self.shortcut = nn.Identity()
         elif project:
