@@ -189,6 +189,19 @@ def test_numbers_at_the_ends_of_float32_stay_finite(options: dict[str, Any], sca
             assert record.energy == pytest.approx(energy(tensor, back), abs=1e-6)
 
 
+@pytest.mark.parametrize("threshold", [1e-300, 1 - 1e-16, 1.0])
+@pytest.mark.parametrize("name", ["svd", "svd warm", "rdsvd", "rdsvd ef", "rdsvd model"])
+def test_thresholds_at_their_ends_keep_what_they_say(name: str, threshold: float):
+    shapes = [(), (5,), (1, 70), (70, 1), (40, 50), (3, 2, 1, 1), (4, 5, 3, 3), (200, 9)]
+    for tensors in (update(0, shapes), [torch.full(s, -3.0) for s in shapes], [torch.zeros(s) for s in shapes]):
+        codec = make(**OPTIONS[name], tensors=tensors)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            _, decoded = through(codec, *tensors, threshold=threshold)
+        kept = [energy(tensor, back) for tensor, back in zip(tensors, decoded, strict=True)]
+        assert min(kept) >= (0 if name in ("rdsvd ef", "rdsvd model") else min(threshold, 1 - 1e-12))
+
+
 # -- messages from outside ------------------------------------------------------------------------------------------
 
 LEGS = [(name, leg) for name in OPTIONS for leg in ("up", "down") if leg == "up" or name.startswith("fetchsgd")]

@@ -21,6 +21,7 @@ from fedkd_mpi.wire import Layer, Record, WireError
 HALF, HALF_FACTORS, BYTE_FACTORS = 8, 9, 10
 NARROW = (HALF, HALF_FACTORS, BYTE_FACTORS)
 EXPONENT = np.dtype("<i2")
+TINY = 2.0**-126  # in place of zero, where a direction is asked for that holds nothing
 
 
 def narrow(encoding: int, scaled: Tensor, exponent: int, threshold: float = 0.0) -> Record:
@@ -40,7 +41,7 @@ def narrow(encoding: int, scaled: Tensor, exponent: int, threshold: float = 0.0)
             parts = [left.cpu().numpy().astype("<f2"), right.cpu().numpy().astype("<f2")]
             back = left.float() @ right.float()
         else:
-            tops = left.abs().amax(0), right.abs().amax(1)
+            tops = [side.clamp_min(TINY) for side in (left.abs().amax(0), right.abs().amax(1))]
             scale = (tops[0] * tops[1] / 127**2).float()
             left, right = (left / tops[0] * 127).round(), (right / tops[1][:, None] * 127).round()
             parts = [
