@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedkd_mpi import capacity, codecs, cohort, datasets, methods, pairs, tasks
+from fedkd_mpi import capacity, codecs, cohort, datasets, methods, module_tensors, pairs, tasks
 from fedkd_mpi import partition as partitions
 from fedkd_mpi.batches import work
 from fedkd_mpi.client import Client
@@ -21,7 +21,8 @@ from fedkd_mpi.rest import Rest
 from fedkd_mpi.server import Server
 from fedkd_mpi.streams import generator, torch_scope
 from fedkd_mpi.tasks import Task
-from fedkd_mpi.workbench import EVALUATION_BATCH, Arrays, Workbench, initial_student
+from fedkd_mpi.wire import RECORD_BYTES
+from fedkd_mpi.workbench import EVALUATION_BATCH, Arrays, Workbench, initial_student, under_key
 from fedkd_mpi.world import World
 
 if TYPE_CHECKING:
@@ -166,7 +167,15 @@ def prepare(config: Config, world: World, data: Data) -> Simulation:
     student = codec = server = workbench = None
     if method.exchanges:
         student = initial_student(config, method, device)
-        codec = codecs.build(config.compression, student.exchanged_layers, config.rounds, config.cohort)
+        if not student.parameter_layers:
+            raise UserError(f"{method.role}: none of its parameters is trained, so nothing would be exchanged")
+        codec = codecs.build(
+            config.compression,
+            student.parameter_layers,
+            config.rounds,
+            config.cohort,
+            reserved=sum(RECORD_BYTES + 4 * layer.numel for layer in student.exchanged_buffers),
+        )
         if world.is_root:
             server = Server(config.server, student, codec, device, config.seed, config.num_clients)
     if clients:
@@ -214,9 +223,8 @@ def count_numbers(config: Config, task: Task) -> list[int]:
     for architecture in range(len(config.architectures)):
         with torch_scope(config.seed, "teacher shapes"), torch.device("meta"):
             teacher = methods.make_teacher(config, task, architecture)
-        tensors = [tensor for tensor in teacher.parameters() if tensor.requires_grad]
-        tensors += [tensor for tensor in teacher.buffers() if tensor.is_floating_point()]
-        counts.append(sum(tensor.numel() for tensor in tensors))
+        with under_key(f"teachers.{architecture}" if config.teachers else "teacher"):
+            counts.append(module_tensors.count_numbers(teacher))
     return config.by_client(counts)
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from fedkd_mpi import wire
-from fedkd_mpi.codecs import Codec
+from fedkd_mpi.codecs import Codec, buffers
+from fedkd_mpi.codecs.buffers import BufferMean
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.network import Network
 from fedkd_mpi.sections import Server as Settings
@@ -35,14 +36,15 @@ class Server:
         Updates are added in the order given (by client), so that the bits do not depend on who arrives first; w_i is
         uniform as in the paper, or in proportion to the training samples. Raises RunFault naming the client.
         """
-        total = self.codec.sum(self.device)
-        weights = senders = 0
+        total, statistics = self.codec.sum(self.device), BufferMean(self.student.exchanged_buffers, self.device)
+        weights, senders, count = 0, 0, len(self.student.parameter_layers)
         for header, records in messages:
             if header.kind == wire.SKIPPED:
                 continue
             weight = header.samples if self.settings.weighting == "samples" else 1
             try:
-                total.add(records, weight)
+                total.add(records[:count], weight)
+                statistics.add(records[count:], weight)
             except wire.WireError as error:
                 raise RunFault(f"uplink message: {error}", round=round_index, client=header.sender) from None
             weights += weight
@@ -52,7 +54,7 @@ class Server:
         mean = [part.div_(weights) for part in total.take()]
         mean = self.codec.receive(mean, self.uplink_state, senders / self.num_clients)
         flat = torch.zeros_like(self.student.state)
-        for view, tensor in zip(self.student.exchanged(flat), mean, strict=True):
+        for view, tensor in zip(self.student.exchanged(flat), mean + statistics.take(), strict=True):
             view.copy_(tensor)
         return flat
 
@@ -64,24 +66,34 @@ class Server:
         self.student.require_finite(update, "mean of the updates", round_index)
         rng = generator(self.seed, "codec", round_index)
         codec = self.codec.downlink().at(round_index)
-        return codec.encode(self.student.exchanged(update), threshold, self.codec_state, rng)
+        parameters, statistics = self.student.exchanged_parts(update)
+        return codec.encode(parameters, threshold, self.codec_state, rng) + buffers.encode(statistics)
 
 
 def apply(
-    student: Network, replica: Tensor, update: Iterable[Tensor], settings: Settings, state: dict[str, Tensor]
+    student: Network,
+    replica: Tensor,
+    update: Sequence[Tensor],
+    statistics: Sequence[Tensor],
+    settings: Settings,
+    state: dict[str, Tensor],
 ) -> None:
     """Move a replica of the student (flat) by what the server sent: the same on the server and every client.
 
+    `update` moves the parameters, `statistics` take the place of the buffers.
+
     Optimiser sgd adds learning_rate * update. fedadam is Algorithm 2 of Reddi et al. 2021 on the parameters (m, v are
-    "server.first" and "server.second" in `state`; v starts at tau^2, and nothing corrects their bias); BatchNorm's
-    statistics are just added.
+    "server.first" and "server.second" in `state`; v starts at tau^2, and nothing corrects their bias).
     """
+    parameters, own_statistics = student.exchanged_parts(replica)
+    for view, tensor in zip(own_statistics, statistics, strict=True):
+        view.copy_(tensor)
     if settings.optimizer == "sgd":
-        for view, tensor in zip(student.exchanged(replica), update, strict=True):
+        for view, tensor in zip(parameters, update, strict=True):
             view.add_(tensor, alpha=settings.learning_rate)
         return
     step = torch.zeros_like(replica)
-    for view, tensor in zip(student.exchanged(step), update, strict=True):
+    for view, tensor in zip(student.exchanged_parts(step)[0], update, strict=True):
         view.copy_(tensor)
     moved = step[: student.trainable.numel()]
     first = state.setdefault("server.first", torch.zeros_like(moved))

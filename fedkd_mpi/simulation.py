@@ -8,6 +8,7 @@ import numpy as np
 
 from fedkd_mpi import cohort, exchange
 from fedkd_mpi.client import Client
+from fedkd_mpi.codecs import buffers
 from fedkd_mpi.contribution import Contribution
 from fedkd_mpi.errors import RunFault, located
 from fedkd_mpi.ledger import Ledger, Round
@@ -144,13 +145,13 @@ def encode(run: Simulation, watch: Stopwatch, this: Round, updates: Sequence[tup
     """Encode the updates of clients for the uplink, all at once; each is given its share of the time."""
     before, codec = watch.seconds["encode"], run.codec.at(this.index)
     with watch("encode"):
-        views = [run.student.exchanged(part.outcome.update) for _, part in updates]
+        parts = [run.student.exchanged_parts(part.outcome.update) for _, part in updates]
         states = [client.part("codec.") for client, _ in updates]
         rngs = (generator(run.config.seed, "codec", this.index, client.id) for client, _ in updates)
-        encoded = codec.encode_each(views, this.threshold, states, rngs)
-        for (client, part), state in zip(updates, states, strict=True):
+        encoded = codec.encode_each([parameters for parameters, _ in parts], this.threshold, states, rngs)
+        for (client, part), state, (_, statistics) in zip(updates, states, parts, strict=True):
             with located(round=this.index, client=client.id):
-                records = next(encoded)
+                records = next(encoded) + buffers.encode(statistics)
             client.tensors.update({f"codec.{name}": tensor for name, tensor in state.items()})
             part.message = exchange.make_message(this.index, client.id, len(client.train_indices), records)
             part.energies = [record.energy for record in records]
@@ -192,12 +193,14 @@ def catch_up(run: Simulation, receipts: list[exchange.Receipt]) -> None:
     codec = run.codec.downlink()
     for header, records in read(answers, len(run.student.exchanged_layers), receipts):
         if header.kind == exchange.UPDATE:
+            count = len(run.student.parameter_layers)
             try:
-                decoded = codec.decode(records, run.device)
+                decoded = codec.decode(records[:count], run.device)
+                statistics = buffers.decode(records[count:], run.student.exchanged_buffers, run.device)
             except WireError as error:
                 raise RunFault(f"downlink message: {error}", round=header.round) from None
             update = codec.receive(decoded, run.downlink_state, 1.0)
-            apply(run.student, run.replica, update, run.config.server, run.downlink_state)
+            apply(run.student, run.replica, update, statistics, run.config.server, run.downlink_state)
 
 
 def read(
@@ -218,7 +221,8 @@ def evaluate(run: Simulation, this: Round) -> tuple[np.ndarray, np.ndarray]:
     run.world.place.at(this.index, "evaluation")
     scores = teachers = np.zeros((0, run.task.sums))
     if this.evaluated and run.scores_student:
-        run.student.state.copy_(run.replica)
+        run.student.load(run.replica)
+        run.student.reset_others()
         chunks = (
             np.arange(at, min(at + EVALUATION_BATCH, run.test_size)) for at in run.test_chunks(run.world.mpi_rank)
         )

@@ -67,11 +67,19 @@ class Stack:
         self.config = config
         if any(getattr(type(method), name) is not getattr(Method, name) for name in ("correct", "finish")):
             raise UserError(f"stack={config.stack}: method={config.method} trains clients one at a time; set stack=1")
-        if any(network.trainable.numel() < network.state.numel() for network, _ in networks):
-            raise UserError(f"stack={config.stack}: networks with BatchNorm train alone; set stack=1, or another norm")
+        if any(network.trainable.numel() < network.state.numel() or network.others.numel() for network, _ in networks):
+            raise UserError(
+                f"stack={config.stack}: networks with buffers (BatchNorm) train alone; set stack=1, or another norm"
+            )
         roles = dict(zip(("private", "student"), networks, strict=False))
         modules = [network.module for network, _ in networks]
         self._both = _Both(method, modules[0], modules[1] if modules[1:] else None)
+        self._tied = [
+            (f"{role}.{layer.name}", f"{role}.{other}")
+            for role, (network, _) in roles.items()
+            for layer in network.layers
+            for other in network.names_of(layer)[1:]
+        ]
         self._stacked = vmap(self._call, randomness="error")
         self._rows = [_Rows(role, *roles[role], config) for role in roles]
         sums = config.exchange == "gradient_sum" and "student" in roles
@@ -153,4 +161,5 @@ class Stack:
         return torch.stack([loss.detach().float() for loss in own], -1)
 
     def _call(self, leaves: dict[str, Tensor], batch: Examples) -> tuple[Tensor, Tensor, Tensor]:
-        return functional_call(self._both, leaves, (batch,), tie_weights=False)
+        everywhere = leaves | {other: leaves[name] for name, other in self._tied}
+        return functional_call(self._both, everywhere, (batch,), tie_weights=False)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from fedkd_mpi.batches import Batches
 from fedkd_mpi.client import Client
 from fedkd_mpi.compiled import compiled
 from fedkd_mpi.config import Config
-from fedkd_mpi.errors import RunFault
+from fedkd_mpi.errors import RunFault, UserError
 from fedkd_mpi.methods import Method
 from fedkd_mpi.network import Network
 from fedkd_mpi.optimizer import Optimizer, clip_, make_optimizer
@@ -65,8 +65,9 @@ class Workbench:
         """Put the private networks that fit a client on the bench, built when first needed, and return them."""
         kind = self.config.architecture(client)
         if kind not in self._privates:
-            with torch_scope(self.config.seed, "workbench"):
-                network = Network(self.method.private(kind), self.device)
+            key = f"teachers.{kind}" if self.config.teachers else "teacher"
+            with torch_scope(self.config.seed, "workbench"), under_key(key):
+                network = Network(self.method.private(kind), self.device, exchange_buffers=False)
             learning_rate = self.config.architectures[kind].learning_rate
             self._privates[kind] = network, make_optimizer(network.trainable, self.config.optimizer, learning_rate)
         self.private, self.private_optimizer = self._privates[kind]
@@ -151,23 +152,28 @@ class Workbench:
             with torch_scope(self.config.seed, "teacher", client.id):
                 module = self.method.private(self.config.architecture(client.id))
                 client.tensors["private"] = self.private.flat(module)
-        self.private.state.copy_(client.tensors["private"])
+        self.private.load(client.tensors["private"])
+        _take(self.private, client, "others.private")
 
     def _load(self, client: Client, student: Tensor | None) -> None:
         self._load_private(client)
         self.private_optimizer.state = client.part("optimizer.private.")
         if self.student:
-            self.student.state.copy_(student)
+            self.student.load(student)
+            _take(self.student, client, "others.student")
             if self.student.local_buffers is not None and "buffers" in client.tensors:
                 self.student.local_buffers.copy_(client.tensors["buffers"])
             self.student_optimizer.state = client.part("optimizer.student.")
 
     def _store(self, client: Client) -> None:
+        for name, (network, optimizer) in zip(("private", "student"), self._in_training(), strict=False):
+            network.gather()
+            if network.others.numel():
+                client.tensors[f"others.{name}"] = network.others.clone()
+            client.tensors.update({f"optimizer.{name}.{key}": value for key, value in optimizer.state.items()})
         client.tensors["private"].copy_(self.private.state)
         if self.student and self.student.local_buffers is not None:
             client.tensors["buffers"] = self.student.local_buffers.clone()
-        for name, (_, optimizer) in zip(("private", "student"), self._in_training(), strict=False):
-            client.tensors.update({f"optimizer.{name}.{key}": value for key, value in optimizer.state.items()})
 
     def _train(self, batches: Batches, client: Client, start: Tensor | None) -> tuple[float, float]:
         state, networks = client.part("method."), self._in_training()
@@ -232,10 +238,32 @@ class Workbench:
         if not self.student:
             return None
         update = self.student.state - student
+        for part, buffer in zip(*(self.student.exchanged_parts(flat)[1] for flat in (update, self.student.state))):
+            part.copy_(
+                buffer
+            )  # statistics travel as they are: their mean is one of statistics, a sum of changes is not
         if self._gradients is not None:
             update[: self._gradients.numel()] = -self._gradients
         self.student.require_finite(update, "update of the student", round_index, client)
         return update
+
+
+def _take(network: Network, client: Client, name: str) -> None:
+    """Give a network the client's own buffers of other types, or those of a new module."""
+    if name in client.tensors:
+        network.others.copy_(client.tensors[name])
+    else:
+        network.reset_others()
+
+
+@contextmanager
+def under_key(key: str) -> Iterator[None]:
+    """Name the section of the configuration whose network is refused inside the block."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error)
+        raise UserError(text if text.startswith(key) else f"{key}: {text}") from None
 
 
 @torch.no_grad()
@@ -252,5 +280,5 @@ def score(task: Task, model: torch.nn.Module, arrays: Arrays, indices: np.ndarra
 
 def initial_student(config: Config, method: Method, device: str) -> Network:
     """Return the student as every process starts with it: its values follow from the seed alone."""
-    with torch_scope(config.seed, "student"):
+    with torch_scope(config.seed, "student"), under_key("student" if method.role == "student" else "teacher"):
         return Network(method.student(), device, exchange_buffers=config.server.buffers == "average")

@@ -28,13 +28,20 @@ def spread(total: int, rounds: int, cohort: int, growth: float) -> list[int]:
 
 
 def require_room(
-    key: str, budget: int, layers: Sequence[Layer], rounds: int = 0, cohort: int = 1, growth: float = 1.0
+    key: str,
+    budget: int,
+    layers: Sequence[Layer],
+    rounds: int = 0,
+    cohort: int = 1,
+    growth: float = 1.0,
+    *,
+    reserved: int = 0,
 ) -> None:
     """Raise UserError with the least that would do where a message has no room for the heads of its records alone.
 
     `budget` is that of a message or, with `rounds`, of the whole run.
     """
-    least = RECORD_BYTES * len(layers)
+    least = RECORD_BYTES * len(layers) + reserved
     if rounds:
         weights = np.linspace(1.0, growth, rounds)
         least = math.ceil((HEADER_BYTES + least + 1) * 2 * cohort * weights.sum() / weights.min())

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
+from fedkd_mpi.errors import UserError
 from fedkd_mpi.methods.fedavg import FedAvg
+from fedkd_mpi.module_tensors import own_tensors
 from fedkd_mpi.network import Network
+
+CONTROL = "scaffold_control"  # a submodule of the network, of its parameters' names
 
 
 class Scaffold(FedAvg):
-    """The server's control variate c travels both ways as buffers of the network, and is counted as such.
+    """The server's control variate c travels both ways as buffers of the network, raw, and is counted as such.
 
     The gradient of a step is g - c_i + c. A client's new c_i is the mean of its gradients g over the steps: with plain
     SGD that is the paper's option II, c_i - c + (x - y_i) / (steps * learning rate); with momentum it still is a mean.
@@ -17,10 +22,18 @@ class Scaffold(FedAvg):
 
     def student(self) -> nn.Module:
         model = super().student()
-        for name, parameter in list(model.named_parameters()):
-            if parameter.requires_grad:
-                # Buffers of the root module come first in a Network: c lies behind the parameters in the same layout.
-                model.register_buffer(f"control_{name.replace('.', '_')}", parameter.detach().clone().zero_())
+        if hasattr(model, CONTROL):
+            raise UserError(f"the network has a {CONTROL} of its own, which method=scaffold needs: rename it")
+        control = nn.Module()
+        for slot in own_tensors(model)[0]:
+            *path, last = slot.name.split(".")
+            room = control
+            for name in path:  # the model's own tree again: no two names can meet
+                if name not in room._modules:
+                    room.add_module(name, nn.Module())
+                room = room._modules[name]
+            room.register_buffer(last, torch.zeros_like(slot.tensor, memory_format=torch.contiguous_format))
+        model.add_module(CONTROL, control)
         return model
 
     def correct(self, student: Network, start: Tensor, state: dict[str, Tensor]) -> None:
@@ -33,12 +46,11 @@ class Scaffold(FedAvg):
 
     def finish(self, student: Network, start: Tensor, state: dict[str, Tensor]) -> None:
         control = state.pop("sum") / state.pop("steps")
-        # c grows by the cohort's share of the mean difference, whatever the server's learning rate for the model.
-        share = self.config.cohort / self.config.num_clients / self.config.server.learning_rate
+        # The server takes the mean of what clients send for c, so c grows by the cohort's share of the mean difference.
+        share = self.config.cohort / self.config.num_clients
         _control(student, student.state).add_(control - state["control"], alpha=share)
         state["control"] = control
 
 
 def _control(student: Network, flat: Tensor) -> Tensor:
-    size = student.trainable.numel()
-    return flat[size : 2 * size]
+    return flat[student.part(f"{CONTROL}.")]

@@ -1,0 +1,47 @@
+"""Buffers of the student (BatchNorm's statistics) on the wire: raw float32 behind the codec's records, never encoded.
+
+They travel as values, not as changes: the mean of variances is one, also where a codec, a residual or the server's
+learning rate would make a sum of changes negative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fedkd_mpi.codecs import raw, read_raw
+from fedkd_mpi.wire import Layer, Record
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def encode(buffers: Sequence[Tensor]) -> list[Record]:
+    """Return one raw record per buffer."""
+    return [raw(buffer) for buffer in buffers]
+
+
+def decode(records: Sequence[Record], layers: Sequence[Layer], device: str) -> list[Tensor]:
+    """Return the buffers, in the layers' shapes; raises WireError, naming the layer, if a record does not fit."""
+    return [read_raw(record, layer, device) for record, layer in zip(records, layers, strict=True)]
+
+
+class BufferMean:
+    """The weighted mean of senders' buffers, added up in float64: equal values keep their bits, variances their sign."""
+
+    def __init__(self, layers: Sequence[Layer], device: str):
+        self._layers, self._device = layers, device
+        self._totals: list[Tensor] = []
+        self._weights = 0.0
+
+    def add(self, records: Sequence[Record], weight: float) -> None:
+        """Add a sender's buffers; raises WireError, naming the layer, if a record does not fit."""
+        scaled = [buffer.double() * weight for buffer in decode(records, self._layers, self._device)]
+        self._totals = (
+            [total + part for total, part in zip(self._totals, scaled, strict=True)] if self._totals else scaled
+        )
+        self._weights += weight
+
+    def take(self) -> list[Tensor]:
+        """Return the mean in float32; empty if there are no buffers, or nothing was added."""
+        return [(total / self._weights).float() for total in self._totals]
