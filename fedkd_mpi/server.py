@@ -74,9 +74,9 @@ def apply(
     student: Network,
     replica: Tensor,
     update: Sequence[Tensor],
-    statistics: Sequence[Tensor],
     settings: Settings,
     state: dict[str, Tensor],
+    statistics: Sequence[Tensor] = (),
 ) -> None:
     """Move a replica of the student (flat) by what the server sent: the same on the server and every client.
 

@@ -200,7 +200,7 @@ def catch_up(run: Simulation, receipts: list[exchange.Receipt]) -> None:
             except WireError as error:
                 raise RunFault(f"downlink message: {error}", round=header.round) from None
             update = codec.receive(decoded, run.downlink_state, 1.0)
-            apply(run.student, run.replica, update, statistics, run.config.server, run.downlink_state)
+            apply(run.student, run.replica, update, run.config.server, run.downlink_state, statistics)
 
 
 def read(

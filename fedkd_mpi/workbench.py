@@ -238,10 +238,10 @@ class Workbench:
         if not self.student:
             return None
         update = self.student.state - student
-        for part, buffer in zip(*(self.student.exchanged_parts(flat)[1] for flat in (update, self.student.state))):
-            part.copy_(
-                buffer
-            )  # statistics travel as they are: their mean is one of statistics, a sum of changes is not
+        # Statistics travel as they are: the mean of statistics is one, a sum of changes need not be.
+        present = self.student.exchanged_parts(self.student.state)[1]
+        for part, buffer in zip(self.student.exchanged_parts(update)[1], present, strict=True):
+            part.copy_(buffer)
         if self._gradients is not None:
             update[: self._gradients.numel()] = -self._gradients
         self.student.require_finite(update, "update of the student", round_index, client)

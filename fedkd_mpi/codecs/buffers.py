@@ -27,7 +27,7 @@ def decode(records: Sequence[Record], layers: Sequence[Layer], device: str) -> l
 
 
 class BufferMean:
-    """The weighted mean of senders' buffers, added up in float64: equal values keep their bits, variances their sign."""
+    """The weighted mean of senders' buffers, in float64: equal values keep their bits, variances their sign."""
 
     def __init__(self, layers: Sequence[Layer], device: str):
         self._layers, self._device = layers, device
