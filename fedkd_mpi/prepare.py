@@ -21,6 +21,7 @@ from fedkd_mpi.rest import Rest
 from fedkd_mpi.server import Server
 from fedkd_mpi.streams import generator, torch_scope
 from fedkd_mpi.tasks import Task
+from fedkd_mpi.trial import require_fit
 from fedkd_mpi.wire import RECORD_BYTES
 from fedkd_mpi.workbench import EVALUATION_BATCH, Arrays, Workbench, initial_student, under_key
 from fedkd_mpi.world import World
@@ -180,8 +181,11 @@ def prepare(config: Config, world: World, data: Data) -> Simulation:
             server = Server(config.server, student, codec, device, config.seed, config.num_clients)
     if clients:
         workbench = Workbench(config, task, method, student, data.train, device)
-        for client in clients:  # so that a teacher that cannot be built is refused here
-            workbench.bring(client)
+        tried = set()  # a network that cannot be built or trained is refused here
+        for client in clients.values():
+            if len(client.train_indices) == 1 or config.architecture(client.id) not in tried:
+                require_fit(workbench, client)
+            tried.add(config.architecture(client.id))
         if config.stack > 1:
             for client in clients.values():
                 workbench.stack(client)

@@ -12,6 +12,7 @@ from fedkd_mpi.client import Client
 from fedkd_mpi.config import Config, load
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.models.output import Output
+from fedkd_mpi.server import apply
 from fedkd_mpi.workbench import Workbench, initial_student
 
 SAMPLES, STEPS, RATE = (8, 12, 20), 5, 0.05
@@ -72,7 +73,9 @@ def federate(monkeypatch: pytest.MonkeyPatch, config: Config, cohorts: list[list
     trace = []
     for number, cohort in enumerate(cohorts):
         updates = [bench.train(clients[client], number, replica, evaluate=False).update for client in cohort]
-        replica += config.server.learning_rate * torch.stack(updates).mean(0)
+        mean = torch.stack(updates).mean(0)
+        moves, statistics = student.exchanged_parts(mean)
+        apply(student, replica, moves, config.server, {}, statistics)
         trace.append(np.concatenate([view.numpy().ravel() for view in student.views(replica)[:2]]))
     return np.array(trace)
 

@@ -92,7 +92,7 @@ def test_a_client_that_fails_harms_no_other(on_nonfinite: str):
     [
         (["method=scaffold"], "method=scaffold trains clients one at a time"),
         (["method=fedprox"], "method=fedprox trains clients one at a time"),
-        ([*BATCH_NORM, "distillation.hidden=false"], "networks with BatchNorm train alone"),
+        ([*BATCH_NORM, "distillation.hidden=false"], "networks with buffers (BatchNorm) train alone"),
         (
             ["student={name: 'worker_parts:Forgetful', learning_rate: 0.1}"],
             "vmap: called random operation while in randomness error mode",

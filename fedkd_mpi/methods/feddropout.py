@@ -9,17 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from fedkd_mpi.config import Config
+from fedkd_mpi.errors import UserError
 from fedkd_mpi.methods.fedavg import FedAvg
 from fedkd_mpi.network import Network
 from fedkd_mpi.streams import generator
 from fedkd_mpi.tasks import Task
+
+# What normalises over units, those that are left out among them.
+MIXING = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.RMSNorm)
 
 
 class FedDropout(FedAvg):
     """All clients of a round leave out the same units of every hidden layer and keep the share averaging.keep.
 
     Outputs that stay are scaled by 1 / share, as in dropout. What got no gradient is left exactly as it was, so that
-    codec `submatrix` need not send it; the whole network is scored.
+    codec `submatrix` need not send it; the whole network is scored. Raises UserError for layers that it does not know.
     """
 
     def __init__(self, config: Config, task: Task):
@@ -28,6 +32,13 @@ class FedDropout(FedAvg):
 
     def student(self) -> nn.Module:
         model = super().student()
+        for name, layer in model.named_modules():
+            if isinstance(layer, MIXING) or (not isinstance(layer, (nn.Linear, nn.Conv2d)) and layer._parameters):
+                raise UserError(
+                    f"method=feddropout leaves out units of Linear and Conv2d layers, and {name or 'the network'} is a"
+                    f" {type(layer).__name__}, which would mix them with the others or keep them: take a network"
+                    " without it (norm=none), or another method"
+                )
         *hidden, _ = (layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d)))
         self._shapes = [(layer.weight.shape[0], *(1,) * (layer.weight.dim() - 2)) for layer in hidden]
         for index, layer in enumerate(hidden):
