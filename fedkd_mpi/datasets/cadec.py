@@ -59,7 +59,7 @@ def _annotations(path: Path, text: str) -> list[Span]:
         there = " ".join(text[start:end] for start, end in fragments)
         if "".join(there.split()) != "".join(match[3].split()):
             raise UserError(f"{where}: {match[3]!r} does not match the offsets: there is {there!r}")
-        found.append(Span(fragments[0][0], fragments[-1][1], KINDS[match[1]]))
+        found.append(Span(min(fragments)[0], max(end for _, end in fragments), KINDS[match[1]]))
     return found
 
 

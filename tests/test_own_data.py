@@ -1,0 +1,73 @@
+"""A user's own arrays are checked before they are shared: each fault is one line naming array, index and value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedkd_mpi.datasets import checks
+from fedkd_mpi.errors import UserError
+
+
+def images() -> dict[str, Any]:
+    x, y = np.zeros((20, 1, 4, 4), np.float32), np.arange(20, dtype=np.int64) % 10
+    meta = {"classes": list("0123456789"), "scale": 1.0, "mean": [0.5], "std": [0.25]}
+    return {"train": {"x": x, "y": y}, "test": {"x": x.copy(), "y": y.copy()}, "meta": meta}
+
+
+def put(part: str, key: str, value: Callable[[Any], Any]) -> Callable[[dict], None]:
+    def change(data: dict) -> None:
+        data[part][key] = value(data[part][key])
+
+    return change
+
+
+def nan(x: np.ndarray) -> np.ndarray:
+    x[7, 0, 1, 2] = np.nan
+    return x
+
+
+FAULTS = {
+    "one-based": (put("train", "y", lambda y: y + 1), r"train\['y'\] has 10 at index 9, .*0\.\.9"),
+    "one-based test": (put("test", "y", lambda y: y + 1), r"test\['y'\] has 10 at index 9"),
+    "negative": (put("train", "y", lambda y: y - 1), "has -1 at index 0"),
+    "float": (put("train", "y", lambda y: y.astype(float)), "float64"),
+    "int32": (put("train", "y", lambda y: y.astype(np.int32)), "int32"),
+    "big endian": (put("train", "y", lambda y: y.astype(">i8")), "byte order"),
+    "list": (put("train", "y", lambda y: y.tolist()), "is a list"),
+    "strings": (put("train", "y", lambda y: y.astype(str)), "dtype <U"),
+    "one-hot": (put("train", "y", lambda y: np.eye(10, dtype=np.int64)[y]), r"\[20, 10\]"),
+    "nan": (put("test", "x", nan), r"test\['x'\] has nan at \[7, 0, 1, 2\]"),
+    "channels last": (put("train", "x", lambda x: x.transpose(0, 2, 3, 1)), "alike in train and test|one per channel"),
+    "no channel": (put("train", "x", lambda x: x[:, 0]), r"\[n, channels, height, width\]"),
+    "empty": (put("test", "y", lambda y: y[:0]), "at least one sample"),
+    "float32 mean": (put("meta", "mean", lambda m: [np.float32(0.5)]), "float32 is not JSON"),
+    "std": (put("meta", "std", lambda m: [0.0]), "above 0"),
+    "one class": (put("meta", "classes", lambda m: ["only"]), "2 or more classes"),
+}
+
+
+def door(data: dict[str, Any]) -> None:
+    checks.check_dataset("own", data["train"], data["test"], {}, data["meta"])
+    checks.check_images("own", data["train"], data["test"], data["meta"])
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_what_is_wrong_is_named(case: str):
+    change, message = FAULTS[case]
+    data = images()
+    change(data)
+    with pytest.raises(UserError, match=message) as caught:
+        door(data)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_right_and_what_another_task_may_have_passes():
+    data = images()
+    checks.check_dataset("own", data["train"], data["test"], {}, data["meta"])
+    checks.check_images("own", data["train"], data["test"], data["meta"])
+    masks = {"x": np.zeros((3, 4, 4)), "mask": np.ones((3, 4, 4), bool), "ids": np.zeros((3, 9), np.int32)}
+    checks.check_dataset("own", masks, masks, {"titles": np.zeros((2, 5), np.int32)}, {})
