@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import inspect
+import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -158,7 +159,7 @@ def data_folder(root: Path | None, name: str, folder: str) -> Path:
         raise MissingData(
             f"data.name={name} reads files: set FEDKD_DATA or data.root to the folder that holds {folder}/"
         )
-    path = Path(root) / folder
+    path = Path(os.path.expandvars(root)).expanduser() / folder
     try:
         next(path.iterdir(), None)
     except OSError as error:
@@ -166,6 +167,11 @@ def data_folder(root: Path | None, name: str, folder: str) -> Path:
             f"{path}: {error.strerror}; data.name={name} reads it, so FEDKD_DATA or data.root must name its parent"
         ) from None
     return path
+
+
+def is_stray(path: Path) -> bool:
+    """Return whether a file or folder was left by a desktop or an archiver and is none of the data set's."""
+    return path.name.startswith(".") or path.name in ("Thumbs.db", "desktop.ini", "__MACOSX")
 
 
 def read_file(path: Path) -> bytes:

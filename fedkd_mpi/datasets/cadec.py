@@ -7,17 +7,21 @@ text/NAME.txt holds a post, original/NAME.ann its entities, a line each: T1, tab
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 
-from fedkd_mpi.datasets import data_folder
+from fedkd_mpi.datasets import data_folder, is_stray
 from fedkd_mpi.datasets.corpora import Span, Tagged
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.texts import read_lines, read_text
 
 FOLDER = "cadec"
 KINDS = {"ADR": "effect", "Drug": "drug", "Disease": "disease", "Symptom": "symptom", "Finding": "finding"}
+# Lines of the corpus as published whose words are not at their offsets; any other such line is refused.
+KNOWN_FAULTS = {("DICLOFENAC-SODIUM.7", 7), ("DICLOFENAC-SODIUM.7", 8), ("LIPITOR.944", 4), ("VOLTAREN.34", 5)}
+EMPTY_POSTS = ("LIPITOR.40", "VOLTAREN-XR.9")
 SENTENCE_END = re.compile(r"[\r\n]+|(?<=[.!?])\s+")
 
 
@@ -27,22 +31,28 @@ def tagged(root: Path | None) -> Tagged:
     A discontinuous entity is taken as one span from its first to its last character. No sentence ends in an entity.
     """
     folder = data_folder(root, "cadec", FOLDER)
-    names = sorted(path.stem for path in (folder / "text").glob("*.txt"))
+    names = sorted(path.stem for path in (folder / "text").glob("*.txt") if not is_stray(path))
     if not names:
         raise UserError(f"{folder}: has no text/*.txt; unpack the corpus there")
     texts, spans, document = [], [], []
+    skipped: list[str] = []
     for index, name in enumerate(names):
+        if name in EMPTY_POSTS and not (folder / "text" / f"{name}.txt").stat().st_size:
+            skipped.append(f"{name} (empty)")
+            continue
         text = read_text(folder / "text" / f"{name}.txt")
-        found = _annotations(folder / "original" / f"{name}.ann", text)
+        found = _annotations(folder / "original" / f"{name}.ann", text, skipped)
         for start, end in _sentences(text, found):
             texts.append(text[start:end])
             inside = [span for span in found if start <= span.start and span.end <= end]
             spans.append([Span(span.start - start, span.end - start, span.kind) for span in inside])
             document.append(index)
+    if skipped:
+        print(f"fedkd_mpi: {folder}: {len(skipped)} known faults skipped: {', '.join(skipped)}", file=sys.stderr)
     return Tagged(texts, spans, np.array(document, np.int64))
 
 
-def _annotations(path: Path, text: str) -> list[Span]:
+def _annotations(path: Path, text: str, skipped: list[str]) -> list[Span]:
     if path.exists() and not path.stat().st_size:
         return []  # a post without any entity
     found = []
@@ -58,6 +68,9 @@ def _annotations(path: Path, text: str) -> list[Span]:
         fragments = [tuple(map(int, part.split())) for part in match[2].split(";")]
         there = " ".join(text[start:end] for start, end in fragments)
         if "".join(there.split()) != "".join(match[3].split()):
+            if (path.stem, number) in KNOWN_FAULTS:
+                skipped.append(f"{path.stem} line {number}")
+                continue
             raise UserError(f"{where}: {match[3]!r} does not match the offsets: there is {there!r}")
         found.append(Span(min(fragments)[0], max(end for _, end in fragments), KINDS[match[1]]))
     return found

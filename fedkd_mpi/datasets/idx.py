@@ -72,9 +72,9 @@ def _read_pair(folder: Path, part: str, classes: int) -> dict[str, np.ndarray]:
 
 
 def _find(folder: Path, name: str) -> Path:
-    plain, zipped = folder / name, folder / f"{name}.gz"
-    if plain.exists():
-        return plain
-    if zipped.exists():
-        return zipped
+    zipped = folder / f"{name}.gz"
+    dotted = name.replace("-idx", ".idx")  # as some unpackers name them
+    for path in (folder / name, zipped, folder / dotted, folder / f"{dotted}.gz"):
+        if path.exists():
+            return path
     raise UserError(f"{zipped}: no such file, nor one without .gz; fetch it into that folder")

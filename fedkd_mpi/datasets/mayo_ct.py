@@ -6,25 +6,45 @@ are full-dose slices alone, data.photons simulates the low dose. Source: McCollo
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedkd_mpi.datasets import Dataset, data_folder
+from fedkd_mpi.datasets import Dataset, data_folder, is_stray
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.streams import generator
 
 FOLDER = "mayo-2016"
+SAME_PLACE = 0.01  # mm: positions are decimal text
 SIDE, PATIENTS, SLICES, TEST_SLICES = 512, 9, 2167, 211  # of the challenge's 3mm series, L506 being the test patient
 
 
 class Series(NamedTuple):
-    """One patient's slices, HU [n, H, W] from first to last, the pixels' size in mm, and the scanner's name."""
+    """One patient's slices, HU [n, H, W] by position, the pixels' size in mm, and the scanner's name.
+
+    `positions` float64 [n] are mm along the normal of the slices, or what `ordered_by` names where there are none.
+    """
 
     slices: np.ndarray
     pixel: float
     scanner: str
+    positions: np.ndarray
+    ordered_by: str
+    orientation: tuple[float, ...]
+
+
+class Slice(NamedTuple):
+    """A file's slice: its place in the series, HU [H, W], and what all slices of a series have in common."""
+
+    position: float
+    ordered_by: str
+    image: np.ndarray
+    pixel: float
+    scanner: str
+    orientation: tuple[float, ...]
+    series: str
 
 
 def load_mayo_ct(
@@ -97,27 +117,45 @@ def stand_in_mayo_ct(
 
 
 def read_series(folder: Path) -> Series:
-    """Return the DICOM slices of a folder, by their InstanceNumber; raises UserError naming the file at fault."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    """Return the DICOM slices of a folder by their position; raises UserError naming the file at fault."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not is_stray(path))
     if not files:
         raise UserError(f"{folder}: no DICOM files")
-    slices: dict[int, np.ndarray] = {}
-    pixels, scanners = set(), set()
+    first: Slice | None = None
+    slices: dict[float, np.ndarray] = {}
     for path in files:
-        number, image, pixel, scanner = _read_slice(path)
-        if number in slices:
-            raise UserError(f"{path}: InstanceNumber {number} is that of another slice of {folder}")
-        if slices and image.shape != (shape := next(iter(slices.values())).shape):
-            raise UserError(f"{path}: {image.shape} pixels where the slices before have {shape}")
-        slices[number] = image
-        pixels.add(pixel)
-        scanners.add(scanner)
-    if len(pixels) > 1 or len(scanners) > 1:
-        raise UserError(f"{folder}: slices of more than one series ({sorted(pixels)} mm a pixel, {sorted(scanners)})")
-    return Series(np.stack([slices[number] for number in sorted(slices)]), pixels.pop(), scanners.pop())
+        one = _read_slice(path)
+        first = first or one
+        if one.image.shape != first.image.shape:
+            raise UserError(f"{path}: {one.image.shape} pixels where the slices before have {first.image.shape}")
+        for what in ("series", "pixel", "scanner", "ordered_by", "orientation"):
+            mine, theirs = getattr(one, what), getattr(first, what)
+            if mine != theirs:
+                raise UserError(f"{path}: {folder} holds more than one series: {what} {mine}, before it {theirs}")
+        position = round(one.position, 3)
+        if position in slices:
+            raise UserError(f"{path}: {one.ordered_by} {position:g} is that of another slice of {folder}")
+        slices[position] = one.image
+    if first.ordered_by == "InstanceNumber":
+        print(f"fedkd_mpi: {folder}: no positions in its files; slices are ordered by InstanceNumber", file=sys.stderr)
+    order = sorted(slices)
+    stacked = np.stack([slices[position] for position in order])
+    return Series(stacked, first.pixel, first.scanner, np.array(order), first.ordered_by, first.orientation)
 
 
-def _read_slice(path: Path) -> tuple[int, np.ndarray, float, str]:
+def _place(slice_: Any) -> tuple[float, str, tuple[float, ...]]:
+    """Return a slice's place, what it is taken from, and the orientation, () where none is given."""
+    orientation, corner = slice_.get("ImageOrientationPatient"), slice_.get("ImagePositionPatient")
+    if orientation and corner:
+        axes = np.array(orientation, np.float64).reshape(2, 3)
+        position = float(np.cross(*axes) @ np.array(corner, np.float64))
+        return position, "ImagePositionPatient", tuple((np.round(axes.ravel(), 4) + 0).tolist())
+    if slice_.get("SliceLocation") not in (None, ""):
+        return float(slice_.SliceLocation), "SliceLocation", ()
+    return float(slice_.InstanceNumber), "InstanceNumber", ()
+
+
+def _read_slice(path: Path) -> Slice:
     try:
         from pydicom import dcmread
     except ImportError:
@@ -125,11 +163,13 @@ def _read_slice(path: Path) -> tuple[int, np.ndarray, float, str]:
     try:
         slice_ = dcmread(path)
         missing = [
-            name for name in ("PixelData", "InstanceNumber", "RescaleSlope", "RescaleIntercept") if name not in slice_
+            name
+            for name in ("PixelData", "RescaleSlope", "RescaleIntercept", "PixelSpacing")
+            if name not in slice_ or (name != "PixelData" and slice_[name].value in (None, ""))
         ]
         if not missing:
             image = slice_.pixel_array * float(slice_.RescaleSlope) + float(slice_.RescaleIntercept)
-            number, pixel = int(slice_.InstanceNumber), float(slice_.get("PixelSpacing", [1.0])[0])
+            pixel, (position, ordered_by, orientation) = float(slice_.PixelSpacing[0]), _place(slice_)
     except Exception as error:  # pydicom raises what it trips over
         text = " ".join(str(error).split())
         raise UserError(f"{path}: not a whole DICOM slice ({text}); fetch it again") from None
@@ -138,12 +178,16 @@ def _read_slice(path: Path) -> tuple[int, np.ndarray, float, str]:
     if image.ndim != 2:
         raise UserError(f"{path}: an array of {image.ndim} dimensions where a slice has 2")
     scanner = " ".join(str(slice_.get(name, "")) for name in ("Manufacturer", "ManufacturerModelName", "StationName"))
-    return number, np.clip(np.round(image), -32768, 32767).astype(np.int16), pixel, scanner.strip() or "unnamed"
+    if not np.isfinite([position, pixel]).all() or pixel <= 0:
+        raise UserError(f"{path}: PixelSpacing {pixel} and {ordered_by} {position:g} must be numbers of mm")
+    hounsfield = np.clip(np.round(image), -32768, 32767).astype(np.int16)
+    series, scanner = str(slice_.get("SeriesInstanceUID", "")), scanner.strip() or "unnamed"
+    return Slice(position, ordered_by, hounsfield, pixel, scanner, orientation, series)
 
 
 def _patients(folder: Path) -> list[str]:
     try:
-        names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not is_stray(path))
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror}; it holds a folder of full-dose slices for each patient") from None
     if not names:
@@ -154,10 +198,19 @@ def _patients(folder: Path) -> list[str]:
 def _counterpart(folder: Path, full: Series, full_folder: Path) -> np.ndarray:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder, the low-dose counterpart of {full_folder}")
-    low = read_series(folder).slices
+    series = read_series(folder)
+    low = series.slices
     if low.shape != full.slices.shape:
         sizes = [" x ".join(map(str, shape)) for shape in (low.shape, full.slices.shape)]
         raise UserError(f"{folder}: slices {sizes[0]}, but {full_folder} has {sizes[1]}")
+    for what in ("ordered_by", "pixel", "orientation"):
+        if getattr(series, what) != getattr(full, what):
+            values = getattr(series, what), getattr(full, what)
+            raise UserError(f"{folder}: {what} {values[0]}, but {full_folder} has {values[1]}")
+    if (apart := np.flatnonzero(np.abs(series.positions - full.positions) > SAME_PLACE)).size:
+        at, by = apart[0], full.ordered_by
+        places = f"{series.positions[at]:g}, but {full_folder} has one at {full.positions[at]:g}"
+        raise UserError(f"{folder}: slice {at + 1} is at {by} {places}")
     return low
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedkd_mpi.datasets import Dataset, data_folder, image_dataset, read_lines, stand_in
+from fedkd_mpi.datasets import Dataset, data_folder, image_dataset, is_stray, read_lines, stand_in
 from fedkd_mpi.datasets.pictures import read_pictures
 from fedkd_mpi.errors import UserError
 
@@ -89,6 +89,6 @@ def _validation(folder: Path, classes: list[str]) -> tuple[list[Path], list[int]
 
 def _entries(folder: Path) -> list[Path]:
     try:
-        return list(folder.iterdir())
+        return [path for path in folder.iterdir() if not is_stray(path)]
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror}; unpack tiny-imagenet-200.zip again") from None
