@@ -308,3 +308,21 @@ def test_the_real_ade_corpus_has_its_published_numbers():
     tagged = ade_tagged(root)
     assert len(tagged.texts) == 4_271
     assert all(tagged.texts[i][s.start : s.end].strip() for i in range(4_271) for s in tagged.spans[i])
+
+
+def test_fragments_in_any_order_and_the_known_faults_of_cadec(tmp_path, capsys):
+    folder = write_cadec(tmp_path, posts=2)
+    text = (folder / "text/LIPITOR.0.txt").read_text(encoding="utf-8")
+    at = text.index("Sore")
+    turned = f"T3\tADR {at + 14} {at + 18};{at} {at + 4}\tarms Sore"
+    change_line(folder / "original/LIPITOR.0.ann", 3, lambda _: turned)
+    (folder / "text/LIPITOR.40.txt").write_bytes(b"")
+    (folder / "text/LIPITOR.944.txt").write_text(text, encoding="utf-8")
+    lines = ["T1\tDrug 7 14\tLipitor", "#1\tnote", "#2\tnote", "T2\tADR 1 5\tSore"]
+    (folder / "original/LIPITOR.944.ann").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "text/._LIPITOR.1.txt").write_bytes(b"\0\5\x16\7")
+    tagged = cadec_tagged(tmp_path)
+    assert words(tagged, 1) == [("Sore legs", "effect"), ("Sore legs and arms", "effect")]
+    said = capsys.readouterr().err
+    assert "2 known faults skipped: LIPITOR.40 (empty), LIPITOR.944 line 4" in said
+    assert len(said.splitlines()) == 1

@@ -23,7 +23,8 @@ class Denoising:
     """Samples are "x" (noisy) and "y" (clean), HU [n, 1, H, W]; meta gives the window of HU that becomes 0..1.
 
     A metric is a mean over images of what scikit-image says of the output, clipped to the window: psnr and ssim within
-    the window, rmse in HU; psnr_gain is how much psnr exceeds that of the noisy input, in dB.
+    the window, rmse in HU; psnr_gain is how much psnr exceeds that of the noisy input, in dB. Images whose clean pixels
+    are all the same within the window (air alone) have no signal and are left out.
     """
 
     metrics = ("psnr", "ssim", "rmse", "psnr_gain")
@@ -73,6 +74,8 @@ class Denoising:
         for denoised, clean, noisy in zip(
             *(image[:, 0].cpu().numpy().astype(np.float64) for image in images), strict=True
         ):
+            if clean.min() == clean.max():
+                continue  # air alone within the window: no signal, an input PSNR without bound
             psnr = _psnr(clean, denoised)
             ssim = structural_similarity(clean, denoised, data_range=1.0)
             rmse = self._width * mean_squared_error(clean, denoised) ** 0.5
