@@ -117,6 +117,8 @@ def load_data(config: Config, world: World, read: Callable[..., datasets.Dataset
                 checks.check_images(config.data.name, dataset.train, dataset.test, meta)
             if config.task == "text_classification" and read is None:
                 checks.check_classes(config.data.name, dataset.train, dataset.test, meta)
+            if config.task in ("text_classification", "ner") and read is None and ":" in config.data.name:
+                checks.check_texts(config.data.name, dataset.train, dataset.test, meta)
         except UserError as problem:
             error = str(problem)
     if first := world.agree(error):

@@ -71,3 +71,19 @@ def test_what_is_right_and_what_another_task_may_have_passes():
     checks.check_images("own", data["train"], data["test"], data["meta"])
     masks = {"x": np.zeros((3, 4, 4)), "mask": np.ones((3, 4, 4), bool), "ids": np.zeros((3, 9), np.int32)}
     checks.check_dataset("own", masks, masks, {"titles": np.zeros((2, 5), np.int32)}, {})
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([2, 9, 3, 0], r"test\['ids'\] has 9 at \[1, 1\], expected 0\.\.8"),
+        ([2, -1, 3, 0], "has -1 at"),
+        ([0, 2, 3, 0], r"behind padding at \[1, 1\]"),
+    ],
+)
+def test_tokens_are_of_the_vocabulary_and_padded_at_the_end(row: list[int], message: str):
+    meta = {"vocabulary": 9, "length": 4, "pad": 0}
+    good = {"ids": np.array([[2, 8, 3, 0], [2, 3, 0, 0]], np.int32)}
+    checks.check_texts("own", good, good, meta)
+    with pytest.raises(UserError, match=message):
+        checks.check_texts("own", good, {"ids": np.array([[2, 3, 0, 0], row], np.int32)}, meta)

@@ -171,7 +171,7 @@ def data_folder(root: Path | None, name: str, folder: str) -> Path:
 
 def is_stray(path: Path) -> bool:
     """Return whether a file or folder was left by a desktop or an archiver and is none of the data set's."""
-    return path.name.startswith(".") or path.name in ("Thumbs.db", "desktop.ini", "__MACOSX")
+    return path.name.startswith(".") or path.name in ("Thumbs.db", "desktop.ini") or "__MACOSX" in path.parts
 
 
 def read_file(path: Path) -> bytes:

@@ -83,5 +83,25 @@ def check_classes(name: str, train: Part, test: Part, meta: Mapping[str, Any]) -
             raise UserError(f"{where} is {_kind(y)} and begins with {y.flat[0]}, {due}: .astype(np.int64)")
 
 
+def check_texts(name: str, train: Part, test: Part, meta: Mapping[str, Any]) -> None:
+    """Raise UserError naming the first token that is not of the vocabulary, or that stands behind padding."""
+    if missing := [key for key in ("vocabulary", "length", "pad") if not isinstance(meta.get(key), int)]:
+        raise UserError(f"data.name={name}: meta lacks {', '.join(missing)}, whole numbers that tasks on texts need")
+    vocabulary, length, pad = (meta[key] for key in ("vocabulary", "length", "pad"))
+    for part, arrays in (("train", train), ("test", test)):
+        ids = arrays["ids"]
+        where = f"data.name={name}: {part}['ids']"
+        if ids.ndim != 2 or ids.shape[1] != length or ids.dtype.kind not in "iu":
+            raise UserError(f"{where} is {_kind(ids)}, expected int32 [n, {length}], by meta['length']")
+        wrong = np.argwhere((ids < 0) | (ids >= vocabulary))
+        if len(wrong):
+            row, column = map(int, wrong[0])
+            raise UserError(f"{where} has {ids[row, column]} at [{row}, {column}], expected 0..{vocabulary - 1}")
+        behind = np.argwhere((ids[:, :-1] == pad) & (ids[:, 1:] != pad))
+        if len(behind):
+            row, column = map(int, behind[0])
+            raise UserError(f"{where} has a token behind padding at [{row}, {column + 1}]: pad rows at their end")
+
+
 def _kind(array: np.ndarray) -> str:
     return f"{array.dtype} {list(array.shape)}"
