@@ -58,6 +58,8 @@ class Denoising:
         if model.training:
             return model(x)
         parts = x.split(max(1, PIXELS_AT_ONCE // x[0].numel()))
+        if len(parts) == 1:
+            return model(x)
         return Output(torch.cat([model(part).logits for part in parts]))
 
     def loss(self, output: Output, batch: dict[str, Tensor]) -> Tensor:
