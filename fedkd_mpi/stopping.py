@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -73,7 +74,8 @@ class StopRequests:
 def slurm_end() -> float | None:
     """Return when Slurm will end the job this process is part of, in seconds since 1970; None where it will not."""
     if end := os.environ.get("SLURM_JOB_END_TIME"):  # since Slurm 23.02
-        return float(end)
+        with suppress(ValueError):  # stale or odd: ask Slurm itself
+            return float(end)
     if not (job := os.environ.get("SLURM_JOB_ID")) or not shutil.which("squeue"):
         return None
     command = ["squeue", "--noheader", "--format=%e", f"--jobs={job}"]

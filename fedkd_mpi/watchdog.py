@@ -97,7 +97,7 @@ class Watchdog:
     def _tell(self) -> None:
         place = self.world.place
         state = [place.round, place.phase, place.client, place.arrived, place.waiting]
-        datagram = json.dumps([self._token, self.world.mpi_rank, os.getpid(), state]).encode()
+        datagram = self._token.encode() + json.dumps([self.world.mpi_rank, os.getpid(), state]).encode()
         for address in self._observers:
             with suppress(OSError):  # an observer that cannot be reached is the other observer's concern
                 self._socket.sendto(datagram, address)
@@ -106,14 +106,15 @@ class Watchdog:
         while (left := until - time.monotonic()) > 0 and not self._done.is_set():
             self._socket.settimeout(left)
             try:
-                token, rank, pid, state = json.loads(self._socket.recv(DATAGRAM_BYTES))
-            except (OSError, ValueError):
+                datagram = self._socket.recv(DATAGRAM_BYTES)
+            except OSError:
                 continue
-            if token != self._token:
+            if (told := _parse(datagram, self._token, len(self._seen))) is None:
                 continue
+            rank, pid, place = told
             sighting, now = self._seen[rank], time.monotonic()
             sighting.heard, sighting.pid = now, pid
-            if (place := Place(*state)) != sighting.place:
+            if place != sighting.place:
                 sighting.place, sighting.changed = place, now
 
     def _forget_times(self, now: float) -> None:
@@ -161,3 +162,18 @@ class Watchdog:
         since = f"for {now - seen.changed:.0f} s"
         what = "has arrived but does not go on" if seen.place.waiting else "has not arrived"
         return f"{where} (process {seen.pid}) {what}, {since} in {seen.place}{sign}"
+
+
+def _parse(datagram: bytes, token: str, world_size: int) -> tuple[int, int, Place] | None:
+    """Return rank, process and place that a datagram of this run tells, None for any other."""
+    secret = token.encode()
+    if not secrets.compare_digest(datagram[: len(secret)], secret):
+        return None
+    try:
+        rank, pid, (round_index, phase, client, arrived, waiting) = json.loads(datagram[len(secret) :])
+    except (ValueError, TypeError, RecursionError):
+        return None
+    numbers = (rank, pid, round_index, arrived, waiting, 0 if client is None else client)
+    if not isinstance(phase, str) or any(type(number) is not int for number in numbers) or not 0 <= rank < world_size:
+        return None
+    return rank, pid, Place(round_index, phase, client, arrived, waiting)

@@ -18,7 +18,7 @@ from sessions import SMALL, Job, rounds_in
 from fedkd_mpi import costlog
 from fedkd_mpi.place import Place
 from fedkd_mpi.sections import Watchdog as Settings
-from fedkd_mpi.watchdog import Watchdog
+from fedkd_mpi.watchdog import Watchdog, _parse
 from fedkd_mpi.world import World
 
 PROGRAM = Path(__file__).with_name("stalling.py")
@@ -151,3 +151,29 @@ def observer(places: list[Place], idle: list[float]) -> tuple[Watchdog, float]:
 def test_who_is_missing(places: list[Place], idle: list[float], missing: list[int]) -> None:
     watchdog, now = observer(places, idle)
     assert watchdog._missing(now, silent=[]) == missing
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "1",
+        "[]",
+        "[" * 900,
+        "[1, 2, 3]",
+        '[9, 1, [0, "a", null, 0, 0]]',
+        '[-1, 1, [0, "a", null, 0, 0]]',
+        '[1.5, 1, [0, "a", null, 0, 0]]',
+        "[1, 1, [0, {}, null, 0, 0]]",
+        "\xff",
+    ],
+)
+def test_a_malformed_datagram_is_ignored(text: str):
+    assert _parse(text.encode("latin-1"), "ab", 3) is None
+    assert _parse(b"ab" + text.encode("latin-1"), "ab", 3) is None
+
+
+def test_a_datagram_of_the_run_is_understood():
+    body = b'[2, 7, [4, "train", null, 5, 1]]'
+    assert _parse(b"ab" + body, "ab", 3) == (2, 7, Place(4, "train", None, 5, 1))
+    assert _parse(b"xx" + body, "ab", 3) is None
