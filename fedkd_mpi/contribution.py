@@ -26,6 +26,7 @@ class Contribution:
     message: Message | None
     outcome: Outcome | None = None
     energies: Sequence[float] = ()
+    paper_ranks: Sequence[int] = ()
     spectrum: Sequence[float] = ()
     seconds_encode: float = 0.0
     fault: RunFault | None = None

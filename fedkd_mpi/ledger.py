@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 
 from fedkd_mpi import costlog
+from fedkd_mpi.client_scores import ROLES, ClientScores, mean, nan_scores
 from fedkd_mpi.cohort import arrival
 from fedkd_mpi.contribution import Contribution
 from fedkd_mpi.costlog import Writer
 from fedkd_mpi.costlog.schema import components
 from fedkd_mpi.exchange import Receipt
 from fedkd_mpi.prepare import Simulation
+from fedkd_mpi.server import catchup_state_bytes
 from fedkd_mpi.stopwatch import Stopwatch
-from fedkd_mpi.wire import HEADER_BYTES, Layer
+from fedkd_mpi.wire import Layer
 
 COUNTERS = ("bytes_sent", "bytes_received", "payload_bytes_sent", "payload_bytes_received")
 SHARED_PHASES = (
@@ -42,6 +44,7 @@ class Round:
     uplink: list[Receipt] = field(default_factory=list)
     downlink: list[Receipt] = field(default_factory=list)
     downlink_energies: Sequence[float] = ()
+    downlink_paper_ranks: Sequence[int] = ()
     downlink_spectrum: Sequence[float] = ()
 
 
@@ -60,15 +63,25 @@ class Ledger:
         self._dense = 4 * int(self._numel.sum())
         self._components = components(self.layers) if run.config.log.spectra else 0
         self._due: tuple[Round, np.ndarray, Counts, float] | None = None  # a round that is closed and not yet logged
+        self._newcomer = self._dense  # bytes that take a client which missed everything to the present state
+        if run.student:
+            self._newcomer += catchup_state_bytes(run.student, run.codec, run.config.server)
         self._broadcasts = [0]  # bytes of the downlink messages before each round, added up
         self._last_seen = dict.fromkeys(range(run.config.num_clients), -1)
+        self._scores = ClientScores(run.task, [len(test) for _, test in run.data.clients])
         if writer:
             self._recall(writer.path)
         sums = (run.task.sums,)
         losses = [(name, "f8") for name in LOSSES]
         seconds = [(f"seconds_{phase}", "f8") for phase in SHARED_PHASES]
         scores = [("teacher", "f8", sums), ("student", "f8", sums)]
-        update = [("energy", "f8", (len(self.layers),)), ("spectrum", "f4", (self._components,)), ("fault", "S160")]
+        each = (len(self.layers),)
+        update = [
+            ("energy", "f8", each),
+            ("paper_rank", "i4", each),
+            ("spectrum", "f4", (self._components,)),
+            ("fault", "S160"),
+        ]
         self._of_client = np.dtype([*losses, *seconds, *scores, *update])
         self._of_process = np.dtype([*((name, "i8") for name in COUNTERS), *((name, "f8") for name in PHASES)])
         self._of_score = np.dtype([("sums", "f8", sums)])
@@ -119,16 +132,18 @@ class Ledger:
                 self._broadcasts.append(self._broadcasts[-1] + int(sent))
             training = log["training"]
             self._last_seen.update(zip(training["client"].tolist(), training["round"].tolist(), strict=True))
+            self._scores.recall(training, [self.run.evaluates(index) for index in range(log.rounds_completed)])
 
     def _row(self, part: Contribution) -> tuple[Any, ...]:
         sums = np.zeros(self.run.task.sums)
         if part.outcome is None:
             fault = f"{part.fault} (layer {part.fault.layer})".encode()[:160]
-            update = np.full(len(self.layers), np.nan), np.full(self._components, np.nan), fault
+            layers = len(self.layers)
+            update = np.full(layers, np.nan), np.full(layers, -1), np.full(self._components, np.nan), fault
             return (np.nan,) * 5 + (sums, sums, *update)
         out = part.outcome
         seconds = out.seconds_train, part.seconds_encode, out.seconds_evaluate
-        update = part.energies, part.spectrum, b""
+        update = part.energies, part.paper_ranks, part.spectrum, b""
         return out.teacher_loss, out.student_loss, *seconds, out.teacher_sums, out.student_sums, *update
 
     def _counts(self, this: Round) -> Counts:
@@ -169,7 +184,8 @@ class Ledger:
         }
         spectrum = np.array([this.downlink_spectrum or np.zeros(self._components)])
         downlink = self._messages(this.downlink, np.array([this.downlink_energies]), spectrum)
-        scores = {role: self._metrics(clients[role]) for role in ("teacher", "student")}
+        for client, text in nan_scores(this.cohort, clients, of["scores"]["sums"]):
+            self.writer.event(this.index, client, "warning", text)
         finished = self.run.task.finish(of["scores"]["sums"].sum(axis=0))
         rounds = {
             "round": this.index,
@@ -177,16 +193,21 @@ class Ledger:
             "cohort_size": len(this.cohort),
             "skipped_clients": len(trained) - int(trained.sum()),
             **self._costs(this, uplink, downlink),
+            **self._paper(this, clients["paper_rank"][trained]),
             **{name: float(clients[name][trained].mean()) if trained.any() else np.nan for name in LOSSES},
-            **{f"{role}_{metric}": _mean(values) for role in scores for metric, values in scores[role].items()},
+            **self._scores.of_round(np.array(this.cohort)[trained].tolist(), clients[trained], this.evaluated),
             **{f"global_student_{metric}": finished[metric] for metric in self.run.task.metrics},
-            **{f"global_teacher_{metric}": _mean(values) for metric, values in self._metrics(teachers).items()},
+            **{
+                f"global_teacher_{metric}": mean(values, teachers)
+                for metric, values in self._scores.metrics(teachers).items()
+            },
             **{f"seconds_{phase}": float(process[phase].max()) for phase in SHARED_PHASES},
             **{f"seconds_{phase}": float(process[phase][0]) for phase in SERVER_PHASES},
             "seconds_total": seconds_total,
         }
         training = {name: clients[name] for name in (*LOSSES, *(f"seconds_{phase}" for phase in SHARED_PHASES))}
-        training |= {f"{role}_{metric}": values for role in scores for metric, values in scores[role].items()}
+        for role in ROLES:
+            training |= {f"{role}_{metric}": values for metric, values in self._scores.metrics(clients[role]).items()}
         mpi = {name: process[name] for name in COUNTERS}
         mpi |= {
             "seconds_compute": sum(process[p] for p in (*SHARED_PHASES, "aggregate")),
@@ -211,10 +232,8 @@ class Ledger:
         costs = {
             "uplink_bytes": int(uplink["bytes"].sum()),
             "uplink_header_bytes": int(uplink["header_bytes"].sum()),
-            "uplink_paper_bytes": self._paper_bytes(uplink),
             "downlink_bytes": cohort * broadcast,
             "downlink_header_bytes": cohort * int(downlink["header_bytes"].sum()),
-            "downlink_paper_bytes": cohort * self._paper_bytes(downlink),
             "student_dense_bytes": 2 * cohort * self._dense,
             "teacher_dense_bytes": 2 * 4 * sum(self.run.teacher_numbers[client] for client in this.cohort),
             "catchup_bytes": self._catchup(this),
@@ -222,36 +241,33 @@ class Ledger:
         self._broadcasts.append(self._broadcasts[-1] + broadcast)
         return costs
 
-    def _paper_bytes(self, messages: dict[str, np.ndarray]) -> int:
-        """Four for each of the paper's numbers: PK + K^2 + KQ of a layer at rank K, all entries if raw (rank -1)."""
-        ranks = messages["layer_rank"][messages["bytes"] > HEADER_BYTES]  # a skipped update holds no numbers
+    def _paper(self, this: Round, ranks: np.ndarray) -> dict[str, int]:
+        """The paper's counts of both legs; none for a codec that does not say at which ranks the paper would send."""
+        if not (self.run.codec and self.run.codec.paper_rank):
+            return {}
+        down = np.array([this.downlink_paper_ranks], np.int64).reshape(-1, len(self.layers))
+        legs = {"uplink": self._paper_bytes(ranks), "downlink": len(this.cohort) * self._paper_bytes(down)}
+        return {f"{leg}_paper_bytes": count for leg, count in legs.items()}
+
+    def _paper_bytes(self, ranks: np.ndarray) -> int:
+        """Four for each of the paper's numbers: PK + K^2 + KQ of a layer at rank K, all entries without one (-1)."""
+        ranks = ranks.astype(np.int64)
         return 4 * int(np.where(ranks < 0, self._numel, ranks * (self._sides + ranks)).sum())
 
     def _catchup(self, this: Round) -> int:
-        """Bytes the cohort's members would fetch first: the broadcasts they missed, or the dense student if less."""
+        """Bytes the cohort's members would fetch first: the broadcasts they missed or, if that is less, the dense
+        student with all that a receiver keeps beside it."""
         missed = sum(
-            min(self._broadcasts[-1] - self._broadcasts[self._last_seen[client] + 1], self._dense)
+            min(self._broadcasts[-1] - self._broadcasts[self._last_seen[client] + 1], self._newcomer)
             for client in this.cohort
         )
         self._last_seen.update(dict.fromkeys(this.cohort, this.index))
         return missed
 
-    def _metrics(self, sums: np.ndarray) -> dict[str, np.ndarray]:
-        """The metrics of rows of the task's sums."""
-        if not sums.any():  # no round without an evaluation rests on a sample
-            return {metric: np.full(len(sums), np.nan) for metric in self.run.task.metrics}
-        rows = [self.run.task.finish(row) for row in sums]
-        return {metric: np.array([row[metric] for row in rows], np.float64) for metric in self.run.task.metrics}
-
 
 def _sizes(counts: Counts) -> np.ndarray:
     """The bytes of what every process reports [processes, kinds of rows]."""
     return np.array([kind.itemsize * rows for kind, rows in counts.values()]).T
-
-
-def _mean(values: np.ndarray) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else np.nan
 
 
 def _only(table: dict[str, np.ndarray]) -> dict[str, Any]:

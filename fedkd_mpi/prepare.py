@@ -88,6 +88,10 @@ class Simulation:
         works = self.crew is None or self.crew.works or self.server is not None
         return works or scores or round_index == self.config.rounds - 1
 
+    def evaluates(self, round_index: int) -> bool:
+        """Whether a round ends with an evaluation: every so many, and the last one."""
+        return round_index == self.config.rounds - 1 or (round_index + 1) % self.config.evaluate.every == 0
+
     def scores_teachers(self, round_index: int) -> bool:
         """Whether every teacher is scored on the global test set in this round."""
         return self.config.evaluate.global_teachers and round_index == self.config.rounds - 1

@@ -33,13 +33,13 @@ class Progress:
 
     def round(self, row: dict[str, Any]) -> None:
         """Show the row of `rounds` that was just logged."""
-        self.total_bytes += row["uplink_bytes"] + row["downlink_bytes"]
+        self.total_bytes += row["uplink_bytes"] + row["downlink_bytes"] + row["catchup_bytes"]
         done = row["round"] + 1
         scores = {name: value for name, value in row.items() if name.startswith(("global_student_", "teacher_"))}
         known = [
             f"{name} {value:.4f}"
             for name, value in scores.items()
-            if not name.endswith(("bytes", "loss")) and value == value
+            if not name.endswith(("bytes", "loss", "_weighted", "_all")) and value == value
         ]
         text = "  ".join([*known, f"T {row['threshold']:.3f}", bytes_text(self.total_bytes)])
         if self.live:
@@ -75,6 +75,9 @@ def summary(path: Path) -> str:
                 ("global_teacher", "teachers, global test set:"),
             )
         }
+        for metric in metrics if (rounds["cohort_size"] < clients).any() else ():
+            everyone = _last(rounds[f"teacher_{metric}_all"])
+            scores[f"teachers of all clients, latest, own test samples: {metric}"] = everyone
         count = log.rounds_completed
     table = Table(title=f"{count} rounds, {clients} clients", show_header=False, title_justify="left")
     for name, value in scores.items():
@@ -86,8 +89,11 @@ def summary(path: Path) -> str:
         table.add_row("bytes down", f"{bytes_text(down)}  ({down:,} bytes)")
         if catchup:
             table.add_row("bytes to catch up on missed rounds", f"{bytes_text(catchup)}  ({catchup:,} bytes)")
+            total = up + down + catchup
+            table.add_row("bytes in all: up, down, catch-up", f"{bytes_text(total)}  ({total:,} bytes)")
         for role, size in dense.items():
-            table.add_row(f"dense exchange of the {role} would cost", f"{size / (up + down):.2f} times as much")
+            factor = size / (up + down + catchup)
+            table.add_row(f"dense exchange of the {role} would cost", f"{factor:.2f} times as much")
     table.add_section()
     shares = "  ".join(f"{phase} {value:.1f}" for phase, value in seconds.items() if value >= 0.05)
     table.add_row(f"seconds, {total:.1f} in all", shares)

@@ -163,7 +163,18 @@ def create_log(run: Simulation, output: Path, overwrite: bool, started: str) -> 
     layers = [tuple(layer) for layer in run.student.exchanged_layers] if run.student else []
     columns = client_columns(run)
     size, spectra = run.world.world_size, config.log.spectra
-    return costlog.Writer.create(output, attrs, layers, columns, run.task.metrics, size, overwrite, spectra)
+    return costlog.Writer.create(
+        output,
+        attrs,
+        layers,
+        columns,
+        run.task.metrics,
+        size,
+        overwrite,
+        spectra,
+        lower_is_better=getattr(run.task, "lower_is_better", ()),
+        paper=bool(run.codec and run.codec.paper_rank),
+    )
 
 
 def client_columns(run: Simulation) -> dict[str, np.ndarray]:

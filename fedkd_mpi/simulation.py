@@ -50,7 +50,7 @@ def play_round(run: Simulation, ledger: Ledger, index: int, watch: Stopwatch) ->
         index=index,
         threshold=run.config.threshold(index),
         cohort=cohort.sample(run.config.seed, index, run.config.num_clients, run.config.cohort),
-        evaluated=index == run.config.rounds - 1 or (index + 1) % run.config.evaluate.every == 0,
+        evaluated=run.evaluates(index),
     )
     own = take_part(run, watch, this, ledger)
     if run.student:
@@ -155,6 +155,7 @@ def encode(run: Simulation, watch: Stopwatch, this: Round, updates: Sequence[tup
             client.tensors.update({f"codec.{name}": tensor for name, tensor in state.items()})
             part.message = exchange.make_message(this.index, client.id, len(client.train_indices), records)
             part.energies = [record.energy for record in records]
+            part.paper_ranks = [record.paper_rank for record in records]
     for _, part in updates:
         part.seconds_encode = (watch.seconds["encode"] - before) / len(updates)
         if run.config.log.spectra:
@@ -175,6 +176,7 @@ def communicate(run: Simulation, watch: Stopwatch, this: Round, own: list[Contri
             update = run.server.aggregate(this.index, read(arriving, layers, this.uplink))
             records = None if update is None else run.server.encode(this.index, update, this.threshold)
             this.downlink_energies = [record.energy for record in records or []]
+            this.downlink_paper_ranks = [record.paper_rank for record in records or []]
             if run.config.log.spectra and update is not None:
                 this.downlink_spectrum = run.student.spectrum(update)
             answer = exchange.make_message(this.index, exchange.SERVER, 0, records)

@@ -49,12 +49,16 @@ class Layer(NamedTuple):
 
 
 class Record(NamedTuple):
-    """One encoded layer: tag, matrix rank (-1 without factors), bytes (uint8), and the share of its energy kept."""
+    """One encoded layer: tag, matrix rank (-1 without factors), bytes (uint8), and the share of its energy kept.
+
+    `paper_rank` is the K at which the paper would send the layer, also where it is raw because that is shorter.
+    """
 
     encoding: int
     rank: int
     data: np.ndarray
-    energy: float = float("nan")  # known to the encoder alone: it does not travel
+    energy: float = float("nan")  # known to the encoder alone, as what follows: they do not travel
+    paper_rank: int = -1
 
 
 class Header(NamedTuple):

@@ -268,12 +268,17 @@ def under_key(key: str) -> Iterator[None]:
 
 @torch.no_grad()
 def score(task: Task, model: torch.nn.Module, arrays: Arrays, indices: np.ndarray, device: str) -> np.ndarray:
-    """Return the task's sums of a model on samples of `arrays`: float64 [task.sums]."""
+    """Return the task's sums of a model on samples of `arrays`: float64 [task.sums], all NaN where a logit is NaN."""
     model.eval()
     sums = np.zeros(task.sums)
     for start in range(0, len(indices), EVALUATION_BATCH):
         batch = task.prepare(arrays, indices[start : start + EVALUATION_BATCH], device)
-        sums += task.score(task.predict(model, batch), batch)
+        output = task.predict(model, batch)
+        logits = getattr(output, "logits", None)
+        if logits is not None and torch.isnan(logits).any():  # argmax would call it class 0
+            sums[:] = np.nan
+            break
+        sums += task.score(output, batch)
     model.train()
     return sums
 

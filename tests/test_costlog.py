@@ -115,7 +115,7 @@ def test_what_is_appended_is_read_back(tmp_path, first, cohorts, layers, world_s
 def test_the_file_describes_itself_to_h5py_alone(three_rounds):
     with h5py.File(three_rounds) as file:
         assert set(file.attrs) == set(schema.ATTRS)
-        assert file.attrs["schema_version"] == 1
+        assert file.attrs["schema_version"] == 2
         assert list(file.attrs["hostnames"]) == ["node1", "nöde2"]
         columns = {}
         file.visititems(lambda name, item: columns.update({name: item} if isinstance(item, h5py.Dataset) else {}))
@@ -364,14 +364,14 @@ def test_a_file_that_is_no_log_is_refused_in_a_line(tmp_path, three_rounds):
     with h5py.File(tmp_path / "foreign.h5", "w") as file:
         file["x"] = 1
     with h5py.File(three_rounds, "r+") as file:
-        file.attrs["schema_version"] = 2
+        file.attrs["schema_version"] = 1
     refused = {
         tmp_path / "none.h5": "cannot read the log .*: No such file or directory",
         tmp_path: "cannot read the log .*: Is a directory",
         tmp_path / "text.h5": "is not an HDF5 file",
         tmp_path / "empty.h5": "is not an HDF5 file",
         tmp_path / "foreign.h5": "is not a cost log of fedkd_mpi: it has no schema_version",
-        three_rounds: "has schema_version 2, this fedkd_mpi reads 1",
+        three_rounds: "has schema_version 1, this fedkd_mpi reads 2",
     }
     for place, message in refused.items():
         with pytest.raises(UserError, match=message) as caught:

@@ -54,7 +54,7 @@ def test_the_summary_says_what_the_log_says(command: Command):
     for number in (up, down, catchup):
         assert f"({number:,} bytes)" in out
     for role in ("student", "teacher"):
-        factor = rounds[f"{role}_dense_bytes"].sum() / (up + down)
+        factor = rounds[f"{role}_dense_bytes"].sum() / (up + down + catchup)
         assert re.search(rf"dense exchange of the {role} would cost[^\n]*{factor:.2f} times as much", out)
     for column, label in (
         ("global_student_accuracy", "global student, global test set: accuracy"),

@@ -216,6 +216,7 @@ def test_a_round_without_any_update_leaves_the_student_as_it_was(monkeypatch: py
     assert torch.equal(run.replica, start(*settings).replica)
     assert not any(client.tensors for client in run.clients.values())
     rounds, header = log["rounds"], 40
+    events = list(zip(*(log["events"][name] for name in ("round", "client", "message")), strict=True))
     for name in ("uplink_bytes", "uplink_header_bytes", "downlink_bytes", "downlink_header_bytes"):
         assert rounds[name].tolist() == [2 * header, 2 * header]
     assert not rounds["uplink_paper_bytes"].any()
@@ -223,9 +224,10 @@ def test_a_round_without_any_update_leaves_the_student_as_it_was(monkeypatch: py
     assert rounds["skipped_clients"].tolist() == [2, 2]
     assert np.isnan(rounds["student_loss"]).all()
     assert np.isnan(rounds["teacher_accuracy"]).all()
-    assert (rounds["global_student_accuracy"] > 0).all()
-    assert (log["events"]["round"].tolist(), log["events"]["client"].tolist()) == ([0, 0, 1, 1], [0, 1, 0, 1])
-    assert all("not finite (layer teacher.layers.0.weight)" in text for text in log["events"]["message"])
+    assert np.isnan(rounds["global_student_accuracy"]).all()  # the test set is poisoned as well
+    said = [(number, client) for number, client, text in events if "not finite (layer teacher.layers.0.weight)" in text]
+    assert said == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [(number, client) for number, client, text in events if "logits are NaN" in text] == [(0, -1), (1, -1)]
 
 
 def test_a_round_is_logged_while_the_next_begins_or_whatever_ends_the_run(tmp_path: Path):

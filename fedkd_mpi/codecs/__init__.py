@@ -40,6 +40,7 @@ class Codec:
     """
 
     layers: Sequence[Layer]
+    paper_rank = False  # whether its records say at which rank the paper would send a layer
     receiver_numbers = 0  # float32 numbers that receive() keeps of the downlink from round to round
 
     def encode(

@@ -20,7 +20,7 @@ class ErrorFeedback(Codec):
     """
 
     def __init__(self, inner: Codec):
-        self.inner, self.layers = inner, inner.layers
+        self.inner, self.layers, self.paper_rank = inner, inner.layers, inner.paper_rank
 
     def at(self, round_index: int) -> Codec:
         """Return this around the inner codec of a round."""
@@ -61,7 +61,7 @@ class Ef21(Codec):
     """
 
     def __init__(self, inner: Codec):
-        self.inner, self.layers = inner, inner.layers
+        self.inner, self.layers, self.paper_rank = inner, inner.layers, inner.paper_rank
         self.receiver_numbers = sum(layer.numel for layer in self.layers)
 
     def at(self, round_index: int) -> Codec:

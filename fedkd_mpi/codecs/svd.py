@@ -27,6 +27,8 @@ Part = bytes | np.ndarray  # data of a record
 class Svd(Codec):
     """U diag(s) and V of each matrix, 4 K (P + Q) bytes; raw where that is not smaller, and for 1-D tensors."""
 
+    paper_rank = True
+
     def __init__(self, compression: Compression, layers: Sequence[Layer]):
         self.layers, self.warm = layers, bool(compression.warm_start)
         self.sizes = [self._bytes(layer) for layer in layers]
@@ -126,11 +128,12 @@ class Svd(Codec):
 
 
 def _record(tensor: Tensor, factors: Factors, threshold: float) -> Record:
+    paper_rank = factors.rank
     if factors.rank and factors.energy < threshold + ROUNDING and threshold < 1:
         factors = _checked(tensor.reshape(factors.shape), factors, threshold)
     if factors.numbers.numel() >= tensor.numel() or (threshold < 1 and not factors.energy >= threshold):
-        return raw(tensor)
-    return Record(LOW_RANK, factors.rank, floats(factors.numbers), factors.energy)
+        return raw(tensor)._replace(paper_rank=paper_rank)
+    return Record(LOW_RANK, factors.rank, floats(factors.numbers), factors.energy, paper_rank)
 
 
 def _checked(matrix: Tensor, factors: Factors, threshold: float) -> Factors:
@@ -145,7 +148,7 @@ def _checked(matrix: Tensor, factors: Factors, threshold: float) -> Factors:
 
 def fits(record: Record, sizes: tuple[int, int, int]) -> bool:
     """Tell whether a record can be of a layer of so many bytes, so many for each of the factors' ranks, and rank."""
-    encoding, rank, data, _ = record
+    encoding, rank, data, *_ = record
     if encoding == LOW_RANK:
         return 0 <= rank <= sizes[2] and data.size == rank * sizes[1]
     return encoding == RAW and rank == -1 and data.size == sizes[0]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STATUSES = ("running", "interrupted", "completed")
 LEVELS = ("info", "warning", "error")
 
@@ -49,6 +49,7 @@ ATTRS = {
     "schema_version": "version of this layout",
     "status": "running, interrupted or completed; a run that was killed still says running",
     "metrics": "names of the task's metrics: the `<metric>` of the columns of rounds",
+    "lower_is_better": "those of the metrics of which less is better",
     "world_size": "MPI processes of the run; of its last part, where it was resumed",
     "num_clients": "clients of the run, sampled or not",
     "config": "the resolved configuration, YAML text",
@@ -59,7 +60,7 @@ ATTRS = {
     "seed": "seed of all random streams",
     "started": "when the run first started, ISO 8601",
 }
-OWN_ATTRS = ("schema_version", "status", "metrics", "world_size", "num_clients")
+OWN_ATTRS = ("schema_version", "status", "metrics", "lower_is_better", "world_size", "num_clients")
 
 # Written whole when the log is created.
 FIXED = {
@@ -78,8 +79,10 @@ FIXED = {
         ),
     },
 }
-# Only in some logs: label_histogram where there are classes, spectrum where log.spectra was on.
-OPTIONAL = {("clients", "label_histogram"), ("uplink", "spectrum"), ("downlink", "spectrum")}
+# Only in some logs: label_histogram where there are classes, spectrum where log.spectra was on, the paper's counts for
+# codecs that choose the rank at which the paper would send.
+PAPER = {("rounds", "uplink_paper_bytes"), ("rounds", "downlink_paper_bytes")}
+OPTIONAL = {("clients", "label_histogram"), ("uplink", "spectrum"), ("downlink", "spectrum"), *PAPER}
 
 _MESSAGE = {
     "bytes": _bytes("payload and header of the message"),
@@ -103,13 +106,17 @@ GROWING = {
         "downlink_bytes": _bytes("payload and header of the broadcast, counted once per receiving client"),
         "uplink_header_bytes": _bytes("the headers in uplink_bytes"),
         "downlink_header_bytes": _bytes("the headers in downlink_bytes"),
-        "uplink_paper_bytes": _bytes("the paper's count of the uplink: 4(PK + K^2 + KQ) + 4 per raw number"),
-        "downlink_paper_bytes": _bytes("the paper's count of the downlink, once per receiving client"),
+        "uplink_paper_bytes": _bytes(
+            "the paper's count of the uplink: 4(PK + K^2 + KQ) of a matrix at the smallest rank K above T, also where"
+            " it is sent raw, and 4 per other parameter; only for codec svd, without a byte budget"
+        ),
+        "downlink_paper_bytes": _bytes("the same of the downlink, once per receiving client"),
         "student_dense_bytes": _bytes("the same cohort exchanging the student uncompressed, up + down"),
         "teacher_dense_bytes": _bytes("the same cohort exchanging the teacher uncompressed, up + down"),
         "catchup_bytes": _bytes(
             "what members of the cohort absent from earlier rounds would fetch before training: the smaller of"
-            " the missed broadcasts and a dense student; 0 at full participation"
+            " the missed broadcasts and a dense student, with what receivers keep beside it (the server optimiser's"
+            " moments, ef21's estimates); 0 at full participation"
         ),
         "student_loss": _number("1", "mean local training loss of the students"),
         "teacher_loss": _number("1", "mean local training loss of the teachers"),
@@ -162,6 +169,18 @@ METRIC = {
     ),
     "teacher_{metric}": _number(
         "1", "mean over the cohort: the teacher on the client's own test samples; NaN where not evaluated"
+    ),
+    "student_{metric}_weighted": _number(
+        "1", "the same of all test samples of the cohort together: a client counts by its samples"
+    ),
+    "teacher_{metric}_weighted": _number(
+        "1", "the same of all test samples of the cohort together: a client counts by its samples"
+    ),
+    "student_{metric}_all": _number(
+        "1", "mean over all clients of each one's latest student score; NaN until all have one"
+    ),
+    "teacher_{metric}_all": _number(
+        "1", "mean over all clients of each one's latest teacher score; NaN until all have one"
     ),
     "global_student_{metric}": _number("1", "the student on the global test set; NaN where not evaluated"),
     "global_teacher_{metric}": _number("1", "mean over all teachers on the global test set; NaN where not evaluated"),

@@ -54,12 +54,16 @@ class Writer:
         world_size: int,
         overwrite: bool = False,
         spectra: bool = False,
+        *,
+        lower_is_better: Sequence[str] = (),
+        paper: bool = True,
     ) -> Writer:
         """Create a log, which appears under its name whole or not at all, and open it for appending.
 
         `attrs` are those of schema.ATTRS that the writer does not set itself (text, integers, lists of text); `layers`
         are (name, shape, compressible); `clients` are the columns [client] of schema.FIXED, label_histogram
-        [client, class] where there are classes; `spectra` adds the column spectrum to uplink and downlink.
+        [client, class] where there are classes; `spectra` adds the column spectrum to uplink and downlink,
+        `paper` the paper's counts to rounds; `lower_is_better` names metrics of which less is better.
         Raises UserError where the file exists and not `overwrite`, or cannot be written; ValueError on wrong names,
         shapes or types.
         """
@@ -68,10 +72,14 @@ class Writer:
         _check_names("clients", clients, schema.FIXED["clients"], optional={"label_histogram"})
         count = len(clients["train_samples"])
         attrs = {"status": "running", "world_size": world_size, "num_clients": count, **attrs, "metrics": list(metrics)}
+        attrs["lower_is_better"] = [metric for metric in metrics if metric in lower_is_better]
         width = {"layer": len(layers), "mpi_rank": world_size, "component": schema.components(layers)}
         tables = {table: _empty(columns, width) for table, columns in schema.growing(metrics).items()}
         if not (spectra and width["component"]):
             del tables["uplink"]["spectrum"], tables["downlink"]["spectrum"]
+        if not paper:
+            for table, column in schema.PAPER:
+                del tables[table][column]
         tables["layers"] = {
             "name": np.array([name for name, _, _ in layers], dtype=str),
             "shape": np.array(["x".join(map(str, shape)) or "scalar" for _, shape, _ in layers], dtype=str),

@@ -25,8 +25,9 @@ class Task(Protocol):
     """Built on every rank as Task(meta, arrays) from the data set's meta mapping and its training arrays.
 
     `metrics` names what finish() gives, `sums` is the number of sums that score() returns; models are built from
-    `input_shape` and `num_classes`. A task may also have augment(batch, rng), which data.augment=true asks for: it
-    returns a training batch varied at random, with a NumPy generator of the client and round to draw from.
+    `input_shape` and `num_classes`. `lower_is_better`, which may be left out, names the metrics of which less is
+    better. A task may also have augment(batch, rng), which data.augment=true asks for: it returns a training batch
+    varied at random, with a NumPy generator of the client and round to draw from.
     """
 
     metrics: tuple[str, ...]

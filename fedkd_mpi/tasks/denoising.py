@@ -28,6 +28,7 @@ class Denoising:
     """
 
     metrics = ("psnr", "ssim", "rmse", "psnr_gain")
+    lower_is_better = ("rmse",)
     sums = 5  # the metrics added up, images
     num_classes = 0
 

@@ -14,13 +14,15 @@ def trimmed(ids: Tensor, pad: int) -> Tensor:
 
 
 def precision_recall_f1(right: float, predicted: float, there: float) -> dict[str, float]:
-    """Return the scores of `right` among `predicted` and among `there`; NaN where they would be 0 / 0.
+    """Return the scores of `right` among `predicted` and among `there`; NaN where nothing was predicted nor is there.
 
-    F1 is 2 right / (predicted + there), which is the harmonic mean of the two wherever both are defined.
+    F1 is 2 right / (predicted + there), the harmonic mean of the two. Where it is 0 because one of them is 0 / 0, that
+    one counts as 0 too, so that means over clients are means over the same clients.
     """
-
-    def share(part: float, whole: float) -> float:
-        return part / whole if whole else math.nan
-
-    scores = {"f1": share(2 * right, predicted + there)}
-    return scores | {"precision": share(right, predicted), "recall": share(right, there)}
+    if not predicted + there:
+        return dict.fromkeys(("f1", "precision", "recall"), math.nan)
+    return {
+        "f1": 2 * right / (predicted + there),
+        "precision": right / predicted if predicted else 0.0,
+        "recall": right / there if there else 0.0,
+    }
