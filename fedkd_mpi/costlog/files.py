@@ -6,7 +6,6 @@ import io
 import math
 import os
 import re
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from fedkd_mpi.errors import UserError
 
 Tables = Mapping[str, Mapping[str, np.ndarray]]
 
-QUIET = 0.5  # seconds without a write, after which a log is taken to be at rest
 PAGE = 4096
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _CHUNK_BYTES, _CHUNK_ROWS = 65536, 512
@@ -83,14 +81,27 @@ def open_read(path: Path) -> h5py.File:
         raise UserError(f"cannot read the log {path}: {reason(error)}") from error
 
 
-def just_written(path: Path) -> bool:
-    """Tell whether a file is a log that its writer has not closed and wrote to within the last moments."""
+def is_open(path: Path) -> bool:
+    """Tell whether a file is a log that its writer has not closed, be it at work or gone."""
     try:
         with path.open("rb") as file:
-            head = file.read(PAGE)
-        return superblock.is_open(head) and time.time() - path.stat().st_mtime < QUIET
+            return superblock.is_open(file.read(PAGE))
     except OSError:
         return False
+
+
+def state(path: Path) -> tuple[int, ...] | None:
+    """Return what changes whenever a file is written, None where there is none."""
+    try:
+        now = path.stat()
+    except OSError:
+        return None
+    return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns
+
+
+def size(path: Path) -> int:
+    """Return the bytes of a file."""
+    return path.stat().st_size
 
 
 def temporary(path: Path) -> Path:

@@ -7,14 +7,32 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 
-from fedkd_mpi.costlog import files, schema
+from fedkd_mpi.costlog import door, files, schema
 from fedkd_mpi.errors import UserError
 
 if TYPE_CHECKING:
     import pandas
+
+ATTEMPTS, PAUSE = 100, 0.03  # seconds between two looks at a log that is being written
+
+
+class _Source:
+    """The datasets of an open file, by "table/column"."""
+
+    def __init__(self, path: Path):
+        self.path, self.file = path, files.open_read(path)
+
+    def values(self, name: str, select: slice | np.ndarray) -> np.ndarray:
+        """Return the selected rows of a dataset, "table/column", as they are in the file."""
+        with door.reading(self.path, name):
+            dataset = self.file[name]
+            if self.file.swmr_mode:  # the rows were counted first: refreshed, a column has at least as many
+                dataset.refresh()
+            if isinstance(select, slice):
+                return dataset[select]
+            return dataset[: int(select[-1]) + 1][select] if len(select) else dataset[:0]
 
 
 class Table(Mapping[str, np.ndarray]):
@@ -23,14 +41,26 @@ class Table(Mapping[str, np.ndarray]):
     Text comes as str. Raises UserError where the file is damaged.
     """
 
-    def __init__(self, path: Path, group: h5py.Group, columns: Mapping[str, schema.Column], select: Any):
-        self._path, self._group, self._columns, self._select = path, group, columns, select
+    def __init__(
+        self,
+        source: _Source,
+        name: str,
+        columns: Mapping[str, schema.Column],
+        select: slice | np.ndarray,
+        attrs: Mapping[str, Any],
+    ):
+        self._source, self._name, self._columns, self._select = source, name, columns, select
+        self._attrs = attrs
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._columns:
             raise KeyError(f"no column {name}: this table has {', '.join(self._columns)}")
-        values = _values(self._path, self._group[name])[self._select]
-        return np.char.decode(values, "utf-8", "replace") if values.dtype.kind == "S" else values
+        full, path = f"{self._name}/{name}", self._source.path
+        values = self._source.values(full, self._select)
+        if values.dtype.kind == "S":
+            return door.text(path, full, values)
+        door.require_values(path, full, self._columns[name], values, self._attrs)
+        return values
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._columns)
@@ -46,59 +76,56 @@ class Log(Mapping[str, Table]):
     Events are not cut: those of a round that failed are the last word of the run.
     """
 
-    def __init__(self, path: Path, rounds: int | None):
+    def __init__(self, path: Path, rounds: int | None, sums: bool):
         self.path = path
-        self._file = files.open_read(path)
+        self._source = _Source(path)
+        self._file = self._source.file
         try:
-            self._load(rounds)
-            if self._file.swmr_mode:  # being written right now: what is read later could be newer than what was opened
-                self._tables = {name: dict(table) for name, table in self._tables.items()}
+            with door.reading(path, "its content"):
+                self._load(rounds)
+                if sums:
+                    door.require_sums(path, self)
+                if self._file.swmr_mode:  # being written right now: what is read later could be newer
+                    self._tables = {name: dict(table) for name, table in self._tables.items()}
         except BaseException:
             self.close()
             raise
 
     def _load(self, rounds: int | None) -> None:
-        self.attrs = _attrs(self.path, self._file)
-        declared = schema.FIXED | schema.growing(self.attrs["metrics"])
-        columns = {table: self._present(table, names) for table, names in declared.items()}
-        of_round, of_event = self._numbers("rounds"), self._numbers("events")
+        self.attrs = door.read_attrs(self.path, self._file)
+        columns = door.find_columns(self.path, self._file, schema.FIXED | schema.growing(self.attrs["metrics"]))
+        door.require_lengths(self.path, self._file, columns, self.attrs)
+        of_round, of_event = (self._source.values(f"{table}/round", slice(None)) for table in ("rounds", "events"))
 
         done = of_round[: np.append(of_round < 0, True).argmax()]
-        if (np.diff(done) != 1).any():
+        if (np.diff(done) != 1).any() or (done > door.MOST).any():
             raise UserError(f"{self.path} is damaged: its rounds do not follow one another")
         if rounds is not None and rounds > len(done):
             raise UserError(
                 f"{self.path} holds {len(done)} completed rounds, not {rounds}: it is not the log of this run"
             )
         done = done[:rounds]
-        last = done[-1] if len(done) else -1
+        first, last = (done[0], done[-1]) if len(done) else (0, -1)
         self.rounds_completed = len(done)
 
         select: dict[str, Any] = dict.fromkeys(columns, slice(None))
         select |= dict.fromkeys(("rounds", "downlink", "mpi"), slice(len(done)))
         # Row numbers, not masks: the columns of a round that is being written differ in length.
         for table in ("uplink", "training"):
-            of_client = self._numbers(table)
+            of_client = self._source.values(f"{table}/round", slice(None))
             select[table] = np.flatnonzero((of_client >= 0) & (of_client <= last))
+            if (of_client[select[table]] < first).any() or (np.diff(of_client[select[table]]) < 0).any():
+                raise UserError(f"{self.path} is damaged: {table}/round is not in the order of the rounds")
         select["events"] = np.flatnonzero((of_event >= 0) & (rounds is None or of_event <= last))
+        for table in schema.GROWING:
+            rows = select[table]
+            need = rows.stop if isinstance(rows, slice) else int(rows[-1]) + 1 if len(rows) else 0
+            door.require_rows(self.path, table, self._file, columns[table], need)
         self._tables = {
-            table: Table(self.path, self._file[table], names, select[table]) for table, names in columns.items()
+            table: Table(self._source, table, names, select[table], self.attrs) for table, names in columns.items()
         }
-
-    def _present(self, table: str, columns: Mapping[str, schema.Column]) -> dict[str, schema.Column]:
-        present = {}
-        for name, column in columns.items():
-            dataset = self._file.get(f"{table}/{name}")
-            if dataset is None and (table, name) in schema.OPTIONAL:
-                continue
-            expected = np.dtype(column.dtype).kind, 2 if column.axis else 1
-            if not isinstance(dataset, h5py.Dataset) or (dataset.dtype.kind, dataset.ndim) != expected:
-                raise UserError(f"{self.path} is damaged: {table}/{name} is missing or of another type")
-            present[name] = column
-        return present
-
-    def _numbers(self, table: str) -> np.ndarray:
-        return _values(self.path, self._file[table]["round"])
+        spectrum = self._file["uplink/spectrum"].shape if "spectrum" in columns["uplink"] else None
+        door.require_layers(self.path, self._tables["layers"], spectrum)
 
     def __getitem__(self, table: str) -> Table:
         return self._tables[table]
@@ -120,21 +147,26 @@ class Log(Mapping[str, Table]):
         self.close()
 
 
-def open(path: str | Path, rounds: int | None = None) -> Log:
+def open(path: str | Path, rounds: int | None = None, *, sums: bool = True) -> Log:
     """Open a log of any status, cut to its first `rounds` rounds or else to all that were completed.
 
-    To follow a run that goes on, open its log again. Raises UserError, one line, where the file is missing, foreign,
-    damaged, of another schema_version, or holds fewer than `rounds` rounds.
+    To follow a run that goes on, open its log again, without adding up its bytes anew (`sums`). Raises UserError, one
+    line, where the file is missing, foreign, damaged, of another schema_version, or holds fewer than `rounds` rounds.
     """
     path = Path(path)
-    while True:
+    known = None
+    # HDF5 does not find rows that were appended while it opened the file; a moment later it does. Times are compared
+    # with one another, never with this machine's clock: the file server has its own.
+    for _ in range(ATTEMPTS):
+        before = files.state(path)
         try:
-            return Log(path, rounds)
+            return Log(path, rounds, sums)
         except UserError:
-            # HDF5 does not find rows that were appended while it opened the file; a moment later it does.
-            if not files.just_written(path):
+            if not files.is_open(path) or before == files.state(path) == known:
                 raise
-            time.sleep(0.02)
+        known = files.state(path)
+        time.sleep(PAUSE)
+    return Log(path, rounds, sums)
 
 
 def read(path: str | Path) -> dict[str, dict[str, Any]]:
@@ -180,27 +212,3 @@ def _melt(table: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray], acros
     (axis, labels), height = next(iter(across.items())), len(next(iter(rows.values())))
     keys = {name: np.repeat(values, len(labels)) for name, values in rows.items()} | {axis: np.tile(labels, height)}
     return keys | {name: values.ravel() for name, values in table.items() if values.ndim == 2}
-
-
-def _attrs(path: Path, file: h5py.File) -> dict[str, Any]:
-    try:
-        attrs = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in file.attrs.items()}
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{path} is damaged: {files.reason(error)}") from error
-    version = attrs.get("schema_version")
-    if version is None:
-        raise UserError(f"{path} is not a cost log of fedkd_mpi: it has no schema_version")
-    if version != schema.SCHEMA_VERSION:
-        raise UserError(f"{path} has schema_version {version}, this fedkd_mpi reads {schema.SCHEMA_VERSION}")
-    if missing := [name for name in schema.ATTRS if name not in attrs]:
-        raise UserError(f"{path} is damaged: it has no attribute {', '.join(missing)}")
-    return attrs
-
-
-def _values(path: Path, dataset: h5py.Dataset) -> np.ndarray:
-    try:
-        # The rows were counted first: refreshed, a column has at least as many.
-        dataset.refresh()
-        return dataset[()]
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{path} is damaged: {dataset.name[1:]} cannot be read") from error

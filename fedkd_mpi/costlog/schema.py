@@ -84,6 +84,9 @@ FIXED = {
 PAPER = {("rounds", "uplink_paper_bytes"), ("rounds", "downlink_paper_bytes")}
 OPTIONAL = {("clients", "label_histogram"), ("uplink", "spectrum"), ("downlink", "spectrum"), *PAPER}
 
+# Columns of integers in which -1 says that there is no number.
+MAY_BE_MISSING: tuple[str, ...] = ()
+
 _MESSAGE = {
     "bytes": _bytes("payload and header of the message"),
     "header_bytes": _bytes("header of the message"),
@@ -196,6 +199,11 @@ CLIENT_METRIC = {
 def components(layers: Iterable[tuple[str, Sequence[int], bool]]) -> int:
     """Return the length of the axis component: the singular values of all compressible layers."""
     return sum(min(shape[0], math.prod(shape[1:])) for _, shape, compressible in layers if compressible)
+
+
+def is_metric(name: str) -> bool:
+    """Tell whether a name can be part of a column's: neither empty nor a path."""
+    return bool(name) and len(name) <= 200 and not set(name) & set("/\0") and name.isprintable()
 
 
 def growing(metrics: Iterable[str]) -> dict[str, dict[str, Column]]:
