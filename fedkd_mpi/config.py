@@ -182,7 +182,7 @@ def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
         known = ", ".join(sorted(str(file.relative_to(presets())) for file in presets().rglob("*.yaml")))
         raise UserError(f"cannot read --config {shown(path)}: there is none; shipped configurations: {known}") from None
     for override in overrides:
-        _override(tree, override)
+        apply(tree, override)
     return parse(tree)
 
 
@@ -225,11 +225,12 @@ def with_care(config: Config, overrides: Sequence[str]) -> Config:
         key = override.partition("=")[0]
         if key.partition(".")[0] not in CARE:
             raise UserError(f"--resume takes {key} from the log: only {', '.join(CARE)} may be given anew")
-        _override(tree, override)
+        apply(tree, override)
     return parse(tree)
 
 
-def _override(tree: dict[str, Any], text: str) -> None:
+def apply(tree: dict[str, Any], text: str) -> None:
+    """Put an override KEY=VALUE into a nested mapping; raises UserError where it is none."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UserError(f"override '{shown(text)}' is not KEY=VALUE, for example rounds=50 or compression.t_end=0.99")

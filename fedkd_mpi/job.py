@@ -73,7 +73,7 @@ step=0
 trap '[ "$$step" = 0 ] || kill -USR1 "$$step" 2>/dev/null' USR1
 trap 'cancelled=yes' TERM
 mkdir -p runs
-if [ -e "$$log" ]; then what=(--resume "$$log"); else what=("$${run[@]}" --output "$$log" "$$@"); fi
+if [ -e "$$log" ]; then what=(--resume "$$log" --trust-log); else what=("$${run[@]}" --output "$$log" "$$@"); fi
 "$${launch[@]}" "$${PYTHON[@]}" -m fedkd_mpi.run "$${what[@]}" &
 step=$$!
 wait "$$step"

@@ -5,13 +5,15 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import stat
 import sys
 from contextlib import suppress
-from errno import EACCES, EAGAIN
+from errno import EACCES, EAGAIN, EISDIR, ELOOP, ENXIO
 from pathlib import Path
 
 from fedkd_mpi.errors import UserError
 
+LONGEST = 4096  # bytes of a lock file: it holds the name of a process
 TRIES = 1000
 
 
@@ -57,11 +59,9 @@ class Lock:
     def take(self) -> None:
         """Take the lock, or say that the file system has none; raises UserError naming the process that holds it."""
         while self._descriptor is None:
-            try:
-                self.file.parent.mkdir(parents=True, exist_ok=True)
-                descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o644)
-            except OSError:
-                return  # no log can be written there either, which is said where it is opened
+            descriptor = self._open()
+            if descriptor is None:
+                return
             try:
                 fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -80,9 +80,26 @@ class Lock:
             os.ftruncate(self._descriptor, 0)
             os.pwrite(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
 
+    def _open(self) -> int | None:
+        """Return a descriptor of the lock file, None where no log can be written either (said where it is opened)."""
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            # Not through a link, and not waiting at a pipe: what is written here must be the lock's own file.
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            descriptor = os.open(self.file, flags, 0o644)
+        except OSError as error:
+            if error.errno in (ELOOP, EISDIR, ENXIO):
+                raise UserError(f"{self.file} is no lock of a run ({error.strerror}): remove it") from None
+            return None
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1 or status.st_size > LONGEST:
+            os.close(descriptor)
+            raise UserError(f"{self.file} is no lock of a run, but a file of something else: remove it")
+        return descriptor
+
     def _is_current(self, descriptor: int) -> bool:
         try:
-            return os.path.samestat(os.fstat(descriptor), self.file.stat())
+            return os.path.samestat(os.fstat(descriptor), self.file.lstat())
         except FileNotFoundError:
             return False
 

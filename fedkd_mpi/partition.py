@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fedkd_mpi.errors import UserError
-from fedkd_mpi.registry import resolve
+from fedkd_mpi.registry import function_of, resolve
 
 # A partitioner is called as (labels, num_clients, rng, alpha=, classes_per_client=, groups=, min_samples=) and gives
 # the owner of every sample, int64 [n] in 0..num_clients-1.
@@ -52,7 +52,9 @@ def partition(
             f"num_clients={num_clients} with partition.min_samples={min_samples} needs {num_clients * min_samples} "
             f"samples, but there are {len(labels)}: at most {len(labels) // min_samples} clients"
         )
-    partitioner: Partitioner = resolve(kind, PARTITIONERS, "partition.kind")
+    partitioner: Partitioner = resolve(
+        kind, PARTITIONERS, "partition.kind", function_of("labels", "num_clients", "rng")
+    )
     owner = np.asarray(
         partitioner(
             labels,

@@ -4,16 +4,43 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from fedkd_mpi.errors import UserError
 
 
-def resolve(name: str, known: Mapping[str, str], key: str) -> Any:
+class Kind(NamedTuple):
+    """What a part must be to be called at all: a test of the object, and the same in words."""
+
+    fits: Callable[[Any], bool]
+    words: str
+
+
+def function_of(*names: str) -> Kind:
+    """Return the kind of functions whose first parameters have these names: by them it is declared to be a part."""
+    return Kind(lambda found: _first(found, len(names)) == names, f"function whose parameters begin {', '.join(names)}")
+
+
+def subclass_of(base: type, words: str) -> Kind:
+    """Return the kind of classes that derive from `base`."""
+    return Kind(lambda found: isinstance(found, type) and issubclass(found, base), words)
+
+
+def class_with(*methods: str) -> Kind:
+    """Return the kind of classes that have all of these methods."""
+    return Kind(
+        lambda found: isinstance(found, type) and all(callable(getattr(found, name, None)) for name in methods),
+        f"class with {', '.join(methods)}",
+    )
+
+
+def resolve(name: str, known: Mapping[str, str], key: str, *kinds: Kind) -> Any:
     """Return the object that `name` stands for: known[name], or the object of a dotted path "package.module:Name".
 
-    Raises UserError naming the configuration key, with the nearest known name.
+    A name can come with a log or a configuration from elsewhere: what is not of one of the `kinds` is no part, and is
+    never called. Raises UserError naming the configuration key, with the nearest known name.
     """
     path = known.get(name, name)
     module, colon, attribute = path.partition(":")
@@ -25,8 +52,8 @@ def resolve(name: str, known: Mapping[str, str], key: str) -> Any:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError, TypeError, SyntaxError) as error:
         raise UserError(f"{key}={name} cannot be loaded: {error}") from None
-    if not callable(found):
-        raise UserError(f"{key}={name} is a {type(found).__name__}, nothing that can be called")
+    if not any(kind.fits(found) for kind in kinds):
+        raise UserError(f"{key}={name} is no {' or '.join(kind.words for kind in kinds)} (docs/extending.md)")
     return found
 
 
@@ -39,3 +66,13 @@ def nearest(word: str, known: Sequence[str]) -> str | None:
             last[near] for near in difflib.get_close_matches(word.rpartition(".")[2], list(last), n=1, cutoff=0.75)
         ]
     return match[0] if match else None
+
+
+def _first(found: Any, count: int) -> tuple[str, ...] | None:
+    """Return the names of the first parameters of a function, None of anything else."""
+    if isinstance(found, type) or not callable(found):
+        return None
+    try:
+        return tuple(inspect.signature(found).parameters)[:count]
+    except (TypeError, ValueError):  # of a built-in function
+        return None

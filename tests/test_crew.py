@@ -90,7 +90,7 @@ def test_a_killed_process_leaves_no_memory_behind_and_the_run_goes_on(
         job.signal(2, signal.SIGKILL)
         assert job.wait() != 0
         assert not set(FOLDER.glob("fedkd-clients-*")) - before
-    with Job(4, "-m", "fedkd_mpi.run", "--resume", killed, mpi=mpi_vendor, folder=tmp_path) as job:
+    with Job(4, "-m", "fedkd_mpi.run", "--resume", killed, "--trust-log", mpi=mpi_vendor, folder=tmp_path) as job:
         assert job.wait() == 0
     assert_same_run(whole, killed)
 

@@ -28,9 +28,9 @@ def test_a_second_resume_of_a_log_is_refused_and_harms_nothing(
     log = tmp_path / "one.h5"
     assert in_process(main, *SMALL, "rounds=100000", "time_limit=0.001", "--output", log)[0] == 75  # after a round
     before = rounds_in(log)
-    with Job(1, *RUN, "--resume", log, "time_limit=null", folder=tmp_path) as job:
+    with Job(1, *RUN, "--resume", log, "--trust-log", "time_limit=null", folder=tmp_path) as job:
         job.until(lambda: rounds_in(log) > before)
-        for arguments in (["--resume", log], [*SMALL, "--output", log, "--overwrite"]):
+        for arguments in (["--resume", log, "--trust-log"], [*SMALL, "--output", log, "--overwrite"]):
             second = mpirun(2, *RUN, *arguments, mpi=mpi_vendor, timeout=120)
             assert second.returncode == 2
             said = [line for line in second.stderr.splitlines() if line.startswith("fedkd_mpi: ")]

@@ -35,7 +35,7 @@ def test_states_at_rest_change_no_bit_also_when_resumed(scratch: Path) -> None:
     assert main([*SMALL, *STATES, "--output", str(whole)]) == 0
     arguments = [*SMALL, *STATES, "clients_in_memory=1", "time_limit=0.001", "--output", str(rested)]
     assert main(arguments) == 75
-    assert main(["--resume", str(rested), "time_limit=null", "clients_in_memory=2"]) == 0
+    assert main(["--resume", str(rested), "--trust-log", "time_limit=null", "clients_in_memory=2"]) == 0
     assert_same_run(whole, rested)
     assert not list(scratch.glob("fedkd-clients-*"))
 

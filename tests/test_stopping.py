@@ -75,7 +75,7 @@ def test_a_stop_file_beside_the_log_stops_and_keeps_from_starting(tmp_path: Path
         stop.touch()
         assert job.wait() == 75
     assert_stopped_well(log, f"the file {stop}")
-    for arguments in (["--resume", log], [*SMALL, "--output", tmp_path / "new.h5"]):
+    for arguments in (["--resume", log, "--trust-log"], [*SMALL, "--output", tmp_path / "new.h5"]):
         code, _, said = in_process(main, *arguments)
         assert code == 2
         assert f"the file {stop} asks" in said

@@ -88,7 +88,7 @@ def test_an_unfinished_log_with_a_checkpoint_is_resumed(tmp_path):
     folder = item.log.with_name(f"{item.log.name}.checkpoints")
     folder.mkdir()
     (folder / "1").touch()
-    assert item.command([])[-2:] == ["--resume", str(item.log)]
+    assert item.command([])[-3:] == ["--resume", str(item.log), "--trust-log"]
 
 
 @pytest.mark.parametrize(

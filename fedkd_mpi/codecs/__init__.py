@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedkd_mpi.registry import resolve
+from fedkd_mpi.registry import resolve, subclass_of
 from fedkd_mpi.wire import Layer, Record, WireError
 
 if TYPE_CHECKING:
@@ -123,7 +123,9 @@ def build(
     from fedkd_mpi.codecs.byte_budget import ByteBudget, require_room, spread
     from fedkd_mpi.codecs.error_feedback import Ef21, ErrorFeedback
 
-    codec = resolve(compression.codec, CODECS, "compression.codec")(compression, layers)
+    codec = resolve(
+        compression.codec, CODECS, "compression.codec", subclass_of(Codec, "subclass of fedkd_mpi.codecs.Codec")
+    )(compression, layers)
     if compression.byte_budget is not None:
         require_room("byte_budget", compression.byte_budget, layers, reserved=reserved)
         codec = ByteBudget(codec, [compression.byte_budget - reserved])

@@ -26,7 +26,7 @@ _CHUNK_BYTES, _CHUNK_ROWS = 65536, 512
 def replace(path: Path, attrs: Mapping[str, Any], tables: Tables) -> None:
     """Write a whole log and put it in the place of `path`, which holds the old file or the new one, never a part.
 
-    Raises OSError where the file cannot be written.
+    A link stays a link. Raises OSError where the file cannot be written.
     """
     # HDF5 does not survive a full disk: it crashes at exit. So it builds the file in memory.
     # v110 is the oldest format that has SWMR: older tools read it too. With pages no metadata object lies across a page
@@ -44,9 +44,11 @@ def replace(path: Path, attrs: Mapping[str, Any], tables: Tables) -> None:
                     dataset.attrs.update({"unit": column.unit, "description": column.description})
         file.flush()
         image = superblock.close(file.id.get_file_image())  # HDF5 1.14 leaves a wrong checksum in it
+    path = real(path)
     new = temporary(path)
     try:
-        with new.open("wb") as file:
+        new.unlink(missing_ok=True)  # of a run that was killed; were it a link, what it leads to would be overwritten
+        with new.open("xb") as file:
             file.write(image)
             file.flush()
             os.fsync(file.fileno())
@@ -102,6 +104,36 @@ def state(path: Path) -> tuple[int, ...] | None:
 def size(path: Path) -> int:
     """Return the bytes of a file."""
     return path.stat().st_size
+
+
+def real(path: Path) -> Path:
+    """Return the path itself, or where a link is part of it the file that it leads to: a log has one name.
+
+    Raises UserError where a link leads to itself.
+    """
+    found = Path(os.path.realpath(path))
+    if found.is_symlink():
+        raise UserError(f"{path} is a link that leads to itself")
+    return path if found == Path(os.path.normpath(Path.cwd() / path)) else found
+
+
+def check_output(path: str | Path, overwrite: bool) -> None:
+    """Make the folder of a new log and see that the log can be written there; worth a call before a long start.
+
+    Raises UserError, one line, where the file exists and not `overwrite`, or its folder cannot be made or written.
+    """
+    path = real(Path(path))
+    try:
+        if path.is_dir():
+            raise UserError(f"cannot write the log {path}: it is a folder")
+        if path.exists() and not overwrite:
+            raise UserError(f"the log {path} exists: choose another with --output, or replace it with --overwrite")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary(path).unlink(missing_ok=True)
+        temporary(path).touch(exist_ok=False)
+        temporary(path).unlink()
+    except OSError as error:
+        raise UserError(f"cannot write the log {path}: {error.strerror}; choose another with --output") from error
 
 
 def temporary(path: Path) -> Path:

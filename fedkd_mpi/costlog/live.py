@@ -34,6 +34,7 @@ class LiveFile:
         access.set_libver_bounds(h5f.LIBVER_V110, h5f.LIBVER_V110)
         access.set_file_locking(False, True)
         self._file = h5py.File(h5f.open(os.fsencode(path), h5f.ACC_RDWR | h5f.ACC_SWMR_WRITE, fapl=access))
+        self._identity = _identity(os.fstat(self._file.id.get_vfd_handle()))
         data = {table: {name: self._file[table][name] for name in names} for table, names in columns.items()}
         self.widths = {table: {name: each.shape[1:] for name, each in names.items()} for table, names in data.items()}
         self._tables = {table: _Table(names) for table, names in data.items()}
@@ -57,6 +58,13 @@ class LiveFile:
             self._reserve(self._base + chunks)  # flushing cuts off what was not needed
         self._tables[last].number(rows[last]["round"])
         self._file.flush()
+
+    def in_place(self) -> bool:
+        """Tell whether the file that was opened still has its name."""
+        try:
+            return _identity(self._path.stat()) == self._identity
+        except OSError:
+            return False
 
     def close(self) -> None:
         """Close the file; all that was appended is in it already."""
@@ -120,6 +128,10 @@ class _Table:
 @lru_cache(maxsize=64)
 def _memory(shape: tuple[int, ...]) -> h5s.SpaceID:
     return h5s.create_simple(shape)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _height(columns: Mapping[str, np.ndarray | h5py.Dataset]) -> int:

@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ class Writer:
     """
 
     def __init__(self, path: Path):
-        with reader.open(path) as log:
+        with reader.open(path, sums=False) as log:
             self.rounds_completed = log.rounds_completed
             self._world_size, numbers = log.attrs["world_size"], log["rounds"]["round"]
             declared = schema.growing(log.attrs["metrics"])
@@ -34,8 +35,9 @@ class Writer:
         self._next = int(numbers[-1]) + 1 if len(numbers) else None
         self._lock, self._finished = threading.RLock(), False
         self._fault = f"the log {path} is closed"
-        self._file: LiveFile | None = LiveFile(path, columns)
-        widths = self._file.widths
+        self._live = LiveFile(path, columns)
+        self._file: LiveFile | None = self._live
+        widths = self._live.widths
         self._columns = {
             table: {name: (column, np.dtype(column.dtype), widths[table][name]) for name, column in names.items()}
             for table, names in columns.items()
@@ -70,6 +72,10 @@ class Writer:
         path = Path(path)
         _check_names("attrs", attrs, set(schema.ATTRS) - set(schema.OWN_ATTRS))
         _check_names("clients", clients, schema.FIXED["clients"], optional={"label_histogram"})
+        if wrong := [metric for metric in metrics if not schema.is_metric(metric)]:
+            raise UserError(
+                f"the task's metric {wrong[0]!r} cannot name a column of the log: no /, nothing unprintable"
+            )
         count = len(clients["train_samples"])
         attrs = {"status": "running", "world_size": world_size, "num_clients": count, **attrs, "metrics": list(metrics)}
         attrs["lower_is_better"] = [metric for metric in metrics if metric in lower_is_better]
@@ -180,6 +186,7 @@ class Writer:
         with self._lock:
             if self._finished:
                 return
+            self.require_in_place(max(0, self.rounds_completed - 1))
             self.close()
             mark(self.path, status)
             self._finished = True
@@ -190,6 +197,18 @@ class Writer:
             file, self._file = self._file, None
             if file is not None:
                 file.close()
+
+    def in_place(self) -> bool:
+        """Tell whether the file that this run writes still has its name."""
+        return self._live.in_place()
+
+    def require_in_place(self, number: int) -> None:
+        """Raise RunFault where another file, or none, has the name of the one that this run writes."""
+        if not self.in_place():
+            self.close()
+            gone = f"the log {self.path} was replaced, moved or removed while this run wrote it"
+            self._fault = f"{gone}: the {self.rounds_completed} rounds before are in the old file"
+            raise RunFault(self._fault, round=number)
 
     def __enter__(self) -> Writer:
         return self
@@ -220,6 +239,7 @@ class Writer:
         if self._file is None:
             raise RunFault(self._fault, round=number)
         try:
+            self.require_in_place(number)
             self._file.append(rows, last)
         except (OSError, RuntimeError) as error:
             self.close()
@@ -228,31 +248,18 @@ class Writer:
             raise RunFault(self._fault, round=number) from error
 
 
-def mark(path: Path, status: str) -> None:
-    """Set the status of a log that nobody writes any more; raises RunFault where the file cannot be written."""
+def mark(path: Path, status: str, owner: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Set the status of a log that nobody writes any more, if its attributes are those of its `owner`.
+
+    Raises RunFault where the file cannot be written.
+    """
     try:
-        with reader.open(path) as log:
+        with reader.open(path, sums=False) as log:
+            if any(log.attrs[name] != value for name, value in owner.items()):
+                raise RunFault(f"the log {path} is another run's by now, and is left as it is")
             files.replace(path, log.attrs | {"status": status}, log)
     except (OSError, RuntimeError, UserError) as error:
         raise RunFault(f"cannot mark the log {path} as {status}: {files.reason(error)}") from error
-
-
-def check_output(path: str | Path, overwrite: bool) -> None:
-    """Make the folder of a new log and see that the log can be written there; worth a call before a long start.
-
-    Raises UserError, one line, where the file exists and not `overwrite`, or its folder cannot be made or written.
-    """
-    path = Path(path)
-    try:
-        if path.is_dir():
-            raise UserError(f"cannot write the log {path}: it is a folder")
-        if path.exists() and not overwrite:
-            raise UserError(f"the log {path} exists: choose another with --output, or replace it with --overwrite")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.temporary(path).touch()
-        files.temporary(path).unlink()
-    except OSError as error:
-        raise UserError(f"cannot write the log {path}: {error.strerror}; choose another with --output") from error
 
 
 def _empty(columns: Mapping[str, schema.Column], width: Mapping[str, int]) -> dict[str, np.ndarray]:

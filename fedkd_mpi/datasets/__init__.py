@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fedkd_mpi.errors import UserError
-from fedkd_mpi.registry import resolve
+from fedkd_mpi.registry import function_of, resolve
 
 LOADERS = {
     "digits": "fedkd_mpi.datasets.digits:load",
@@ -103,7 +103,7 @@ def load_or_stand_in(name: str, root: Path | None, seed: int, options: Mapping[s
 
 
 def _call(name: str, known: Mapping[str, str], root: Path | None, seed: int, options: Mapping[str, Any]) -> Dataset:
-    loader = resolve(name, known, "data.name")
+    loader = resolve(name, known, "data.name", function_of("root", "seed"))
     try:
         inspect.signature(loader).bind(root, seed, **options)
     except TypeError as error:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from fedkd_mpi.datasets import Dataset
-from fedkd_mpi.registry import resolve
+from fedkd_mpi.registry import function_of, resolve
 from fedkd_mpi.texts import Tokens, blank_meta, blank_rows
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def load(
     int64 [n]; "group" int64 [n], the corpus, or the document where there is but one corpus. Of every corpus a fifth of
     the documents, the same for every seed, is in the test set. meta["kinds"]: the entities' types.
     """
-    parts = [resolve(name, CORPORA, "data.corpora")(root) for name in corpora]
+    parts = [resolve(name, CORPORA, "data.corpora", function_of("root"))(root) for name in corpora]
     kinds = sorted({span.kind for part in parts for spans in part.spans for span in spans})
     splits = [by_document(part.document) for part in parts]
     training = [part.texts[at] for part, (train, _) in zip(parts, splits, strict=True) for at in train]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fedkd_mpi import models
 from fedkd_mpi.config import Config
-from fedkd_mpi.registry import resolve
+from fedkd_mpi.registry import resolve, subclass_of
 from fedkd_mpi.tasks import Examples, Task
 
 if TYPE_CHECKING:
@@ -81,4 +81,4 @@ def make_teacher(config: Config, task: Task, architecture: int) -> nn.Module:
 
 def build(config: Config, task: Task) -> Method:
     """Return the method that the configuration names."""
-    return resolve(config.method, METHODS, "method")(config, task)
+    return resolve(config.method, METHODS, "method", subclass_of(Method, "method"))(config, task)

@@ -15,7 +15,7 @@ from fedkd_mpi.errors import UserError
 from fedkd_mpi.models.options import FAMILIES
 from fedkd_mpi.models.output import Output
 from fedkd_mpi.options import check as check_options
-from fedkd_mpi.registry import resolve
+from fedkd_mpi.registry import function_of, resolve, subclass_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,7 +46,10 @@ def build(
     Raises UserError as `check` does, and where the model cannot be loaded or does not fit the input.
     """
     options = check(name, options, key)
-    factory = resolve(name, _PATHS, f"{key}.name")
+    from torch import nn
+
+    function, module = function_of("input_shape", "num_classes"), subclass_of(nn.Module, "torch.nn.Module")
+    factory = resolve(name, _PATHS, f"{key}.name", module, function)
     try:
         inspect.signature(factory).bind(input_shape, num_classes, **options)
     except TypeError as error:

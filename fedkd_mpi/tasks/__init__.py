@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from fedkd_mpi.models.output import Output
-from fedkd_mpi.registry import resolve
+from fedkd_mpi.registry import class_with, resolve
 
 Examples = dict[str, Tensor]  # tensors with one common first dimension, resident on the device
 TASKS = {
@@ -19,6 +19,7 @@ TASKS = {
     "ner": "fedkd_mpi.tasks.ner:NamedEntityRecognition",
     "news": "fedkd_mpi.tasks.news:NewsRecommendation",
 }
+TASK = class_with("labels", "prepare", "predict", "loss", "distance", "score", "finish")
 
 
 class Task(Protocol):
@@ -66,4 +67,4 @@ class Task(Protocol):
 
 def find(name: str) -> type[Task]:
     """Return the task that the configuration key `task` names; raises UserError if there is none."""
-    return resolve(name, TASKS, "task")
+    return resolve(name, TASKS, "task", TASK)
