@@ -96,7 +96,7 @@ class Writer:
             name: _checked(f"clients/{name}", schema.FIXED["clients"][name], values, (count, *np.shape(values)[1:]))
             for name, values in clients.items()
         }
-        check_output(path, overwrite)
+        files.check_output(path, overwrite)
         return cls._start(path, attrs, tables)
 
     @classmethod
