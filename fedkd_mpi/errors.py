@@ -8,9 +8,17 @@ from contextlib import contextmanager
 from pathlib import PurePath
 from typing import Any
 
+from fedkd_mpi.plain import plain
+
 
 class UserError(Exception):
-    """Bad usage, configuration or data: one line that names the key, file or client and what to do; exit code 2."""
+    """Bad usage, configuration or data: one line that names the key, file or client and what to do; exit code 2.
+
+    What it quotes may come from a foreign file: the line is made plain, whatever is in it.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(plain(message))
 
 
 class RunFault(Exception):

@@ -103,7 +103,12 @@ def _is_text(value: Any) -> bool:
 
 def agrees(attrs: Mapping[str, Any]) -> bool:
     """Tell whether the configuration in a log is the one that its digest was taken of."""
-    return hashlib.sha256(attrs["config"].encode()).hexdigest() == attrs["config_digest"]
+    return digest(attrs["config"]) == attrs["config_digest"]
+
+
+def digest(config: str) -> str:
+    """Return the SHA-256 of a configuration's text, as hexadecimal text."""
+    return hashlib.sha256(config.encode()).hexdigest()
 
 
 def find_columns(path: Path, file: h5py.File, declared: Mapping[str, Columns]) -> dict[str, Columns]:
