@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedkd_mpi import manifest as manifests
 from fedkd_mpi.errors import RunFault, UserError
 from fedkd_mpi.manifest import Manifest
+from fedkd_mpi.restore import SERVER, restore, states
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
 
 KEPT = 2  # checkpoints: if the newest is damaged, there is one before it
 SHARD_BYTES = 2**28  # files of about this size bound the memory that writing and reading take
-SERVER = "server.safetensors"
 PREFIX, PARTIAL = "round-", ".partial-"
+NUMBER = re.compile("[0-9]{6,12}", re.ASCII)
 
 
 class Checkpoints:
@@ -46,8 +48,9 @@ class Checkpoints:
 
     def rounds(self) -> list[int]:
         """Return the completed rounds of every checkpoint there is, the newest first."""
-        found = [path.name.removeprefix(PREFIX) for path in self.folder.glob(f"{PREFIX}*") if path.is_dir()]
-        return sorted((int(number) for number in found if number.isdecimal()), reverse=True)
+        names = {path.name for path in self.folder.glob(f"{PREFIX}*") if path.is_dir()}
+        found = [int(name) for name in (name.removeprefix(PREFIX) for name in names) if NUMBER.fullmatch(name)]
+        return sorted((number for number in found if self.path(number).name in names), reverse=True)
 
     def require_none(self) -> None:
         """Raise UserError where checkpoints of an earlier log are left."""
@@ -66,8 +69,10 @@ class Checkpoints:
     def clear(self) -> None:
         """Remove the checkpoints of the log that a new one has replaced; raises UserError where that is refused."""
         try:
-            if self.folder.exists():
-                shutil.rmtree(self.folder)
+            for left in (*self.folder.glob(f"{PREFIX}*"), *self.folder.glob(f"{PARTIAL}*")):
+                _remove(left)
+            if self.folder.exists() and not self.folder.is_symlink() and not any(self.folder.iterdir()):
+                self.folder.rmdir()
         except OSError as error:
             raise UserError(f"cannot remove the checkpoints in {self.folder}: {error.strerror}") from None
 
@@ -80,7 +85,7 @@ class Checkpoints:
         try:
             if self.world.is_root:
                 for left in self.folder.glob(f"{PARTIAL}*"):
-                    shutil.rmtree(left)
+                    _remove(left)
             self.world.barrier()
             partial.mkdir(parents=True, exist_ok=True)
             files = [_write(partial / name, tensors, clients) for name, tensors, clients in _shards(run)]
@@ -96,10 +101,11 @@ class Checkpoints:
             text = f"cannot write the checkpoint {target}: {error.strerror}; {safe}"
             raise RunFault(text, round=max(rounds - 1, 0)) from error
 
-    def newest(self, limit: int) -> tuple[Manifest | None, list[str]]:
+    def newest(self, limit: int, trained: Callable[[int], set[int]]) -> tuple[Manifest | None, list[str]]:
         """Return the newest whole checkpoint of at most `limit` rounds, and why newer ones were refused, file by file.
 
-        (None, []) where there are none at all; raises UserError where there are some and none is whole.
+        `trained` gives the clients whose states the checkpoint after so many rounds must hold. (None, []) where there
+        are none at all; raises UserError where there are some and none is whole.
         """
         refused: list[str] = []
         listed = self.world.agree(json.dumps(self.rounds()) if self.world.is_root else None)
@@ -107,7 +113,7 @@ class Checkpoints:
             manifest = error = None
             try:
                 manifest = manifests.read(self.path(rounds))
-                self._check(manifest, limit)
+                self._check(manifest, limit, trained)
             except UserError as refusal:
                 error = str(refusal)
             error = self.world.agree(error)
@@ -120,15 +126,18 @@ class Checkpoints:
 
     def restore(self, run: Simulation, manifest: Manifest) -> None:
         """Load the state of this process's clients and, on the server, of the server; on any number of processes."""
-        self.world.together(lambda: _restore(run, manifest))
+        self.world.together(lambda: restore(run, manifest))
 
-    def _check(self, manifest: Manifest, limit: int) -> None:
+    def _check(self, manifest: Manifest, limit: int, trained: Callable[[int], set[int]]) -> None:
         path = manifest.folder / manifests.FILE
         if manifest.owner != self.owner:
             differs = [name for name in self.owner if manifest.owner.get(name) != self.owner[name]]
             raise UserError(f"{path} belongs to another run ({', '.join(differs)} differs)")
         if manifest.rounds > limit:
             raise UserError(f"{path} is after round {manifest.rounds}, the log holds {limit} rounds")
+        held = {client for file in manifest.files for client in file["clients"]}
+        if missing := trained(manifest.rounds) - held:
+            raise UserError(f"{path} lacks client {min(missing)}, which the log has trained before")
         for file in manifest.files[self.world.mpi_rank :: self.world.world_size]:
             manifests.verify(manifest.folder, file)
 
@@ -155,14 +164,22 @@ class Checkpoints:
             gone = self.folder / f"{PARTIAL}{number:06d}-dropped"
             self.path(number).rename(gone)  # a half-removed checkpoint must not be taken for a damaged one
         for left in self.folder.glob(f"{PARTIAL}*"):
-            shutil.rmtree(left)
+            _remove(left)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or the link or file that stands in its place: what a link leads to is not ours."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _shards(run: Simulation) -> Iterator[tuple[str, dict[str, Tensor], list[int]]]:
     """Yield (file name, tensors, clients) of all that this process has to save, in files of bounded size."""
     if run.server:
-        states = {f"{part}/{name}": tensor for part, state in _states(run).items() for name, tensor in state.items()}
-        yield SERVER, {"replica": run.replica, **states}, []
+        named = {f"{part}/{name}": tensor for part, state in states(run).items() for name, tensor in state.items()}
+        yield SERVER, {"replica": run.replica, **named}, []
     tensors: dict[str, Tensor] = {}
     clients: list[int] = []
     size = 0
@@ -180,14 +197,6 @@ def _shards(run: Simulation) -> Iterator[tuple[str, dict[str, Tensor], list[int]
         yield _name(clients), tensors, clients
 
 
-def _states(run: Simulation) -> dict[str, dict[str, Tensor]]:
-    """Return what the codec remembers beside the clients: on every process, and as the server on rank 0."""
-    states = {"downlink": run.downlink_state}
-    if run.server:
-        states |= {"sender": run.server.codec_state, "uplink": run.server.uplink_state}
-    return states
-
-
 def _name(clients: list[int]) -> str:
     return f"clients-{clients[0]:06d}-{clients[-1]:06d}.safetensors"
 
@@ -201,49 +210,6 @@ def _write(path: Path, tensors: Mapping[str, Tensor], clients: list[int]) -> dic
         file.flush()
         os.fsync(file.fileno())
     return {"name": path.name, "bytes": len(data), "sha256": manifests.digest(data), "clients": clients}
-
-
-def _restore(run: Simulation, manifest: Manifest) -> None:
-    if run.student:
-        path = manifest.folder / SERVER
-        server = dict(_tensors(path))
-        _require_size(server["replica"], run.replica, path)
-        run.replica.copy_(server.pop("replica"))
-        states = _states(run)
-        for key, tensor in server.items():
-            part, _, name = key.partition("/")
-            if part in states:
-                states[part][name] = tensor.to(run.device)
-    for file in manifest.files:
-        if run.clients.keys().isdisjoint(file["clients"]):
-            continue
-        path = manifest.folder / file["name"]
-        for key, tensor in _tensors(path, run.clients.keys()):
-            client, _, name = key.partition("/")
-            run.clients[int(client)].tensors[name] = tensor.to(run.device)
-            if name == "private":
-                _require_size(tensor, run.workbench.bring(int(client)).state, path)
-        for client in file["clients"]:
-            if client in run.clients:
-                (run.crew or run.rest).used(run.clients[client])
-
-
-def _tensors(path: Path, clients: Container[int] | None = None) -> Iterator[tuple[str, Tensor]]:
-    """Yield the named tensors of a file, or those of some clients, in memory of their own."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 - no mapping
-                if clients is None or int(name.partition("/")[0]) in clients:
-                    yield name, file.get_tensor(name).clone()
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read the checkpoint {path}: {error}") from None
-
-
-def _require_size(saved: Tensor, own: Tensor, path: Path) -> None:
-    if saved.shape != own.shape:
-        raise UserError(f"{path} holds a network of {saved.numel()} numbers, this run's has {own.numel()}")
 
 
 def _sync(folder: Path) -> None:

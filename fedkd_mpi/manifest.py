@@ -1,19 +1,28 @@
-"""The manifest of a checkpoint: whose it is, after which round, and its files with their digests."""
+"""The manifest of a checkpoint: whose it is, after which round, and its files with their digests.
+
+A digest tells of damage, not of intent: whoever changes a manifest can make it fit. So what a manifest says is checked
+too before it is followed: it names plain files of its own folder, each once, and clients that belong to one file.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import re
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from fedkd_mpi.errors import UserError
+from fedkd_mpi.errors import UserError, shown
 
 FORMAT = 1
 FILE = "manifest.json"
+LARGEST = 2**28  # bytes of a manifest: ten million clients
+NAME = re.compile(r"server\.safetensors|clients-[0-9]{6,12}-[0-9]{6,12}\.safetensors", re.ASCII)
+KEYS = {"name": str, "bytes": int, "sha256": str, "clients": list}
 
 
 @dataclass(frozen=True)
@@ -33,15 +42,21 @@ def read(folder: Path) -> Manifest:
     """Return the manifest of a checkpoint folder; raises UserError naming the file where it is missing or damaged."""
     path = folder / FILE
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        if folder.is_symlink():
+            raise UserError(f"{folder} is a link, not a checkpoint")
+        with open_plain(path) as file:
+            if os.fstat(file.fileno()).st_size > LARGEST:
+                raise UserError(f"{path} is damaged: larger than any manifest")
+            tree = json.loads(file.read().decode())
         expected = tree.pop("sha256")
         whole = expected == digest(_canonical(tree)) and tree["format"] == FORMAT
     except OSError as error:
         raise UserError(f"cannot read the checkpoint {path}: {error.strerror}") from None
-    except (ValueError, KeyError, AttributeError, TypeError):
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise UserError(f"{path} is damaged") from None
     if not whole:
         raise UserError(f"{path} is damaged, or not of format {FORMAT}")
+    _check(path, tree)
     return Manifest(folder, tree["rounds"], tree["owner"], tree["files"])
 
 
@@ -54,8 +69,13 @@ def write(folder: Path, rounds: int, owner: Mapping[str, Any], files: Sequence[M
         os.fsync(file.fileno())
 
 
-def _canonical(tree: dict[str, Any]) -> bytes:
-    return json.dumps(tree, sort_keys=True).encode()
+def open_plain(path: Path) -> BinaryIO:
+    """Open a file that is no link, pipe or device for reading; raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(0, "no plain file")
+    return os.fdopen(descriptor, "rb")
 
 
 def digest(data: bytes) -> str:
@@ -67,8 +87,42 @@ def verify(folder: Path, file: Mapping[str, Any]) -> None:
     """Raise UserError naming the file where it is not what the manifest says."""
     path = folder / file["name"]
     try:
-        whole = path.stat().st_size == file["bytes"] and digest(path.read_bytes()) == file["sha256"]
+        with open_plain(path) as stream:
+            whole = os.fstat(stream.fileno()).st_size == file["bytes"]
+            whole = whole and hashlib.file_digest(stream, "sha256").hexdigest() == file["sha256"]
     except OSError as error:
         raise UserError(f"cannot read the checkpoint {path}: {error.strerror}") from None
     if not whole:
         raise UserError(f"{path} is damaged: it is not what its manifest says")
+
+
+def _canonical(tree: dict[str, Any]) -> bytes:
+    return json.dumps(tree, sort_keys=True).encode()
+
+
+def _check(path: Path, tree: Mapping[str, Any]) -> None:
+    """Raise UserError naming the key whose value no run of this package wrote."""
+    kinds = {"rounds": int, "owner": dict, "files": list}
+    for key, kind in kinds.items():
+        if type(tree.get(key)) is not kind:
+            raise UserError(f"{path}: {key} is {shown(tree.get(key))}, no {kind.__name__}")
+    if path.parent.name != f"round-{tree['rounds']:06d}":
+        raise UserError(f"{path}: rounds is {tree['rounds']}, the folder is {path.parent.name}")
+    names: set[str] = set()
+    clients: set[int] = set()
+    for index, file in enumerate(tree["files"]):
+        key = f"files.{index}"
+        if not isinstance(file, dict) or file.keys() != KEYS.keys():
+            raise UserError(f"{path}: {key} is {shown(file)}, it must have {', '.join(KEYS)}")
+        for name, kind in KEYS.items():
+            if type(file[name]) is not kind:
+                raise UserError(f"{path}: {key}.{name} is {shown(file[name])}, no {kind.__name__}")
+        if not NAME.fullmatch(file["name"]) or file["name"] in names:
+            raise UserError(f"{path}: {key}.name is {shown(file['name'])}, no name of a file, or given twice")
+        own = file["clients"]
+        if not all(type(client) is int and client >= 0 for client in own) or not clients.isdisjoint(own):
+            raise UserError(f"{path}: {key}.clients holds what is no client, or one that another file has")
+        if len(set(own)) < len(own) or bool(own) != file["name"].startswith("clients"):
+            raise UserError(f"{path}: {key}.clients does not belong to {file['name']}")
+        names.add(file["name"])
+        clients.update(own)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from fedkd_mpi import config as configuration
-from fedkd_mpi import pairs, yaml_loader
+from fedkd_mpi import pairs
 from fedkd_mpi.config import Config
 from fedkd_mpi.errors import RunFault, UserError, shown
 from fedkd_mpi.mpi import leave

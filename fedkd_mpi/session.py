@@ -66,18 +66,19 @@ def resume(config: Config, world: World, output: Path) -> Session:
     `config` is that of the log. Raises the same UserError on every process. Collective.
     """
 
-    def look() -> tuple[dict, int]:
+    def look() -> tuple[dict, int, np.ndarray, np.ndarray]:
         require_no_stop(output)
         with costlog.open(output) as log:
-            return log.attrs, log.rounds_completed
+            training = log["training"]
+            return log.attrs, log.rounds_completed, training["client"], training["round"]
 
-    attrs, logged = world.together(look)
+    attrs, logged, clients, of_round = world.together(look)
     owner = {name: attrs[name] for name in ("config_digest", "started")}
     checkpoints = Checkpoints(output, owner, world)
     world.together(lambda: checkpoints.require_writable() if world.is_root else None)
     simulation = build(config, world)
     world.together(lambda: require_same_data(simulation, output))
-    manifest, refused = checkpoints.newest(logged)
+    manifest, refused = checkpoints.newest(logged, lambda rounds: set(clients[of_round < rounds].tolist()))
     if manifest:
         checkpoints.restore(simulation, manifest)
     first = manifest.rounds if manifest else 0

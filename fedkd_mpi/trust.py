@@ -6,16 +6,15 @@ and calls: it does so only if the command line names that code again, or says th
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fedkd_mpi import config as configuration
+from fedkd_mpi import yaml_loader
 from fedkd_mpi.config import Config
+from fedkd_mpi.costlog.door import digest
 from fedkd_mpi.errors import UserError
 
 
@@ -36,17 +35,11 @@ def again(path: Path, config: Config) -> str:
 def configuration_in(path: Path, attrs: Mapping[str, Any]) -> Config:
     """Return the configuration in a log's attributes; raises UserError where the log was changed."""
     text, told = attrs["config"], attrs["config_digest"]
-    found = hashlib.sha256(text.encode()).hexdigest()
+    found = digest(text)
     if found != told:
         raise UserError(f"{path} was changed: the digest of its configuration is {found}, its config_digest is {told}")
     try:
-        tree = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise UserError(f"{path} holds no configuration: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path} holds no configuration: it is no mapping of keys to values")
-    try:
-        config = configuration.parse(tree)
+        config = configuration.parse(yaml_loader.parse_mapping(text, "it"))
     except UserError as error:
         raise UserError(f"the configuration in {path}: {error}") from None
     for key, value in (("num_clients", config.num_clients), ("seed", config.seed)):
@@ -70,7 +63,12 @@ def accept(path: Path, config: Config, overrides: Sequence[str], trusted: bool) 
     """
     logged = dict(_leaves(config.model_dump(mode="json")))
     fresh, repeated = [], set()
+    parts = own_parts(config)
     for override in overrides:
+        key, _, value = override.partition("=")
+        if parts.get(key) == value:
+            repeated.add(key)
+            continue
         tree: dict[str, Any] = {}
         configuration.apply(tree, override)
         leaves = dict(_leaves(tree))
@@ -78,7 +76,7 @@ def accept(path: Path, config: Config, overrides: Sequence[str], trusted: bool) 
             repeated |= leaves.keys()
         else:
             fresh.append(override)
-    unnamed = {key: name for key, name in own_parts(config).items() if key not in repeated}
+    unnamed = {key: name for key, name in parts.items() if key not in repeated}
     if unnamed and not trusted:
         told = ", ".join(f"{key}={name}" for key, name in unnamed.items())
         how = f"name it again ({again(path, config)}), or pass --trust-log"
