@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from fedkd_mpi import costlog
 from fedkd_mpi.costlog import schema
 from fedkd_mpi.errors import RunFault
 
+CONFIG = "name: made-up\nseed: 1\n"
 ATTRS = {
-    "config": "name: made-up\nseed: 1\n",
-    "config_digest": "c0ffee",
+    "config": CONFIG,
+    "config_digest": hashlib.sha256(CONFIG.encode()).hexdigest(),
     "package_version": "0.1.0",
     "mpi_library": "none",
     "hostnames": ["node1", "nöde2"],

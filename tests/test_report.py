@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import subprocess
@@ -48,7 +49,9 @@ def write(path: Path, made: list[Any], status: str | None = "completed", digest:
     clients = {name: np.full(CLIENTS, 7) for name in ("train_samples", "test_samples")} | {
         "mpi_rank": np.ones(CLIENTS, int)
     }
-    attrs = logs.ATTRS | {"config": yaml.safe_dump(settings), "seed": settings["seed"], "config_digest": digest}
+    text = yaml.safe_dump(settings)
+    digest = digest or hashlib.sha256(text.encode()).hexdigest()
+    attrs = logs.ATTRS | {"config": text, "seed": settings["seed"], "config_digest": digest}
     writer = costlog.Writer.create(path, attrs, [("weight", (8, 4), True)], clients, ["accuracy"], 3)
     for arguments in made:
         writer.append_round(*arguments)

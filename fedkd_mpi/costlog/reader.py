@@ -136,6 +136,12 @@ class Log(Mapping[str, Table]):
     def __len__(self) -> int:
         return len(self._tables)
 
+    def check(self) -> None:
+        """Read every column once, and keep none: raises UserError naming the first whose values are no log's."""
+        for table in self._tables.values():
+            for name in table:
+                table[name]
+
     def close(self) -> None:
         """Close the file; arrays that were read stay."""
         self._file.close()

@@ -11,6 +11,7 @@ import argparse
 import csv
 import io
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fedkd_mpi.errors import UserError
+from fedkd_mpi.plain import cell, plain
 from fedkd_mpi.report import energy, links, network, runs, sheets, tables
 from fedkd_mpi.report.runs import SCORES, Run, Target
 
@@ -134,14 +136,18 @@ def _exact(
             row |= {f"{profile.name}_{key}": value for key, value in results[run.path].row().items()}
     for row, run in zip(rows, found, strict=True):
         row |= {f"bytes_at_{threshold:g}": value for threshold, value in energy.costs(run, thresholds).items()}
-    rows = [{key: None if value != value else value for key, value in row.items()} for row in rows]
+    rows = [{key: value if _is_known(value) else None for key, value in row.items()} for row in rows]
     if form == "json":
         return json.dumps({"runs": rows, "problems": problems}, indent=2)
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerows([[cell(value) for value in row] for row in (rows[0], *(row.values() for row in rows))])
     return buffer.getvalue().rstrip("\n")
+
+
+def _is_known(value: Any) -> bool:
+    """Tell whether a value is text or a number: JSON has neither NaN nor infinity."""
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _expand(paths: Sequence[Path]) -> list[Path]:
@@ -155,7 +161,7 @@ def _expand(paths: Sequence[Path]) -> list[Path]:
 
 
 def _complain(line: str) -> int:
-    print(f"fedkd_mpi.report: {line}", file=sys.stderr, flush=True)
+    print(f"fedkd_mpi.report: {plain(line)}", file=sys.stderr, flush=True)
     return 2
 
 

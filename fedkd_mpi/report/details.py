@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedkd_mpi.plain import plain
 from fedkd_mpi.report.energy import layers
 from fedkd_mpi.report.runs import PHASES, Run
 
@@ -45,10 +46,10 @@ def by_layer(run: Run) -> Figure:
     heights = [max(1.2, 0.22 * len(parts)), *([max(1.2, 0.22 * len(matrices)), 1.2] if some else [])]
     figure = Figure(figsize=(8.5, 1.6 + sum(heights)))
     axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-    names = [f"{layer.name}  {'x'.join(map(str, layer.shape))}" for layer in parts]
+    names = [f"{label(layer.name)}  {'x'.join(map(str, layer.shape))}" for layer in parts]
     _map(axes[0], sizes.T, number, names, "kB an update", "Uplink bytes by layer and round, mean over clients")
     if some:
-        names = [f"{parts[index].name}  of {size}" for index, size in zip(matrices, full, strict=True)]
+        names = [f"{label(parts[index].name)}  of {size}" for index, size in zip(matrices, full, strict=True)]
         title = "Rank K by layer and round, mean over clients (white: all raw)"
         image = _map(axes[1], (rank / full).T, number, names, "share of full rank", title)
         image.set_clim(0, 1)
@@ -75,9 +76,9 @@ def times(run: Run) -> Figure:
     lines, most = [], len(bins[0])
     title = "Time by phase" if most == 1 else f"Time by phase, means over {most} rounds"
     for phase, colour, line in phases:
-        label = "whole round" if phase == "total" else phase
-        seconds = [np.nanmean(run.rounds[f"seconds_{phase}"][rows]) for rows in bins]
-        lines += over_rounds.step(number, seconds, where="mid", color=colour, linestyle=line, label=label)
+        name = "whole round" if phase == "total" else phase
+        seconds = [_mean(run.rounds[f"seconds_{phase}"][rows]) for rows in bins]
+        lines += over_rounds.step(number, seconds, where="mid", color=colour, linestyle=line, label=name)
     over_rounds.set(xlabel="round", ylabel="seconds a round", title=title, ylim=(0, None))
     whole(over_rounds.xaxis)
     places = np.arange(len(computed))
@@ -122,7 +123,7 @@ def clients(run: Run) -> Figure:
 
 
 def _title(run: Run) -> str:
-    return f"{run.name}: {run.method}, codec {run.codec}" if run.exchanges else f"{run.name}: {run.method}"
+    return label(f"{run.name}: {run.method}, codec {run.codec}" if run.exchanges else f"{run.name}: {run.method}", 160)
 
 
 def _scores(axes: Axes, run: Run) -> None:
@@ -135,7 +136,7 @@ def _scores(axes: Axes, run: Run) -> None:
             axes.plot(place + np.linspace(-0.2, 0.2, len(known)), known, "o", color=colour, markersize=3, alpha=0.7)
             names.append(f"{name}, own\ntest samples")
     axes.set_xticks(range(len(names)), names)
-    axes.set(ylabel=run.metric, title="Last score of every client", xlim=(-0.6, max(len(names), 1) - 0.4))
+    axes.set(ylabel=label(run.metric), title="Last score of every client", xlim=(-0.6, max(len(names), 1) - 0.4))
 
 
 def _map(axes: Axes, values: np.ndarray, number: np.ndarray, names: list[str], unit: str, title: str) -> Any:
@@ -187,6 +188,17 @@ def _last_scores(client: np.ndarray, values: np.ndarray, count: int) -> np.ndarr
     known = np.isfinite(values)
     last[client[known]] = values[known]  # rows are in the order of rounds: the last one stays
     return last
+
+
+def label(text: str, longest: int = 60) -> str:
+    """Return text of a log as a label: plain, cut, no formula between dollars, and shown where it begins with _."""
+    text = plain(text, longest).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else np.nan
 
 
 def whole(axis: Any) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedkd_mpi.plain import plain
 from fedkd_mpi.report.runs import Run, Target
 from fedkd_mpi.units import bytes_text, seconds_text
 
@@ -22,18 +23,18 @@ def follow(path: Path, say: Callable[[str], None] | None = None, poll: float = 0
     say = say or (lambda line: print(line, flush=True))
     began, shown, events, heard = False, 0, 0, time.monotonic()
     while True:
-        run = Run(path, Target())
+        run = Run(path, Target(), checked=not began)
         with run.log as log:
             if not began:
-                size = f"{run.clients} clients, {run.config.get('rounds')} rounds"
-                say(f"{run.name}: {run.method}, codec {run.codec}, {size}, started {log.attrs['started']}")
+                size = f"{run.clients} clients, {run.planned} rounds"
+                say(f"{run.name}: {run.method}, codec {run.codec}, {size}, started {plain(log.attrs['started'], 40)}")
                 began = True
             for index in range(shown, log.rounds_completed):
                 say(_line(run, index))
                 heard = time.monotonic()
             messages = log["events"]["message"].tolist()
             for message in messages[events:]:
-                say(f"  {message}")
+                say(f"  {plain(message)}")
             shown, events, status = log.rounds_completed, len(messages), log.attrs["status"]
         if status != "running":
             say(f"{status} after {shown} rounds")
@@ -45,7 +46,8 @@ def follow(path: Path, say: Callable[[str], None] | None = None, poll: float = 0
 
 
 def _line(run: Run, index: int) -> str:
-    planned, done = int(run.config.get("rounds", index + 1)), int(run.rounds["round"][index]) + 1
+    done = int(run.rounds["round"][index]) + 1
+    planned = max(run.planned, done)
     bar = "#" * (20 * done // planned)
     scores = [
         f"{name.replace('_', ' ')} {run.score(name)[index]:.4f}"

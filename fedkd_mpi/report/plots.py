@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
-from itertools import cycle
+from itertools import chain, count, cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette, without its yellow (too pale on white); line styles and markers tell more runs apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 LINES, MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "D", "v", "P", "X", "*")
+LONGEST_FILE = 100  # characters of a file name, before what tells its kind
 STYLE = {
     "font.size": 9,
     "axes.grid": True,
@@ -67,7 +69,8 @@ def render(figure: Figure, kind: str) -> bytes:
     import matplotlib
 
     buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a box in its place is enough
         figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
     return buffer.getvalue()
 
@@ -96,7 +99,7 @@ def scores(groups: Sequence[Sequence[Run]], target: Target) -> Figure:
                 if len(group) > 1:
                     axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     for name, (over_bytes, over_rounds) in zip(used, rows, strict=True):
-        over_bytes.set_ylabel(f"{groups[0][0].metric}\n{SCORES[name].replace(', ', chr(10))}")
+        over_bytes.set_ylabel(f"{details.label(groups[0][0].metric)}\n{SCORES[name].replace(', ', chr(10))}")
         for axes in (over_bytes, over_rounds):
             if target.value is not None and name == target.score:
                 axes.axhline(target.value, color="0.4", linewidth=0.8)
@@ -118,7 +121,7 @@ def _curve(group: Sequence[Run], name: str) -> tuple[np.ndarray, ...] | None:
     known = np.flatnonzero(np.isfinite(values).all(axis=0))
     if not len(known):
         return None
-    megabytes = np.mean([run.total_bytes[known] / run.clients for run in group], axis=0) / 1e6
+    megabytes = np.mean([run.total_bytes[known] / (run.clients or np.inf) for run in group], axis=0) / 1e6
     values = values[:, known]
     return known + 1, megabytes, values.mean(axis=0), values.min(axis=0), values.max(axis=0)
 
@@ -131,17 +134,19 @@ def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
         for place, (name, group) in enumerate(zip(names, groups, strict=True), 1)
     ]
     return [
-        f"{text} ({len(group)} seeds)" if len(group) > 1 else text for text, group in zip(texts, groups, strict=True)
+        details.label(f"{text} ({len(group)} seeds)" if len(group) > 1 else text, 160)
+        for text, group in zip(texts, groups, strict=True)
     ]
 
 
 def _names(groups: Sequence[Sequence[Run]]) -> Iterator[str]:
     """File names of the groups, all different."""
-    seen: dict[str, int] = {}
+    seen: set[str] = set()
     for group in groups:
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", group[0].name)
-        seen[name] = seen.get(name, 0) + 1
-        yield name if seen[name] == 1 else f"{name}-{seen[name]}"
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", group[0].name).lstrip(".-")[:LONGEST_FILE] or "run"
+        different = next(each for each in chain([name], (f"{name}-{n}" for n in count(2))) if each.lower() not in seen)
+        seen.add(different.lower())
+        yield different
 
 
 def _slowly(values: Sequence[str], times: int) -> Iterator[str]:

@@ -12,7 +12,9 @@ import numpy as np
 import yaml
 
 from fedkd_mpi import costlog, yaml_loader
+from fedkd_mpi.costlog import door
 from fedkd_mpi.errors import UserError
+from fedkd_mpi.plain import plain
 
 SCORES = {
     "global_student": "global student, global test set",
@@ -22,6 +24,7 @@ SCORES = {
 }
 PHASES = ("train", "encode", "wait", "gather", "aggregate", "broadcast", "evaluate")
 LOWER_IS_BETTER = ("loss", "mse", "rmse", "mae", "perplexity")
+LONGEST = 120  # characters of a name or setting that is shown
 STRAGGLER = 2.0  # a local training this many times as long as the median of its round
 
 
@@ -35,14 +38,20 @@ class Target:
 
 
 class Run:
-    """One log, open for reading; `rounds` holds its table of rounds. Raises UserError as costlog.open does."""
+    """One log, open for reading; `rounds` holds its table of rounds.
 
-    def __init__(self, path: Path, target: Target):
-        self.path, self.log = path, costlog.open(path)
+    Raises UserError as costlog.open does; where it is `checked`, for every value in it.
+    """
+
+    def __init__(self, path: Path, target: Target, checked: bool = True):
+        self.path, self.log = path, costlog.open(path, sums=checked)
         try:
+            if checked:
+                self.log.check()
             self.config = _config(path, self.log.attrs["config"])
             self.metrics, self.clients = self.log.attrs["metrics"], self.log.attrs["num_clients"]
             self.metric = target.metric or next(iter(self.metrics), "")
+            self.unchanged = door.agrees(self.log.attrs)
             if self.metric not in self.metrics:
                 raise UserError(f"{path} has no metric {self.metric}: it has {', '.join(self.metrics) or 'none'}")
             self.rounds = dict(self.log["rounds"])
@@ -53,7 +62,7 @@ class Run:
     @property
     def name(self) -> str:
         """The run's name in its configuration."""
-        return str(self.config.get("name", self.path.stem))
+        return self._setting("name") or plain(self.path.stem, LONGEST)
 
     @property
     def exchanges(self) -> bool:
@@ -63,8 +72,7 @@ class Run:
     @property
     def method(self) -> str:
         """The method, with the network that it averages where that is a choice."""
-        method = str(self.config.get("method", ""))
-        network = self.config.get("averaging", {}).get("network")
+        method, network = self._setting("method"), self._setting("averaging", "network")
         return (
             f"{method} ({network})" if network and method in ("fedavg", "fedprox", "feddropout", "scaffold") else method
         )
@@ -72,12 +80,25 @@ class Run:
     @property
     def codec(self) -> str:
         """The codec, "-" where nothing is exchanged."""
-        return str(self.config.get("compression", {}).get("codec", "")) if self.exchanges else "-"
+        return self._setting("compression", "codec") if self.exchanges else "-"
+
+    @property
+    def planned(self) -> int:
+        """The rounds of its configuration; where that has none, those that are done."""
+        planned = self.config.get("rounds")
+        return planned if type(planned) is int and 0 < planned < 2**31 else self.log.rounds_completed
+
+    def _setting(self, *keys: str) -> str:
+        """Return a value of the configuration as plain text, "" where there is none: who wrote the log nobody knows."""
+        value: Any = self.config
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return plain(str(value), LONGEST) if isinstance(value, str | int | float) else ""
 
     @property
     def group(self) -> str:
         """A text that runs share if their configurations differ in the seed alone."""
-        return yaml_loader.dump({key: value for key, value in self.config.items() if key != "seed"})
+        return repr({key: value for key, value in self.config.items() if key != "seed"})
 
     @cached_property
     def total_bytes(self) -> np.ndarray:
@@ -98,7 +119,7 @@ class Run:
 
     def status(self) -> str:
         """Return completed, interrupted or running, with the rounds done where they are not all."""
-        done, planned = self.log.rounds_completed, self.config.get("rounds")
+        done, planned = self.log.rounds_completed, self.planned
         status = {"running": "running or killed"}.get(self.log.attrs["status"], self.log.attrs["status"])
         return status if done == planned else f"{status}, {done} of {planned} rounds"
 
@@ -106,7 +127,7 @@ class Run:
         """Return everything about the run as one flat row: text, exact integers, floats (NaN = unknown)."""
         rounds = self.rounds
         identity = {
-            "log": str(self.path),
+            "log": plain(str(self.path)),
             "name": self.name,
             "method": self.method,
             "codec": self.codec,
@@ -119,7 +140,7 @@ class Run:
         }
         sums = {name: int(column.sum()) for name, column in rounds.items() if name.endswith("_bytes")}
         total = sums["uplink_bytes"] + sums["downlink_bytes"]
-        sums |= {"total_bytes": total, "bytes_per_client": total / self.clients}
+        sums |= {"total_bytes": total, "bytes_per_client": total / self.clients if self.clients else np.nan}
         sums["saving"] = 1 - total / sums["teacher_dense_bytes"] if total else np.nan
         sums["factor"] = sums["teacher_dense_bytes"] / total if total else np.nan
         at = self.reached(target)
@@ -158,6 +179,8 @@ def load(paths: Iterable[Path], target: Target) -> tuple[list[Run], list[str]]:
     for path in paths:
         try:
             runs.append(Run(path, target))
+            if not runs[-1].unchanged:
+                problems.append(plain(f"{path}: its configuration was changed: config_digest is not that of the text"))
         except UserError as error:
             problems.append(str(error))
     return runs, problems

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -40,12 +41,12 @@ def markdown(sheet: Sheet) -> str:
     """Return the sheet as a GitHub-flavoured Markdown table under a bold title."""
     marks = [":--" if column < sheet.labels else "--:" for column in range(len(sheet.headers))]
     rows = [
-        [header.replace("\n", " ") for header in sheet.headers],
+        [_mark(header.replace("\n", " ")) for header in sheet.headers],
         marks,
-        *([cell.replace("|", "\\|") for cell in row] for row in sheet.rows),
+        *([_mark(cell) for cell in row] for row in sheet.rows),
     ]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([f"**{sheet.title}**", "", *lines, *(["", sheet.note] if sheet.note else [])])
+    return "\n".join([f"**{_mark(sheet.title)}**", "", *lines, *(["", _mark(sheet.note)] if sheet.note else [])])
 
 
 def latex(sheet: Sheet) -> str:
@@ -94,6 +95,11 @@ _TEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "\n": " ", "~": r"\textasciit
 
 def _tex(cell: str) -> str:
     return "".join(_TEX.get(mark, mark) for mark in cell)
+
+
+def _mark(cell: str) -> str:
+    """Return a text such that Markdown takes nothing in it for a mark of its own; an underscore in a word is none."""
+    return re.sub(r"[\\`*\[\]<>|&#~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", cell)
 
 
 def _pad(cell: str, width: int, left: bool) -> str:

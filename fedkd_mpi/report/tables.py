@@ -60,8 +60,8 @@ def _scores(groups: Sequence[Sequence[Run]], tables: Sequence[Rows]) -> Sheet:
 
 def _bytes(tables: Sequence[Rows], target: Target) -> Sheet:
     clients = {
-        "up": lambda row: row["uplink_bytes"] / row["clients"],
-        "down": lambda row: row["downlink_bytes"] / row["clients"],
+        "up": lambda row: row["uplink_bytes"] / (row["clients"] or np.nan),
+        "down": lambda row: row["downlink_bytes"] / (row["clients"] or np.nan),
         "both": lambda row: row["bytes_per_client"],
     }
     lines = []
