@@ -148,12 +148,14 @@ def test_two_sweeps_at_once_make_every_log_once(tmp_path, monkeypatch, capsys):
         subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other,
         ThreadPoolExecutor(1) as pool,
     ):
-        other.stdout.readline()
-        second = pool.submit(sweep.main, [str(path)])
-        while "waiting for another sweep" not in (said := capsys.readouterr().out):
-            assert not second.done(), said
-        write_log(item, "completed")
-        other.stdin.close()
+        try:
+            other.stdout.readline()
+            second = pool.submit(sweep.main, [str(path)])
+            while "waiting for another sweep" not in (said := capsys.readouterr().out):
+                assert not second.done(), said
+            write_log(item, "completed")
+        finally:
+            other.stdin.close()  # whatever happens, the lock is given back and nobody waits for ever
         assert second.result() == 0
     assert "done by another sweep" in capsys.readouterr().out
     assert [file.name for file in item.log.parent.iterdir()] == [item.log.name]

@@ -31,7 +31,7 @@ FILTERS = {h5z.FILTER_DEFLATE, h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32}
 LONGEST_NAME = 2**16  # bytes of a text in a column
 MOST = 2**60  # a number of bytes, samples or numbers above it is none
 INTEGERS = {"schema_version": -MOST, "world_size": 1, "num_clients": 0, "seed": 0}  # attribute -> least value
-LISTS = ("metrics", "hostnames")
+LISTS = ("metrics", "lower_is_better", "hostnames")
 SHAPE = re.compile(r"scalar|\d{1,18}(x\d{1,18}){0,31}", re.ASCII)
 
 
@@ -215,7 +215,7 @@ def require_values(path: Path, name: str, column: schema.Column, values: np.ndar
         raise damaged(path, f"{name} holds neither yes nor no")
     if values.dtype.kind != "i" or not values.size:
         return
-    least = -1 if column.unit == "components" or name in ("events/client", *schema.MAY_BE_MISSING) else 0
+    least = -1 if column.unit == "components" or name == "events/client" else 0
     most = attrs["num_clients"] if name in ("uplink/client", "training/client") else MOST
     if values.min() < least or values.max() >= most:
         wrong = values[(values < least) | (values >= most)].flat[0]

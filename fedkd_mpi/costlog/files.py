@@ -34,6 +34,9 @@ def replace(path: Path, attrs: Mapping[str, Any], tables: Tables) -> None:
     layout = {"libver": ("v110", "v110"), "fs_strategy": "page", "fs_page_size": PAGE}
     with h5py.File(path, "w", driver="core", backing_store=False, **layout) as file:
         file.attrs.update({"schema_version": schema.SCHEMA_VERSION, **attrs})
+        for name, value in attrs.items():
+            if isinstance(value, list):  # an empty one would become a list of numbers
+                file.attrs.create(name, np.array(value, dtype=object), dtype=h5py.string_dtype())
         for table, columns in (schema.FIXED | schema.growing(attrs["metrics"])).items():
             for name, column in columns.items():
                 if name in tables[table]:

@@ -84,8 +84,6 @@ FIXED = {
 PAPER = {("rounds", "uplink_paper_bytes"), ("rounds", "downlink_paper_bytes")}
 OPTIONAL = {("clients", "label_histogram"), ("uplink", "spectrum"), ("downlink", "spectrum"), *PAPER}
 
-# Columns of integers in which -1 says that there is no number.
-MAY_BE_MISSING: tuple[str, ...] = ()
 
 _MESSAGE = {
     "bytes": _bytes("payload and header of the message"),
