@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from fedkd_mpi.console import say, tell
 from fedkd_mpi.errors import shown
 
 
@@ -14,8 +15,11 @@ class Parser(argparse.ArgumentParser):
     """argparse without the lines of usage that hide the mistake."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {shown(message, 300)}; --help shows the usage", file=sys.stderr, flush=True)
+        say(f"{self.prog}: {shown(message, 300)}; --help shows the usage", error=True)
         sys.exit(2)
+
+    def print_help(self, file: object = None) -> None:
+        tell(self.format_help().rstrip())
 
 
 def count(least: int, most: int) -> Callable[[str], int]:

@@ -5,7 +5,6 @@ Alone, or as the run itself will be started: mpirun -n 33 python -m fedkd_mpi.do
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -22,7 +21,9 @@ import numpy as np
 
 from fedkd_mpi import config as configuration
 from fedkd_mpi.checkpoint import KEPT
+from fedkd_mpi.commandline import Parser
 from fedkd_mpi.config import Config
+from fedkd_mpi.console import drawn, tell
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.mpi import launched, launcher, leave, open_world
 from fedkd_mpi.screen import bytes_text
@@ -259,21 +260,17 @@ def _everyone(world: World, own: Any) -> list[Any]:
 
 def table(findings: Sequence[Finding]) -> str:
     """Return the findings as text."""
-    from rich.console import Console
     from rich.table import Table
 
     rows = Table("check", "", "found", "remedy", title_justify="left")
     for finding in findings:
         rows.add_row(finding.check, finding.status, finding.found, finding.remedy)
-    console = Console(width=140)
-    with console.capture() as text:
-        console.print(rows)
-    return text.get().rstrip()
+    return drawn(rows, 140)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Examine and print; returns 0, or 1 if something is an error."""
-    parser = argparse.ArgumentParser(prog="python -m fedkd_mpi.doctor", description="Is this job ready for a run?")
+    parser = Parser(prog="python -m fedkd_mpi.doctor", description="Is this job ready for a run?")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--config", type=Path, metavar="FILE", help="as of the run (default digits.yaml)")
     parser.add_argument("--output", type=Path, default=Path("runs/log.h5"), metavar="FILE", help="as of the run")
@@ -286,13 +283,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         world = open_world()
     except UserError as error:
         if launched()[0] == 0:
-            print(table([Finding("MPI", ERROR, f"started by {launcher()}", str(error))]), flush=True)
+            tell(table([Finding("MPI", ERROR, f"started by {launcher()}", str(error))]))
         return 1
     findings = examine(world, config, chosen.output.parent)
-    if world.is_root:
-        print(table(findings), flush=True)
     failed = world.agree("failed" if any(finding.status == ERROR for finding in findings) else None)
     world.close()
+    if world.is_root:
+        tell(table(findings))
     return 1 if failed else 0
 
 

@@ -10,12 +10,12 @@ import resource
 from collections.abc import Callable, Iterable
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from fedkd_mpi import datasets
 from fedkd_mpi.client import Client
 from fedkd_mpi.config import Config
+from fedkd_mpi.console import drawn
 from fedkd_mpi.prepare import Simulation, load_data, place, prepare
 from fedkd_mpi.sections import Local
 from fedkd_mpi.units import bytes_text
@@ -128,7 +128,4 @@ def _table(config: Config, run: Simulation, world_size: int) -> str:
         "memory of the fullest process",
         f"about {bytes_text(_fullest(config, run, world_size))} (measured here, {bytes_text(_peak())}, plus states)",
     )
-    console = Console(width=120, force_terminal=False)
-    with console.capture() as text:
-        console.print(table)
-    return text.get().rstrip()
+    return drawn(table, 120)

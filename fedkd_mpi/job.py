@@ -18,6 +18,7 @@ from fedkd_mpi import config as configuration
 from fedkd_mpi import pairs, yaml_loader
 from fedkd_mpi.commandline import Parser, count
 from fedkd_mpi.config import Config
+from fedkd_mpi.console import say, tell
 from fedkd_mpi.errors import UserError, shown
 from fedkd_mpi.sections import seconds_of
 
@@ -230,13 +231,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if chosen.script:
             chosen.script.write_text(text, encoding="utf-8")
     except UserError as error:
-        print(f"fedkd_mpi.job: {error}", file=sys.stderr)
+        say(f"fedkd_mpi.job: {error}", error=True)
         return 2
     except OSError as error:
-        print(f"fedkd_mpi.job: cannot write {shown(chosen.script)}: {error.strerror}", file=sys.stderr)
+        say(f"fedkd_mpi.job: cannot write {shown(chosen.script)}: {error.strerror}", error=True)
         return 2
     if not chosen.script:
-        print(text, end="")
+        tell(text.removesuffix("\n"))
     return 0
 
 

@@ -6,11 +6,11 @@ import fcntl
 import os
 import socket
 import stat
-import sys
 from contextlib import suppress
 from errno import EACCES, EAGAIN, EISDIR, ELOOP, ENXIO
 from pathlib import Path
 
+from fedkd_mpi.console import say
 from fedkd_mpi.errors import UserError
 
 LONGEST = 4096  # bytes of a lock file: it holds the name of a process
@@ -115,4 +115,4 @@ class Lock:
 
     def _warn(self, error: OSError) -> None:
         text = f"no locks in {self.file.parent} ({error.strerror}): see to it that no other run writes {self.log.name}"
-        print(f"fedkd_mpi: warning: {text}", file=sys.stderr, flush=True)
+        say(f"fedkd_mpi: warning: {text}", error=True)

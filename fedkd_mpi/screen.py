@@ -14,6 +14,7 @@ from rich.table import Table
 
 from fedkd_mpi import costlog
 from fedkd_mpi.config import Config
+from fedkd_mpi.console import Lenient, drawn, say
 from fedkd_mpi.units import bytes_text
 
 QUIET_SECONDS = 5.0  # between two plain lines, where the output is no terminal
@@ -27,7 +28,7 @@ class Progress:
         self.first, self.rounds, self.started, self.spoke = first, config.rounds, time.monotonic(), -np.inf
         self.total_bytes = 0
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True)
-        self.bar = Bar(*columns, console=Console(stderr=True))
+        self.bar = Bar(*columns, console=Console(file=Lenient()))
         self.live = self.bar.console.is_terminal
         self.task = self.bar.add_task(config.name, total=config.rounds)
 
@@ -48,7 +49,7 @@ class Progress:
         elif time.monotonic() - self.spoke > QUIET_SECONDS or done == self.rounds:
             self.spoke = time.monotonic()
             left = (self.spoke - self.started) / (done - self.first) * (self.rounds - done)
-            print(f"round {done}/{self.rounds}  {text}  {left:.0f} s left", flush=True)
+            say(f"round {done}/{self.rounds}  {text}  {left:.0f} s left")
 
     def stop(self) -> None:
         """Take the live line off the terminal."""
@@ -98,10 +99,7 @@ def summary(path: Path) -> str:
     shares = "  ".join(f"{phase} {value:.1f}" for phase, value in seconds.items() if value >= 0.05)
     table.add_row(f"seconds, {total:.1f} in all", shares)
     table.add_row("log", str(path))
-    console = Console(width=120, force_terminal=False)
-    with console.capture() as text:
-        console.print(table)
-    return text.get().rstrip()
+    return drawn(table, 120)
 
 
 def _last(values: np.ndarray) -> float | None:

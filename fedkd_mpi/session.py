@@ -12,6 +12,7 @@ import numpy as np
 from fedkd_mpi import __version__, costlog
 from fedkd_mpi.checkpoint import Checkpoints, Manifest
 from fedkd_mpi.config import Config
+from fedkd_mpi.console import say
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.stopping import STOP
 
@@ -103,7 +104,7 @@ def announce(
     if logged > first:
         text += f"; the log's {logged - first} later round(s) are played again"
     for level, message in [*(("warning", reason) for reason in refused), ("info", text)]:
-        print(f"fedkd_mpi: {message}", flush=True)
+        say(f"fedkd_mpi: {message}")
         writer.event(max(first - 1, 0), None, level, message)
 
 

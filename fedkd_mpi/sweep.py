@@ -30,6 +30,7 @@ from pydantic import Field, ValidationError
 from fedkd_mpi import config as configuration
 from fedkd_mpi import pairs, yaml_loader
 from fedkd_mpi.commandline import Parser, count
+from fedkd_mpi.console import say, tell
 from fedkd_mpi.errors import UserError, shown
 from fedkd_mpi.lock import Lock
 from fedkd_mpi.options import explain
@@ -182,7 +183,7 @@ def _require_distinct(items: Sequence[Item]) -> None:
 def play(items: Sequence[Item], launch: Sequence[str], jobs: int) -> int:
     """Run what is not done, `jobs` at a time; returns 0, 1 where a run failed, or 75 where one stopped early."""
     waiting = [item for item in items if item.state() != "done"]
-    print(f"{len(items) - len(waiting)} of {len(items)} logs are finished", flush=True)
+    say(f"{len(items) - len(waiting)} of {len(items)} logs are finished")
     with ThreadPoolExecutor(jobs) as pool:
         codes = list(pool.map(lambda item: _run(item, launch), waiting))
     return EX_TEMPFAIL if EX_TEMPFAIL in codes else int(any(codes))
@@ -192,7 +193,7 @@ def _run(item: Item, launch: Sequence[str]) -> int:
     began = time.monotonic()
     with _alone(item):
         if item.state() == "done":
-            print(f"{item.log}: done by another sweep", flush=True)
+            say(f"{item.log}: done by another sweep")
             return 0
         return _start(item, launch, began)
 
@@ -208,7 +209,7 @@ def _alone(item: Item) -> Iterator[None]:
                 break
             except UserError:
                 if not told:
-                    print(f"{item.log}: waiting for another sweep", flush=True)
+                    say(f"{item.log}: waiting for another sweep")
                 told = True
                 time.sleep(PATIENCE)
         yield
@@ -218,10 +219,10 @@ def _start(item: Item, launch: Sequence[str], began: float) -> int:
     done = subprocess.run(item.command(launch), capture_output=True, text=True, stdin=subprocess.DEVNULL)
     took = seconds_text(time.monotonic() - began)
     if done.returncode == 0:
-        print(f"{item.log}: done in {took}", flush=True)
+        say(f"{item.log}: done in {took}")
     else:
         last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-20:]
-        print(f"{item.log}: exit code {done.returncode} after {took}", *last, sep="\n  ", file=sys.stderr, flush=True)
+        say("\n  ".join([f"{item.log}: exit code {done.returncode} after {took}", *last]), error=True)
     return done.returncode
 
 
@@ -246,19 +247,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         items = read(chosen.sweep)
         if chosen.list:
-            print("\n".join(f"{index:3}  {item.state():9}  {item.log}" for index, item in enumerate(items)))
+            tell("\n".join(f"{index:3}  {item.state():9}  {item.log}" for index, item in enumerate(items)))
             return 0
         if chosen.index is not None and not 0 <= chosen.index < len(items):
             raise UserError(f"--index {chosen.index}: the sweep has the runs 0 to {len(items) - 1}")
         picked = items if chosen.index is None else [items[chosen.index]]
         code = play(picked, _words(chosen.launch), chosen.jobs)
     except UserError as error:
-        print(f"fedkd_mpi.sweep: {error}", file=sys.stderr)
+        say(f"fedkd_mpi.sweep: {error}", error=True)
         return 2
     if code == 0 and chosen.index is None:
         from fedkd_mpi.report.__main__ import main as report
 
-        print()
+        say("")
         return report([str(item.log) for item in items])
     return code
 

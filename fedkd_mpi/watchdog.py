@@ -11,7 +11,6 @@ import json
 import os
 import secrets
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedkd_mpi.console import say
 from fedkd_mpi.doorbell import reachable
 from fedkd_mpi.place import Place
 
@@ -138,7 +138,7 @@ class Watchdog:
             self.world.end(f"fedkd_mpi: watchdog: the run is ended after {idle:.0f} s without progress: {text}")
         if not self._warned.issuperset(missing):
             self._warned.update(missing)
-            print(f"fedkd_mpi: watchdog: warning: {text}", file=sys.stderr, flush=True)
+            say(f"fedkd_mpi: watchdog: warning: {text}", error=True)
             self.on_warning(f"watchdog: {text}")
 
     def _missing(self, now: float, silent: list[int]) -> list[int]:

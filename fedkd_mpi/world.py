@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from fedkd_mpi import shared_memory
+from fedkd_mpi.console import flush, say
 from fedkd_mpi.counters import Counters
 from fedkd_mpi.doorbell import Doorbell, reachable
 from fedkd_mpi.errors import UserError
@@ -283,13 +284,13 @@ class World:
     def end(self, text: str) -> NoReturn:
         """End the whole job from here, and as `fault`, without asking rank 0; for rank 0, or where it cannot speak."""
         try:
-            print(text, file=sys.stderr, flush=True)
+            say(text, error=True)
             if self.is_root:
                 self.on_fault(text)
         except Exception as error:  # whatever it is, the job must end, and this is its second cause
-            print(f"and on the way out: {error!r}", file=sys.stderr, flush=True)
+            say(f"and on the way out: {error!r}", error=True)
         finally:
-            sys.stdout.flush()
+            flush()
             if self._mpi is None:
                 sys.exit(1)
             time.sleep(LAST_WORDS)

@@ -7,11 +7,11 @@ text/NAME.txt holds a post, original/NAME.ann its entities, a line each: T1, tab
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 
+from fedkd_mpi.console import say
 from fedkd_mpi.datasets import data_folder, is_stray
 from fedkd_mpi.datasets.corpora import Span, Tagged
 from fedkd_mpi.errors import UserError
@@ -48,7 +48,7 @@ def tagged(root: Path | None) -> Tagged:
             spans.append([Span(span.start - start, span.end - start, span.kind) for span in inside])
             document.append(index)
     if skipped:
-        print(f"fedkd_mpi: {folder}: {len(skipped)} known faults skipped: {', '.join(skipped)}", file=sys.stderr)
+        say(f"fedkd_mpi: {folder}: {len(skipped)} known faults skipped: {', '.join(skipped)}", error=True)
     return Tagged(texts, spans, np.array(document, np.int64))
 
 

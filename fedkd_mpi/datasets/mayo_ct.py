@@ -6,12 +6,12 @@ are full-dose slices alone, data.photons simulates the low dose. Source: McCollo
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedkd_mpi.console import say
 from fedkd_mpi.datasets import Dataset, data_folder, is_stray
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.streams import generator
@@ -137,7 +137,7 @@ def read_series(folder: Path) -> Series:
             raise UserError(f"{path}: {one.ordered_by} {position:g} is that of another slice of {folder}")
         slices[position] = one.image
     if first.ordered_by == "InstanceNumber":
-        print(f"fedkd_mpi: {folder}: no positions in its files; slices are ordered by InstanceNumber", file=sys.stderr)
+        say(f"fedkd_mpi: {folder}: no positions in its files; slices are ordered by InstanceNumber", error=True)
     order = sorted(slices)
     stacked = np.stack([slices[position] for position in order])
     return Series(stacked, first.pixel, first.scanner, np.array(order), first.ordered_by, first.orientation)

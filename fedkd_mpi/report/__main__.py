@@ -12,12 +12,13 @@ import csv
 import io
 import json
 import math
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fedkd_mpi.commandline import Parser
+from fedkd_mpi.console import say, tell
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.plain import cell, plain
 from fedkd_mpi.report import energy, links, network, runs, sheets, tables
@@ -26,7 +27,7 @@ from fedkd_mpi.report.runs import SCORES, Run, Target
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the parsed command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m fedkd_mpi.report", description="Tables, plots and replays from the HDF5 logs of runs."
     )
     parser.add_argument(
@@ -78,9 +79,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(str(error))
     except KeyboardInterrupt:
         return 0
-    except BrokenPipeError:  # `| head` has seen enough; the interpreter's own flush at exit must not complain again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def report(chosen: argparse.Namespace) -> int:
@@ -104,26 +102,26 @@ def report(chosen: argparse.Namespace) -> int:
     grouped = runs.groups(found)
     replays = [(profile, {run.path: network.replay(run, profile, target) for run in found}) for profile in profiles]
     if chosen.format in ("csv", "json"):
-        print(_exact(chosen.format, found, problems, target, replays, thresholds))
+        tell(_exact(chosen.format, found, problems, target, replays, thresholds))
         made = []
     if chosen.html or chosen.format in sheets.RENDERERS:
         made = tables.build(grouped, target)
         made += [network.sheet(grouped, profile, results, target) for profile, results in replays]
         made += [energy.sheet(grouped, thresholds)] if thresholds else []
     if chosen.format in sheets.RENDERERS:
-        print("\n\n".join(sheets.RENDERERS[chosen.format](sheet) for sheet in made))
+        tell("\n\n".join(sheets.RENDERERS[chosen.format](sheet) for sheet in made))
     if chosen.plot or chosen.html:
         from fedkd_mpi.report import plots
 
         figures = plots.draw(grouped, target)
         if chosen.plot:
             for path in plots.save(figures, chosen.plot):
-                print(path, file=sys.stderr)
+                say(str(path), error=True)
         if chosen.html:
             from fedkd_mpi.report import page
 
             page.write(chosen.html, made, figures, problems)
-            print(chosen.html, file=sys.stderr)
+            say(str(chosen.html), error=True)
     return 0
 
 
@@ -161,7 +159,7 @@ def _expand(paths: Sequence[Path]) -> list[Path]:
 
 
 def _complain(line: str) -> int:
-    print(f"fedkd_mpi.report: {plain(line)}", file=sys.stderr, flush=True)
+    say(f"fedkd_mpi.report: {plain(line)}", error=True)
     return 2
 
 

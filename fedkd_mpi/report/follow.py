@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedkd_mpi.console import tell
 from fedkd_mpi.plain import plain
 from fedkd_mpi.report.runs import Run, Target
 from fedkd_mpi.units import bytes_text, seconds_text
@@ -20,7 +21,7 @@ def follow(path: Path, say: Callable[[str], None] | None = None, poll: float = 0
 
     The log is opened anew for every look (SWMR), so the run is never disturbed. Raises UserError as costlog.open does.
     """
-    say = say or (lambda line: print(line, flush=True))
+    say = say or tell
     began, shown, events, heard = False, 0, 0, time.monotonic()
     while True:
         run = Run(path, Target(), checked=not began)
