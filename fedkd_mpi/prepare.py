@@ -15,7 +15,6 @@ from fedkd_mpi import partition as partitions
 from fedkd_mpi.batches import work
 from fedkd_mpi.client import Client
 from fedkd_mpi.config import Config
-from fedkd_mpi.datasets import checks
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.network import Network
 from fedkd_mpi.rest import Rest
@@ -117,12 +116,8 @@ def load_data(config: Config, world: World, read: Callable[..., datasets.Dataset
             arrays = {f"{part}/{name}": array for part, group in parts for name, array in group.items()}
             meta = dataset.meta
             pairs.require(config.task, config.data.name, {"train": dataset.train, "test": dataset.test}, meta)
-            if config.task == "image_classification" and read is None:
-                checks.check_images(config.data.name, dataset.train, dataset.test, meta)
-            if config.task == "text_classification" and read is None:
-                checks.check_classes(config.data.name, dataset.train, dataset.test, meta)
-            if config.task in ("text_classification", "ner") and read is None and ":" in config.data.name:
-                checks.check_texts(config.data.name, dataset.train, dataset.test, meta)
+            if not meta.get("stand_in") and (":" in config.data.name or ":" in config.task):
+                tasks.check_data(config.task, config.data.name, parts[0][1], dataset.test, meta)
         except UserError as problem:
             error = str(problem)
     if first := world.agree(error):

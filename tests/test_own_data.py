@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedkd_mpi import tasks
 from fedkd_mpi.datasets import checks
 from fedkd_mpi.errors import UserError
+from fedkd_mpi.tasks.image_classification import ImageClassification
 
 
 def images() -> dict[str, Any]:
@@ -38,7 +40,7 @@ FAULTS = {
     "int32": (put("train", "y", lambda y: y.astype(np.int32)), "int32"),
     "big endian": (put("train", "y", lambda y: y.astype(">i8")), "byte order"),
     "list": (put("train", "y", lambda y: y.tolist()), "is a list"),
-    "strings": (put("train", "y", lambda y: y.astype(str)), "dtype <U"),
+    "strings": (put("train", "y", lambda y: y.astype(str)), "<U21"),
     "one-hot": (put("train", "y", lambda y: np.eye(10, dtype=np.int64)[y]), r"\[20, 10\]"),
     "nan": (put("test", "x", nan), r"test\['x'\] has nan at \[7, 0, 1, 2\]"),
     "channels last": (put("train", "x", lambda x: x.transpose(0, 2, 3, 1)), "alike in train and test|one per channel"),
@@ -52,7 +54,7 @@ FAULTS = {
 
 def door(data: dict[str, Any]) -> None:
     checks.check_dataset("own", data["train"], data["test"], {}, data["meta"])
-    checks.check_images("own", data["train"], data["test"], data["meta"])
+    tasks.check_data("image_classification", "own", data["train"], data["test"], data["meta"])
 
 
 @pytest.mark.parametrize("case", FAULTS)
@@ -68,9 +70,64 @@ def test_what_is_wrong_is_named(case: str):
 def test_what_is_right_and_what_another_task_may_have_passes():
     data = images()
     checks.check_dataset("own", data["train"], data["test"], {}, data["meta"])
-    checks.check_images("own", data["train"], data["test"], data["meta"])
+    tasks.check_data("image_classification", "own", data["train"], data["test"], data["meta"])
     masks = {"x": np.zeros((3, 4, 4)), "mask": np.ones((3, 4, 4), bool), "ids": np.zeros((3, 9), np.int32)}
+    masks |= {"weights": np.full((3, 2), np.nan), "names": np.array(["a", "b", "c"])}
     checks.check_dataset("own", masks, masks, {"titles": np.zeros((2, 5), np.int32)}, {})
+    tasks.check_data("test_own_data:Plain", "own", masks, masks, {})
+    with pytest.raises(UserError, match=r"train\['weights'\] has nan at \[0, 0\]"):
+        tasks.check_data("test_own_data:Weighted", "own", masks, masks, {})
+
+
+class Plain(ImageClassification):
+    """A task that declares nothing."""
+
+    check = None
+
+
+class Weighted(Plain):
+    """A task that says which numbers must be finite."""
+
+    inputs = ("x", "weights")
+
+
+def small(task: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    text = {"vocabulary": 9, "length": 4, "pad": 0}
+    ids = np.array([[2, 8, 3, 0], [2, 3, 0, 0]], np.int32)
+    if task == "denoising":
+        return {key: np.zeros((2, 1, 4, 4), np.int16) for key in "xy"}, {"window": [-160, 240]}
+    if task == "ner":
+        tags = np.array([[-1, 1, -1, -1], [-1, -1, -1, -1]], np.int8)
+        return {"ids": ids, "tags": tags, "missed": np.zeros(2, np.int64)}, {"kinds": ["drug"], **text}
+    shown = np.array([[1, 2, 0], [2, 1, 1]], np.int32)
+    clicked = np.array([[1, 0, 0], [0, 0, 1]], np.int8)
+    return {"history": shown, "candidates": shown, "clicked": clicked, "titles": np.vstack([0 * ids[:1], ids])}, text
+
+
+@pytest.mark.parametrize(
+    ("task", "key", "change", "message"),
+    [
+        ("denoising", "y", lambda y: y[:, :, :3], "x like y"),
+        ("denoising", "x", lambda x: x.astype(np.float32) * np.nan, r"\['x'\] has nan"),
+        ("denoising", "x", lambda x: x.astype(np.longdouble), "at most 8 bytes"),
+        ("ner", "tags", lambda tags: tags + 2, r"\['tags'\] has 3 at \[0, 1\]"),
+        ("ner", "tags", lambda tags: tags[:, :3], "expected int8"),
+        ("ner", "tags", lambda tags: np.abs(tags), "which is padding"),
+        ("ner", "missed", lambda missed: missed - 1, "has -1 at"),
+        ("news", "candidates", lambda rows: rows + 2, r"has 3 at \[0, 0\]"),
+        ("news", "clicked", lambda clicked: clicked * 0, "must have a click"),
+        ("news", "titles", lambda ids: ids + 1, "has 9 at|behind padding"),
+    ],
+)
+def test_tasks_of_this_package_name_what_they_do_not_take(task: str, key: str, change: Callable, message: str):
+    arrays, meta = small(task)
+    tasks.check_data(task, "own", arrays, arrays, meta)
+    wrong = {**arrays, key: change(arrays[key])}
+    with pytest.raises(UserError, match=message) as caught:
+        tasks.check_data(task, "own", wrong, wrong, meta)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=f"lack.* '?{key}"):
+        tasks.check_data(task, "own", *(2 * [{name: array for name, array in arrays.items() if name != key}]), meta)
 
 
 @pytest.mark.parametrize(

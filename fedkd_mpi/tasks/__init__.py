@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor, nn
 
+from fedkd_mpi.datasets import checks
 from fedkd_mpi.models.output import Output
 from fedkd_mpi.registry import class_with, resolve
 
@@ -28,7 +29,10 @@ class Task(Protocol):
     `metrics` names what finish() gives, `sums` is the number of sums that score() returns; models are built from
     `input_shape` and `num_classes`. `lower_is_better`, which may be left out, names the metrics of which less is
     better. A task may also have augment(batch, rng), which data.augment=true asks for: it returns a training batch
-    varied at random, with a NumPy generator of the client and round to draw from.
+    varied at random, with a NumPy generator of the client and round to draw from. `inputs` names the arrays whose
+    numbers must be finite ("x" and "ids" where it is left out), and a static method check(name, train, test, meta)
+    raises UserError where arrays or meta of the data set `name` are not what the task takes; both are asked before
+    the data are shared, of a user's own data or task.
     """
 
     metrics: tuple[str, ...]
@@ -68,3 +72,11 @@ class Task(Protocol):
 def find(name: str) -> type[Task]:
     """Return the task that the configuration key `task` names; raises UserError if there is none."""
     return resolve(name, TASKS, "task", TASK)
+
+
+def check_data(task: str, name: str, train: checks.Part, test: checks.Part, meta: Mapping[str, Any]) -> None:
+    """Raise UserError where the data set `name` is not what the task declares that it takes."""
+    found = find(task)
+    if check := getattr(found, "check", None):
+        check(name, train, test, meta)
+    checks.check_inputs(name, train, test, getattr(found, "inputs", ("x", "ids")))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedkd_mpi.augmentation import random_flips
+from fedkd_mpi.datasets import checks
 from fedkd_mpi.distillation import squared_error
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.models.output import Output
@@ -31,6 +32,7 @@ class Denoising:
     lower_is_better = ("rmse",)
     sums = 5  # the metrics added up, images
     num_classes = 0
+    check = staticmethod(checks.check_pairs)
 
     def __init__(self, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]):
         try:

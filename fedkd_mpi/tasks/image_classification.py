@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedkd_mpi.augmentation import random_crop_and_flip
+from fedkd_mpi.datasets import checks
 from fedkd_mpi.distillation import kl_divergence
 from fedkd_mpi.models.output import Output
 
@@ -20,6 +21,7 @@ class ImageClassification:
 
     metrics = ("accuracy",)
     sums = 2  # correct, seen
+    check = staticmethod(checks.check_images)
 
     def __init__(self, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]):
         self.input_shape = tuple(arrays["x"].shape[1:])

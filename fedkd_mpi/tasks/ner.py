@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedkd_mpi.datasets import checks
 from fedkd_mpi.distillation import kl_divergence
 from fedkd_mpi.models.output import Output, Texts
 from fedkd_mpi.tasks.reading import precision_recall_f1, trimmed
@@ -27,6 +28,7 @@ class NamedEntityRecognition:
 
     metrics = ("f1", "precision", "recall")
     sums = 3  # entities: found rightly, predicted, there are
+    check = staticmethod(checks.check_entities)
 
     def __init__(self, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]):
         self.input_shape = Texts.of(meta, "token")

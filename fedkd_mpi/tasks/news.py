@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedkd_mpi.datasets import checks
 from fedkd_mpi.distillation import kl_divergence
 from fedkd_mpi.models.output import Output, Texts
 from fedkd_mpi.tasks.reading import trimmed
@@ -26,6 +27,7 @@ class NewsRecommendation:
     metrics = ("auc", "mrr", "ndcg5", "ndcg10")
     sums = 5  # of each metric over impressions; impressions
     num_classes = 0  # there are none to count
+    check = staticmethod(checks.check_impressions)
 
     def __init__(self, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]):
         self.input_shape = Texts.of(meta, "candidate")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedkd_mpi.datasets import checks
 from fedkd_mpi.distillation import kl_divergence
 from fedkd_mpi.models.output import Output, Texts
 from fedkd_mpi.tasks.reading import precision_recall_f1, trimmed
@@ -32,6 +33,12 @@ class TextClassification:
         self.num_classes = len(meta["classes"])
         weight = meta.get("positive_weight", 1.0)
         self._weights = None if weight == 1 else torch.tensor([1.0, weight])
+
+    @staticmethod
+    def check(name: str, train: checks.Part, test: checks.Part, meta: Mapping[str, Any]) -> None:
+        """Raise UserError where token ids or labels are not those of this task."""
+        checks.check_texts(name, train, test, meta)
+        checks.check_classes(name, train, test, meta)
 
     def labels(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         return arrays["y"]
