@@ -24,6 +24,8 @@ from fedkd_mpi.report import energy, links, network
 from fedkd_mpi.report.__main__ import main
 from fedkd_mpi.report.follow import follow
 from fedkd_mpi.report.runs import Run, Target
+from fedkd_mpi.run import main as run_main
+from fedkd_mpi.screen import summary
 
 MB = 1_000_000
 CLIENTS = 2
@@ -247,3 +249,45 @@ def test_the_report_loads_neither_mpi_nor_torch():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_clients_catch_up_with_is_part_of_every_total_and_best_is_of_all_clients(tmp_path: Path):
+    path = tmp_path / "partial.h5"
+    how = ["num_clients=6", "cohort_size=2", "rounds=12", "teacher.hidden=[16]", "student.hidden=[8]", "local.epochs=1"]
+    assert run_main(["--output", str(path), *how]) == 0
+    log = costlog.read(path)
+    rounds, training = log["rounds"], log["training"]
+    run = Run(path, Target(0.3))
+    row = run.row(Target(0.3))
+    total = sum(int(rounds[f"{leg}_bytes"].sum()) for leg in ("uplink", "downlink", "catchup"))
+    assert rounds["catchup_bytes"].any()
+    assert row["total_bytes"] == run.total_bytes[-1] == total
+    assert row["factor"] == rounds["teacher_dense_bytes"].sum() / total
+    at = int(np.argmax(rounds["global_student_accuracy"] >= 0.3))
+    assert row["bytes_to_target"] == sum(
+        rounds[f"{leg}_bytes"][: at + 1].sum() for leg in ("uplink", "downlink", "catchup")
+    )
+    latest, means = {}, []
+    for index in range(12):
+        rows = training["round"] == index
+        latest |= dict(zip(training["client"][rows].tolist(), training["teacher_accuracy"][rows].tolist(), strict=True))
+        means += [np.mean(list(latest.values()))] if len(latest) == 6 else []
+    assert row["teacher_best"] == pytest.approx(max(means))
+    assert row["teacher_last"] == pytest.approx(means[-1])
+    assert f"{total:,} bytes" in summary(path)
+
+
+def test_the_log_says_of_which_metrics_less_is_better(tmp_path: Path):
+    path = tmp_path / "x.h5"
+    writer = logs.create(path, layers=1, world_size=3, metrics=("blur", "psnr"), lower_is_better=("blur",))
+    for number, (blur, psnr) in enumerate([(3.0, 20.0), (1.0, 30.0), (2.0, 25.0)]):
+        rounds, *others = logs.make_round(number, layers=1, metrics=("blur", "psnr"))
+        writer.append_round(
+            rounds | {"global_student_blur": blur, "global_student_psnr": psnr, "cohort_size": 4}, *others
+        )
+    writer.finish("completed")
+    best = {metric: Run(path, Target(metric=metric)).row(Target(metric=metric)) for metric in ("blur", "psnr")}
+    assert best["blur"]["global_student_best"] == 1.0
+    assert best["psnr"]["global_student_best"] == 30.0
+    goal = Target(1.5, metric="blur")
+    assert Run(path, goal).row(goal)["rounds_to_target"] == 2

@@ -71,7 +71,7 @@ def sheet(groups: Sequence[Sequence[Run]], values: Sequence[float]) -> Sheet:
     lines = []
     for group in groups:
         known = [found for run in group if (found := costs(run, values))]
-        sent = spread([float(run.total_bytes[-1]) for run in group if len(run.total_bytes)], bytes_text)
+        sent = spread([float(run.sent_bytes[-1]) for run in group if len(run.sent_bytes)], bytes_text)
         cells = [spread([found[value] for found in known], bytes_text) for value in values]
         lines.append(
             [*labels([{"name": run.name, "method": run.method, "codec": run.codec} for run in group]), sent, *cells]

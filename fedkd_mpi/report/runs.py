@@ -20,10 +20,10 @@ SCORES = {
     "global_student": "global student, global test set",
     "teacher": "teachers, own test samples",
     "student": "students after local training, own test samples",
+    "teacher_weighted": "teachers, own test samples of all clients together",
     "global_teacher": "teachers, global test set",
 }
 PHASES = ("train", "encode", "wait", "gather", "aggregate", "broadcast", "evaluate")
-LOWER_IS_BETTER = ("loss", "mse", "rmse", "mae", "perplexity")
 LONGEST = 120  # characters of a name or setting that is shown
 STRAGGLER = 2.0  # a local training this many times as long as the median of its round
 
@@ -101,19 +101,41 @@ class Run:
         return repr({key: value for key, value in self.config.items() if key != "seed"})
 
     @cached_property
-    def total_bytes(self) -> np.ndarray:
-        """Cumulative bytes up and down of all clients after every round: int64 [rounds]."""
+    def sent_bytes(self) -> np.ndarray:
+        """Cumulative bytes of the messages, up and down, of all clients after every round: int64 [rounds]."""
         return (self.rounds["uplink_bytes"] + self.rounds["downlink_bytes"]).cumsum()
 
+    @cached_property
+    def total_bytes(self) -> np.ndarray:
+        """Cumulative bytes up, down and to catch up on missed rounds, after every round: int64 [rounds]."""
+        return self.sent_bytes + self.rounds["catchup_bytes"].cumsum()
+
+    @cached_property
+    def partial(self) -> bool:
+        """Whether some clients sat out rounds: a mean over a cohort is then not one over the clients."""
+        return bool((self.rounds["cohort_size"] < self.clients).any())
+
+    @property
+    def less_is_better(self) -> bool:
+        """Whether the task says of the metric that less is better."""
+        return self.metric in self.log.attrs["lower_is_better"]
+
     def score(self, name: str) -> np.ndarray:
-        """Return one of SCORES after every round: float64 [rounds], NaN where it was not evaluated."""
-        return self.rounds[f"{name}_{self.metric}"]
+        """Return one of SCORES after every round: float64 [rounds], NaN where it was not evaluated.
+
+        Under partial participation those of the clients' own networks are over all clients, by each one's latest score.
+        """
+        if name == "teacher_weighted":
+            column = self.rounds[f"teacher_{self.metric}_weighted"]
+            return np.full(len(column), np.nan) if self.partial else column
+        suffix = "_all" if self.partial and name in ("teacher", "student") else ""
+        return self.rounds[f"{name}_{self.metric}{suffix}"]
 
     def reached(self, target: Target) -> int | None:
         """Return the index of the first round whose score is at least (a loss: at most) the target's, or None."""
         if target.value is None:
             return None
-        sign = -1 if self.metric in LOWER_IS_BETTER else 1
+        sign = -1 if self.less_is_better else 1
         good = sign * self.score(target.score) >= sign * target.value  # False for NaN
         return int(good.argmax()) if good.any() else None
 
@@ -139,7 +161,7 @@ class Run:
             "metric": self.metric,
         }
         sums = {name: int(column.sum()) for name, column in rounds.items() if name.endswith("_bytes")}
-        total = sums["uplink_bytes"] + sums["downlink_bytes"]
+        total = sums["uplink_bytes"] + sums["downlink_bytes"] + sums["catchup_bytes"]
         sums |= {"total_bytes": total, "bytes_per_client": total / self.clients if self.clients else np.nan}
         sums["saving"] = 1 - total / sums["teacher_dense_bytes"] if total else np.nan
         sums["factor"] = sums["teacher_dense_bytes"] / total if total else np.nan
@@ -163,7 +185,7 @@ class Run:
         return sum(int((part > STRAGGLER * np.nanmedian(part)).sum()) for part in parts if not np.isnan(part).all())
 
     def _scores(self) -> dict[str, float]:
-        best = np.min if self.metric in LOWER_IS_BETTER else np.max
+        best = np.min if self.less_is_better else np.max
         scores = {}
         for name in SCORES:
             known = self.score(name)

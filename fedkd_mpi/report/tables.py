@@ -59,18 +59,16 @@ def _scores(groups: Sequence[Sequence[Run]], tables: Sequence[Rows]) -> Sheet:
 
 
 def _bytes(tables: Sequence[Rows], target: Target) -> Sheet:
-    clients = {
-        "up": lambda row: row["uplink_bytes"] / (row["clients"] or np.nan),
-        "down": lambda row: row["downlink_bytes"] / (row["clients"] or np.nan),
-        "both": lambda row: row["bytes_per_client"],
-    }
-    lines = []
     catchup = any(row["catchup_bytes"] for rows in tables for row in rows)
+    legs = {"up": "uplink", "down": "downlink"} | ({"catch-up": "catchup"} if catchup else {})
+    lines = []
     for rows in tables:
-        cells = [spread([value(row) for row in rows], bytes_text) for value in clients.values()]
+        cells = [
+            spread([row[f"{leg}_bytes"] / (row["clients"] or np.nan) for row in rows], bytes_text)
+            for leg in legs.values()
+        ]
+        cells.append(spread([row["bytes_per_client"] for row in rows], bytes_text))
         cells.append(spread([row["total_bytes"] for row in rows], bytes_text))
-        if catchup:
-            cells.append(spread([row["catchup_bytes"] for row in rows], bytes_text))
         cells.append(spread([100 * row["saving"] + 0.0 for row in rows], _percent))
         cells.append(spread([row["factor"] for row in rows], "{:.2f}".format))
         if target.value is not None:
@@ -81,15 +79,16 @@ def _bytes(tables: Sequence[Rows], target: Target) -> Sheet:
             ]
             cells.append(f"{reached} of {len(rows)}")
         lines.append([*labels(rows), *cells])
-    heads = (
-        [f"{way}\na client" for way in clients]
-        + ["all clients\nup and down"]
-        + ["missed rounds\nfetched later"] * catchup
-    )
+    heads = [f"{way}\na client" for way in (*legs, "both" if not catchup else "all")]
+    heads += [f"all clients\n{'up and down' if not catchup else 'up, down, catch-up'}"]
     heads += ["saving against\nFedAvg teacher", "FedAvg teacher\nover this"]
     if target.value is not None:
         heads += [f"bytes to\n{target.score} {target.value:g}", "rounds to\nthe same", "logs that\nreach it"]
     note = "Payload and headers as sent; FedAvg teacher: the teacher's float32 parameters up and down, no headers."
+    if catchup:
+        note += (
+            " Catch-up: what clients fetch that sat out rounds; it is part of totals, savings and bytes to a target."
+        )
     return Sheet("Bytes", [*LABELS, *heads], lines, len(LABELS), note)
 
 
