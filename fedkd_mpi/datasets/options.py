@@ -24,7 +24,7 @@ class MayoCTOptions(Options):
     """
 
     window: Annotated[tuple[HU, HU], Field(strict=False)] = (-160, 240)
-    patch: Annotated[int, Field(ge=7, le=4096)] = 64  # SSIM looks through a window of 7 pixels
+    patch: Annotated[int, Field(ge=11, le=4096)] = 64  # SSIM looks through a window of 11 pixels
     test_patients: list[str] = Field(["L506"], min_length=1)
     owner: Literal["patient", "scanner"] = "patient"
     thickness: Literal["1mm", "3mm"] = "3mm"

@@ -16,6 +16,7 @@ from fedkd_mpi.distillation import squared_error
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.models.output import Output
 
+WANG: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}  # 2004, section III
 MOST_DECIBELS = 100.0  # of an image without any error: the mean over images stays a number
 PIXELS_AT_ONCE = 2**19  # in evaluation, where a batch may be of whole slices
 
@@ -24,13 +25,14 @@ class Denoising:
     """Samples are "x" (noisy) and "y" (clean), HU [n, 1, H, W]; meta gives the window of HU that becomes 0..1.
 
     A metric is a mean over images of what scikit-image says of the output, clipped to the window: psnr and ssim within
-    the window, rmse in HU; psnr_gain is how much psnr exceeds that of the noisy input, in dB. Images whose clean pixels
-    are all the same within the window (air alone) have no signal and are left out.
+    the window, rmse in HU; psnr_gain is how much psnr exceeds that of the noisy input, in dB. ssim has the Gaussian
+    weights of Wang et al. 2004 (11 pixels, sigma 1.5), ssim_uniform the even ones of 7 pixels. Images whose clean
+    pixels are all the same within the window (air alone) have no signal and are left out.
     """
 
-    metrics = ("psnr", "ssim", "rmse", "psnr_gain")
+    metrics = ("psnr", "ssim", "ssim_uniform", "rmse", "psnr_gain")
     lower_is_better = ("rmse",)
-    sums = 5  # the metrics added up, images
+    sums = 6  # the metrics added up, images
     num_classes = 0
     check = staticmethod(checks.check_pairs)
 
@@ -82,9 +84,10 @@ class Denoising:
             if clean.min() == clean.max():
                 continue  # air alone within the window: no signal, an input PSNR without bound
             psnr = _psnr(clean, denoised)
-            ssim = structural_similarity(clean, denoised, data_range=1.0)
+            ssim = structural_similarity(clean, denoised, data_range=1.0, **WANG)
+            uniform = structural_similarity(clean, denoised, data_range=1.0)
             rmse = self._width * mean_squared_error(clean, denoised) ** 0.5
-            sums += psnr, ssim, rmse, psnr - _psnr(clean, noisy), 1
+            sums += psnr, ssim, uniform, rmse, psnr - _psnr(clean, noisy), 1
         return sums
 
     def finish(self, sums: np.ndarray) -> dict[str, float]:
