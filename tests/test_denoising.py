@@ -165,7 +165,7 @@ MALFORMED = {
     ),
     "other size": (FILE, lambda path: write_slice(path, np.zeros((32, 32)), 2), "(32, 32)"),
     "other scanner": (FILE, lambda path: spoil(path, ManufacturerModelName="X"), "more than one series"),
-    "a slice less": ("quarter_3mm/L001/quarter_3mm/L001_002.IMA", Path.unlink, "slices 1 x 64 x 64, but"),
+    "a slice less": ("quarter_3mm/L001/quarter_3mm/L001_002.IMA", Path.unlink, "has none there (1 and 2 slices)"),
     "no slices": ("quarter_3mm/L003", lambda path: [file.unlink() for file in path.rglob("*.IMA")], "no DICOM files"),
     "no counterpart": (
         "quarter_3mm/L001",

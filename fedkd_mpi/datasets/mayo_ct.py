@@ -6,6 +6,7 @@ are full-dose slices alone, data.photons simulates the low dose. Source: McCollo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,10 +59,12 @@ def load_mayo_ct(
     thickness: str,
     photons: float | None,
     angles: int,
+    drop_constant: bool = False,
 ) -> Dataset:
     """Return pairs "x" (low dose) and "y" (full dose) of HU, int16 [n, 1, H, W], from root/mayo-2016.
 
-    Training samples are the patches of a grid, "group" their patient or scanner; test samples are whole slices. Raises
+    Training samples are the patches of a grid, "group" their patient or scanner; test samples are whole slices. With
+    `drop_constant`, patches whose full dose is all the same within the window (air) are no training samples. Raises
     UserError naming the file or folder that is missing, malformed or without its counterpart.
     """
     folder = data_folder(root, "mayo_ct", FOLDER)
@@ -89,8 +92,14 @@ def load_mayo_ct(
             count = len(series.slices) * (series.slices.shape[1] // patch) * (series.slices.shape[2] // patch)
             if not count:
                 raise UserError(f"{full / name}: slices of {series.slices.shape[1:]} pixels hold no patch of {patch}")
-            groups.append(np.full(count, owners.index(who), np.int64))
             low, series = _patches(low, patch), series._replace(slices=_patches(series.slices, patch))
+            if drop_constant:
+                seen = np.clip(series.slices, *window)
+                kept = seen.min((1, 2)) < seen.max((1, 2))
+                low, series, count = low[kept], series._replace(slices=series.slices[kept]), int(kept.sum())
+            if not count:
+                raise UserError(f"{full / name}: all patches are constant within data.window={list(window)}")
+            groups.append(np.full(count, owners.index(who), np.int64))
         pairs[test].append((low, series.slices))
     shapes = {pair[1].shape[1:] for pair in pairs[True]}
     if len(shapes) > 1:
@@ -143,16 +152,34 @@ def read_series(folder: Path) -> Series:
     return Series(stacked, first.pixel, first.scanner, np.array(order), first.ordered_by, first.orientation)
 
 
+def _numbers(slice_: Any, tag: str, count: int) -> list[float]:
+    """Return the finite numbers of a tag; raises UserError, which names the tag, where it holds something else."""
+    try:
+        value = slice_[tag].value
+        numbers = [float(part) for part in (value if isinstance(value, Sequence) and count > 1 else [value])]
+    except KeyError:
+        raise UserError(f"lacks {tag}") from None
+    except (TypeError, ValueError):
+        raise UserError(f"{tag} holds no number") from None
+    if len(numbers) != count or not np.isfinite(numbers).all():
+        raise UserError(f"{tag} is {numbers}, expected {count} finite number{'s' * (count > 1)}")
+    return numbers
+
+
 def _place(slice_: Any) -> tuple[float, str, tuple[float, ...]]:
     """Return a slice's place, what it is taken from, and the orientation, () where none is given."""
-    orientation, corner = slice_.get("ImageOrientationPatient"), slice_.get("ImagePositionPatient")
-    if orientation and corner:
-        axes = np.array(orientation, np.float64).reshape(2, 3)
-        position = float(np.cross(*axes) @ np.array(corner, np.float64))
+    if slice_.get("ImageOrientationPatient") and slice_.get("ImagePositionPatient"):
+        axes = np.array(_numbers(slice_, "ImageOrientationPatient", 6)).reshape(2, 3)
+        if not np.allclose(axes @ axes.T, np.eye(2), atol=0.01):
+            raise UserError(
+                f"ImageOrientationPatient is {axes.ravel().tolist()}, expected two unit vectors, orthogonal"
+            )
+        position = float(np.cross(*axes) @ np.array(_numbers(slice_, "ImagePositionPatient", 3)))
         return position, "ImagePositionPatient", tuple((np.round(axes.ravel(), 4) + 0).tolist())
-    if slice_.get("SliceLocation") not in (None, ""):
-        return float(slice_.SliceLocation), "SliceLocation", ()
-    return float(slice_.InstanceNumber), "InstanceNumber", ()
+    for tag in ("SliceLocation", "InstanceNumber"):
+        if slice_.get(tag) not in (None, ""):
+            return _numbers(slice_, tag, 1)[0], tag, ()
+    raise UserError("lacks ImagePositionPatient, SliceLocation and InstanceNumber: its place is not known")
 
 
 def _read_slice(path: Path) -> Slice:
@@ -164,22 +191,27 @@ def _read_slice(path: Path) -> Slice:
         slice_ = dcmread(path)
         missing = [
             name
-            for name in ("PixelData", "RescaleSlope", "RescaleIntercept", "PixelSpacing")
+            for name in ("PixelData", "Rows", "Columns", "RescaleSlope", "RescaleIntercept", "PixelSpacing")
             if name not in slice_ or (name != "PixelData" and slice_[name].value in (None, ""))
         ]
-        if not missing:
-            image = slice_.pixel_array * float(slice_.RescaleSlope) + float(slice_.RescaleIntercept)
-            pixel, (position, ordered_by, orientation) = float(slice_.PixelSpacing[0]), _place(slice_)
+        if missing:
+            raise UserError(f"a DICOM file without {', '.join(missing)}: no CT slice")
+        (slope,), (intercept,) = _numbers(slice_, "RescaleSlope", 1), _numbers(slice_, "RescaleIntercept", 1)
+        pixel, across = _numbers(slice_, "PixelSpacing", 2)
+        if pixel <= 0 or pixel != across:
+            raise UserError(f"PixelSpacing is [{pixel:g}, {across:g}], expected square pixels of mm")
+        if int(slice_.get("NumberOfFrames") or 1) != 1 or int(slice_.get("SamplesPerPixel") or 1) != 1:
+            raise UserError("NumberOfFrames and SamplesPerPixel must be 1: a grey slice per file")
+        position, ordered_by, orientation = _place(slice_)
+        image = slice_.pixel_array * slope + intercept
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     except Exception as error:  # pydicom raises what it trips over
         text = " ".join(str(error).split())
         raise UserError(f"{path}: not a whole DICOM slice ({text}); fetch it again") from None
-    if missing:
-        raise UserError(f"{path}: a DICOM file without {', '.join(missing)}: no CT slice")
     if image.ndim != 2:
         raise UserError(f"{path}: an array of {image.ndim} dimensions where a slice has 2")
     scanner = " ".join(str(slice_.get(name, "")) for name in ("Manufacturer", "ManufacturerModelName", "StationName"))
-    if not np.isfinite([position, pixel]).all() or pixel <= 0:
-        raise UserError(f"{path}: PixelSpacing {pixel} and {ordered_by} {position:g} must be numbers of mm")
     hounsfield = np.clip(np.round(image), -32768, 32767).astype(np.int16)
     series, scanner = str(slice_.get("SeriesInstanceUID", "")), scanner.strip() or "unnamed"
     return Slice(position, ordered_by, hounsfield, pixel, scanner, orientation, series)
@@ -200,17 +232,23 @@ def _counterpart(folder: Path, full: Series, full_folder: Path) -> np.ndarray:
         raise UserError(f"{folder}: no such folder, the low-dose counterpart of {full_folder}")
     series = read_series(folder)
     low = series.slices
-    if low.shape != full.slices.shape:
+    if low.shape[1:] != full.slices.shape[1:]:
         sizes = [" x ".join(map(str, shape)) for shape in (low.shape, full.slices.shape)]
         raise UserError(f"{folder}: slices {sizes[0]}, but {full_folder} has {sizes[1]}")
     for what in ("ordered_by", "pixel", "orientation"):
         if getattr(series, what) != getattr(full, what):
             values = getattr(series, what), getattr(full, what)
             raise UserError(f"{folder}: {what} {values[0]}, but {full_folder} has {values[1]}")
-    if (apart := np.flatnonzero(np.abs(series.positions - full.positions) > SAME_PLACE)).size:
-        at, by = apart[0], full.ordered_by
-        places = f"{series.positions[at]:g}, but {full_folder} has one at {full.positions[at]:g}"
-        raise UserError(f"{folder}: slice {at + 1} is at {by} {places}")
+    for here, there, whose in ((series, full, full_folder), (full, series, folder)):
+        nearest = np.abs(here.positions[:, np.newaxis] - there.positions).min(1)
+        if (apart := np.flatnonzero(nearest > SAME_PLACE)).size:
+            lacking, having = (whose, folder if whose == full_folder else full_folder)
+            raise UserError(
+                f"{having}: a slice is at {full.ordered_by} {here.positions[apart[0]]:g}, but {lacking} has none there"
+                f" ({len(series.positions)} and {len(full.positions)} slices)"
+            )
+    if len(low) != len(full.slices):
+        raise UserError(f"{folder}: {len(low)} slices, but {full_folder} has {len(full.slices)}")
     return low
 
 

@@ -21,6 +21,7 @@ class MayoCTOptions(Options):
     """The window of HU that counts, patches of the training slices, whose slices are for the global test, and owners.
 
     `photons` a ray simulate the low dose, over `angles` projections, in place of the quarter-dose slices.
+    `drop_constant` leaves patches without signal (air) out of training.
     """
 
     window: Annotated[tuple[HU, HU], Field(strict=False)] = (-160, 240)
@@ -30,6 +31,7 @@ class MayoCTOptions(Options):
     thickness: Literal["1mm", "3mm"] = "3mm"
     photons: float | None = Field(None, ge=1, le=1e15)
     angles: Annotated[int, Field(ge=1, le=100_000)] = 720
+    drop_constant: bool = False
 
     @field_validator("window")
     @classmethod
