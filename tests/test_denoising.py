@@ -11,7 +11,7 @@ from phantoms import phantom, write_patients, write_slice
 
 from fedkd_mpi import costlog, models
 from fedkd_mpi.config import load as configure
-from fedkd_mpi.datasets import load
+from fedkd_mpi.datasets import checks, load
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.models import Output
 from fedkd_mpi.run import main
@@ -98,6 +98,12 @@ def test_metrics_are_those_of_their_definitions():
     even = np.mean([ssim(*pair, np.ones((7, 7)), unbiased=49 / 48) for pair in images])
     assert scores["ssim_uniform"] == pytest.approx(even)
     assert all(np.isnan(value) for value in task.finish(np.zeros(task.sums)).values())
+
+
+def test_pairs_below_the_window_of_ssim_are_refused():
+    small = {key: np.zeros((2, 1, 12, 10), np.int16) for key in "xy"}
+    with pytest.raises(UserError, match="SSIM needs images of 11 pixels a side"):
+        checks.check_pairs("own", small, small, {"window": [-160, 240]})
 
 
 def test_redcnn_has_its_published_size_and_starts_as_the_identity():

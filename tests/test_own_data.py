@@ -95,7 +95,7 @@ def small(task: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     text = {"vocabulary": 9, "length": 4, "pad": 0}
     ids = np.array([[2, 8, 3, 0], [2, 3, 0, 0]], np.int32)
     if task == "denoising":
-        return {key: np.zeros((2, 1, 4, 4), np.int16) for key in "xy"}, {"window": [-160, 240]}
+        return {key: np.zeros((2, 1, 11, 11), np.int16) for key in "xy"}, {"window": [-160, 240]}
     if task == "ner":
         tags = np.array([[-1, 1, -1, -1], [-1, -1, -1, -1]], np.int8)
         return {"ids": ids, "tags": tags, "missed": np.zeros(2, np.int64)}, {"kinds": ["drug"], **text}

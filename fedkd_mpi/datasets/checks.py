@@ -172,6 +172,8 @@ def check_pairs(name: str, train: Part, test: Part, meta: Mapping[str, Any]) -> 
             where, image = f"data.name={name}: {part}[{key!r}]", arrays[key]
             if image.ndim != 4 or image.shape[1] != 1 or image.shape != arrays["x"].shape:
                 raise UserError(f"{where} is of shape {list(image.shape)}, expected [n, 1, height, width], x like y")
+            if min(image.shape[2:]) < 11:
+                raise UserError(f"{where} is of shape {list(image.shape)}: SSIM needs images of 11 pixels a side")
             _pixels(where, image)
     check_inputs(name, train, test, "xy")
 

@@ -107,7 +107,7 @@ def scores(groups: Sequence[Sequence[Run]], target: Target) -> Figure:
     if left.dataLim.x0 > 0 and np.isfinite(left.dataLim.x1):
         left.set_xscale("log")
         left.xaxis.set_major_formatter("{x:g}")
-    left.set_xlabel("bytes up and down a client, so far (MB)")
+    left.set_xlabel("bytes a client so far: up, down, catch-up (MB)")
     right.set_xlabel("rounds")
     details.whole(right.xaxis)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
