@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedkd_mpi.datasets import Dataset, read_file
+from fedkd_mpi.datasets import Dataset, expanded, read_file
 from fedkd_mpi.errors import UserError
 
 if TYPE_CHECKING:
@@ -95,9 +95,15 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, line without its end); raises UserError as read_text does."""
-    for number, line in enumerate(read_text(path).removesuffix("\n").split("\n"), 1):
-        yield number, line.removesuffix("\r")
+    """Yield (line number from 1, line without its end), blank ones left out; raises UserError as read_text does."""
+    lines = ((number, line.removesuffix("\r")) for number, line in enumerate(read_text(path).split("\n"), 1))
+    found = False
+    for number, line in lines:
+        if line:
+            found = True
+            yield number, line
+    if not found:
+        raise UserError(f"{path}: no line but blank ones; fetch it again")
 
 
 def _train(texts: Sequence[str], tokens: Tokens) -> Tokenizer:
@@ -129,11 +135,6 @@ def _train(texts: Sequence[str], tokens: Tokens) -> Tokenizer:
     marks = [(name, tokenizer.token_to_id(name)) for name in (START, END)]
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{START} $A {END}", special_tokens=marks)
     return tokenizer
-
-
-def expanded(path: Path) -> Path:
-    """Return a path with its ~ and its $VARIABLES replaced; a variable that is not set stays as it is."""
-    return Path(os.path.expandvars(path)).expanduser()
 
 
 def fingerprint(folder: Path) -> str:

@@ -6,12 +6,14 @@ import gzip
 import json
 import os
 import pickle
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fedkd_mpi.datasets import load
+from fedkd_mpi.datasets.idx import read_idx
 from fedkd_mpi.errors import UserError
 
 
@@ -297,3 +299,49 @@ def test_real_cifar10_has_its_published_statistics():
     assert data.meta["mean"] == pytest.approx([0.4914, 0.4822, 0.4465], abs=0.01)
     assert data.meta["std"] == pytest.approx([0.2470, 0.2435, 0.2616], abs=0.01)
     assert data.meta["classes"][:2] == ["airplane", "automobile"]
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("shape", [(2**32 - 1,) * 3, (10_000,) * 3])
+def test_an_idx_header_that_asks_for_more_than_there_is_allocates_nothing(tmp_path: Path, shape, suffix):
+    raw = b"\0\0\x08\x03" + np.array(shape, ">u4").tobytes() + bytes(100)
+    path = tmp_path / f"train-images-idx3-ubyte{suffix}"
+    path.write_bytes(gzip.compress(raw) if suffix else raw)
+    tracemalloc.start()
+    with pytest.raises(UserError, match="truncated: 116 bytes where"):
+        read_idx(path, 3)
+    assert tracemalloc.get_traced_memory()[1] < 2**23
+    tracemalloc.stop()
+
+
+def test_a_gzip_bomb_is_read_no_further_than_its_header_says(tmp_path: Path):
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(b"\0\0\x08\x03" + np.array((2, 3, 3), ">u4").tobytes() + bytes(2**26)))
+    tracemalloc.start()
+    with pytest.raises(UserError, match="too long"):
+        read_idx(path, 3)
+    assert tracemalloc.get_traced_memory()[1] < 2**23
+    tracemalloc.stop()
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "train-images-idx3-ubyte")
+    with pytest.raises(UserError, match="neither file nor folder"):
+        read_idx(tmp_path / "train-images-idx3-ubyte", 3)
+
+
+def test_root_may_have_variables_and_be_a_file(tmp_path: Path, monkeypatch):
+    write_idx(tmp_path / "mnist")
+    monkeypatch.setenv("PLACE_OF_DATA", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for root in ("$PLACE_OF_DATA", "~"):
+        assert len(load("mnist", Path(root), 0).train["x"])
+    (tmp_path / "file").write_bytes(b"")
+    for root, words in (  # each named in one line
+        ("file", "Not a directory"),
+        ("none", "No such file or directory"),
+        ("~nobody-of-that-name", "No such file or directory"),
+    ):
+        with pytest.raises(UserError, match=f"{words}; data.name=mnist reads it") as caught:
+            load("mnist", tmp_path / root if root[0] != "~" else Path(root), 0)
+        assert "\n" not in str(caught.value)

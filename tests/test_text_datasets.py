@@ -326,3 +326,79 @@ def test_fragments_in_any_order_and_the_known_faults_of_cadec(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "2 known faults skipped: LIPITOR.40 (empty), LIPITOR.944 line 4" in said
     assert len(said.splitlines()) == 1
+
+
+def change_file(path: Path, change: Callable[[str], str]) -> None:
+    path.write_bytes(change(path.read_bytes().decode()).encode())
+
+
+SAME = {  # what people's tools do to a file without changing what it says
+    "CRLF": lambda text: text.replace("\n", "\r\n"),
+    "BOM": lambda text: "\ufeff" + text,
+    "blank lines": lambda text: text.replace("\n", "\n\n") + "\n\n",
+    "no end": lambda text: text.rstrip("\n"),
+}
+
+
+@pytest.mark.parametrize("change", SAME)
+@pytest.mark.parametrize(
+    ("name", "keys", "files"),
+    [
+        ("ade", {}, [f"{ADE}/DRUG-AE.rel", f"{ADE}/ADE-NEG.txt"]),
+        ("smm4h", {}, [f"{SMM4H}/train.tsv", f"{SMM4H}/test.tsv"]),
+        ("medical_ner", {"corpora": ["smm4h"]}, [f"{SMM4H}/train.tsv", f"{SMM4H}/spans.tsv"]),
+        ("medical_ner", {"corpora": ["cadec"]}, ["cadec/original/LIPITOR.3.ann"]),
+        ("mind_small", {}, ["MINDsmall_train/news.tsv", "MINDsmall_dev/behaviors.tsv"]),
+    ],
+)
+def test_line_ends_marks_and_blank_lines_change_nothing(tmp_path, name, keys, files, change):
+    write_all(tmp_path)
+    before = load(name, tmp_path, 0, {**SMALL, **keys})
+    for file in files:
+        change_file(tmp_path / file, SAME[change])
+    after = load(name, tmp_path, 0, {**SMALL, **keys})
+    for part in ("train", "test", "tables"):
+        for key, array in getattr(before, part).items():
+            assert np.array_equal(array, getattr(after, part)[key])
+
+
+def quoted(line: str) -> str:
+    *fields, text = line.split("\t")
+    return "\t".join([*fields, '"' + text.replace('"', '""') + '"'])
+
+
+def test_smm4h_fields_in_quotes_other_headers_and_tweets_without_spans(tmp_path, capsys):
+    write_all(tmp_path)
+    folder = tmp_path / SMM4H
+    for name in ("train.tsv", "test.tsv"):  # quotes that are text: at a start, within, alone
+        change_file(folder / name, lambda text: text.replace("lithium helped", '"so" lithium "helped"'))
+        change_line(folder / name, 2, lambda line: line.replace("lithium", '"lithium"'))
+    before = load("smm4h", tmp_path, 0, SMALL)
+    assert "quotes" not in capsys.readouterr().err
+    spans = load("medical_ner", tmp_path, 0, {**SMALL, "corpora": ["smm4h"]})
+    for name in ("train.tsv", "test.tsv"):
+        lines = (folder / name).read_text().split("\n")
+        lines[0] = "tweetid\tuser_id\tlabel\ttext"
+        (folder / name).write_text("\n".join([lines[0], *(quoted(line) if line else line for line in lines[1:])]))
+    change_file(folder / "spans.tsv", lambda text: text + "0\t-\t-\tnoADR\t-\n2\t\t\tnoADR\t\n")
+    after = load("smm4h", tmp_path, 0, SMALL)
+    assert "quotes doubled are read without them" in capsys.readouterr().err
+    again = load("medical_ner", tmp_path, 0, {**SMALL, "corpora": ["smm4h"]})
+    for old, new in ((before, after), (spans, again)):
+        for key, array in old.train.items():
+            assert np.array_equal(array, new.train[key])
+    change_line(folder / "train.tsv", 1, lambda line: line + "\ttext")
+    with pytest.raises(UserError, match="line 1: the header names column 'text' twice"):
+        load("smm4h", tmp_path, 0, SMALL)
+
+
+def test_mind_names_news_of_two_titles_and_counts_what_it_leaves_out(tmp_path, capsys):
+    write_all(tmp_path)
+    news, behaviors = tmp_path / "MINDsmall_train/news.tsv", tmp_path / "MINDsmall_train/behaviors.tsv"
+    change_line(behaviors, 3, lambda line: line.replace("-1", "-0"))
+    count = len(load("mind_small", tmp_path, 0, SMALL).train["group"])
+    assert count == len(behaviors.read_text().splitlines()) - 1
+    assert "1 impressions without a click" in capsys.readouterr().err
+    change_line(news, 5, lambda line: line.replace("N4", "N3"))
+    with pytest.raises(UserError, match=r"line 5: news 'N3' .* another title before"):
+        load("mind_small", tmp_path, 0, SMALL)

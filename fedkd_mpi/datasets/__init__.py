@@ -6,7 +6,7 @@ import gzip
 import inspect
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,9 @@ STAND_INS = {
     "mind_small": "fedkd_mpi.datasets.mind:stand_in_small",
     "mind_large": "fedkd_mpi.datasets.mind:stand_in_large",
 }
+
+
+HEADER, BLOCK = 1024, 2**20  # bytes that are read before a file's size is known, and at once
 
 
 class MissingData(UserError):
@@ -159,7 +162,7 @@ def data_folder(root: Path | None, name: str, folder: str) -> Path:
         raise MissingData(
             f"data.name={name} reads files: set FEDKD_DATA or data.root to the folder that holds {folder}/"
         )
-    path = Path(os.path.expandvars(root)).expanduser() / folder
+    path = expanded(root) / folder
     try:
         next(path.iterdir(), None)
     except OSError as error:
@@ -171,16 +174,34 @@ def data_folder(root: Path | None, name: str, folder: str) -> Path:
 
 def is_stray(path: Path) -> bool:
     """Return whether a file or folder was left by a desktop or an archiver and is none of the data set's."""
-    return path.name.startswith(".") or path.name in ("Thumbs.db", "desktop.ini") or "__MACOSX" in path.parts
+    return path.name.startswith(".") or path.name.lower() in ("thumbs.db", "desktop.ini") or "__MACOSX" in path.parts
 
 
-def read_file(path: Path) -> bytes:
-    """Return a file's bytes, decompressed where its name ends in .gz; raise UserError where that fails."""
+def expanded(path: Path | str) -> Path:
+    """Return a path with its ~ and its $VARIABLES replaced; a variable that is not set stays as it is."""
+    changed = Path(os.path.expandvars(path))
     try:
-        if path.suffix == ".gz":
-            with gzip.open(path) as stream:
+        return changed.expanduser()
+    except RuntimeError:  # ~ of a user who is not known
+        return changed
+
+
+def read_file(path: Path, size: Callable[[bytes], int] | None = None) -> bytes:
+    """Return a file's bytes, decompressed where its name ends in .gz; raise UserError where that fails.
+
+    `size` tells from the first bytes of a file how long it is to be: no more than one byte above that is read.
+    """
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UserError(f"{path}: neither file nor folder; reading it might never end")
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            if size is None:
                 return stream.read()
-        return path.read_bytes()
+            content = bytearray(stream.read(HEADER))
+            most = size(bytes(content)) + 1
+            while len(content) < most and (block := stream.read(min(BLOCK, most - len(content)))):
+                content += block  # a block at a time: a header may ask for more than there is
+            return bytes(content)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path}: corrupt gzip file ({error}); fetch it again") from None
     except OSError as error:
@@ -192,7 +213,7 @@ def read_lines(path: Path) -> list[str]:
     lines = []
     for number, line in enumerate(read_file(path).splitlines(), 1):
         try:
-            lines.append(line.decode())
+            lines.append(line.decode("utf-8-sig" if number == 1 else "utf-8"))
         except UnicodeDecodeError:
             raise UserError(f"{path}: line {number} is not UTF-8 text; fetch it again") from None
     return lines

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedkd_mpi.datasets import Dataset, check_labels, data_folder, image_dataset, read_file, stand_in
+from fedkd_mpi.datasets import Dataset, check_labels, data_folder, expanded, image_dataset, read_file, stand_in
 from fedkd_mpi.errors import UserError
 
 SHAPE = (3, 32, 32)
@@ -91,8 +91,8 @@ def stand_in_cifar100(root: Path | None, seed: int) -> Dataset:
 
 def _load(root: Path | None, layout: Layout) -> Dataset:
     if root is not None:
-        pickled = Path(root) / layout.pickled
-        if pickled.is_dir() and not (Path(root) / layout.folder).is_dir():
+        pickled = expanded(root) / layout.pickled
+        if pickled.is_dir() and not (expanded(root) / layout.folder).is_dir():
             raise _pickled(pickled, layout)
     folder = data_folder(root, layout.name, layout.folder)
     missing = [file for file in (*layout.train, layout.test) if not (folder / file).exists()]
@@ -133,7 +133,7 @@ def _class_names(folder: Path, layout: Layout) -> list[str]:
     if not path.exists():
         return layout.default_names.split()
     try:
-        names = read_file(path).decode().split()
+        names = read_file(path).decode("utf-8-sig").split()
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file of class names; unpack {layout.archive} again or remove it") from None
     if len(names) != layout.label_ranges[-1]:

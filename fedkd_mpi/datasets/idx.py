@@ -34,8 +34,8 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
 
     Raises UserError naming the file where its header or its length is not what that takes.
     """
-    raw = read_file(path)
     start = 4 + 4 * dimensions
+    raw = read_file(path, lambda head: start + _size(head, dimensions))
     if len(raw) < start:
         raise UserError(f"{path}: {len(raw)} bytes are too few for an IDX header of {start} bytes; fetch it again")
     if raw[:2] != b"\0\0":
@@ -47,11 +47,16 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     shape = np.frombuffer(raw, ">u4", dimensions, offset=4).tolist()
     if 0 in shape:
         raise UserError(f"{path}: an empty IDX array, {shape}")
-    expected = start + math.prod(shape)
+    expected = start + _size(raw, dimensions)
     if len(raw) != expected:
-        fault = "truncated" if len(raw) < expected else "too long"
-        raise UserError(f"{path}: {fault}: {len(raw)} bytes where its header {shape} says {expected}; fetch it again")
+        fault = f"truncated: {len(raw)} bytes" if len(raw) < expected else f"too long: {len(raw)} bytes or more"
+        raise UserError(f"{path}: {fault} where its header {shape} says {expected}; fetch it again")
     return np.frombuffer(raw, np.uint8, offset=start).reshape(shape).copy()
+
+
+def _size(head: bytes, dimensions: int) -> int:
+    """Return the bytes of values that a header asks for, 0 where it is none."""
+    return math.prod(np.frombuffer(head[4 : 4 + 4 * dimensions].ljust(4 * dimensions, b"\0"), ">u4").tolist())
 
 
 def _load(name: str, folder: Path, classes: list[str]) -> Dataset:

@@ -7,6 +7,7 @@ Source: Wu et al. 2020, https://msnews.github.io.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -94,16 +95,18 @@ stand_in_small, stand_in_large = partial(_stand_in, "small"), partial(_stand_in,
 
 
 def _titles(path: Path) -> dict[str, str]:
-    titles = {}
+    titles: dict[str, str] = {}
     for number, line in read_lines(path):
         fields = line.split("\t")
         if len(fields) != NEWS_FIELDS:
             raise UserError(f"{path}, line {number}: {len(fields)} fields where {NEWS_FIELDS} are separated by tabs")
-        titles[fields[0]] = fields[3]
+        if not fields[0] or titles.setdefault(fields[0], fields[3]) != fields[3]:
+            raise UserError(f"{path}, line {number}: news {fields[0]!r} has no id, or had another title before")
     return titles
 
 
 def _impressions(path: Path, rows: dict[str, int]) -> Iterator[Impression]:
+    left_out = []
     for number, line in read_lines(path):
         where = f"{path}, line {number}"
         fields = line.split("\t")
@@ -122,6 +125,14 @@ def _impressions(path: Path, rows: dict[str, int]) -> Iterator[Impression]:
             yield Impression(
                 user, [rows[name] for name in before.split()], [rows[name] for name, _, _ in pairs], clicked
             )
+        else:
+            left_out.append(number)
+    if left_out:
+        print(
+            f"fedkd_mpi: {path}: {len(left_out)} impressions without a click, or without a news that was not clicked, "
+            f"are left out; the first is line {left_out[0]}",
+            file=sys.stderr,
+        )
 
 
 def _arrays(part: list[Impression], users: dict[str, int], history: int, folder: Path) -> dict[str, np.ndarray]:

@@ -5,7 +5,9 @@ The shared tasks are handed out to their participants: https://healthlanguagepro
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +17,15 @@ from fedkd_mpi.datasets.corpora import Span, Tagged
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.texts import Tokens, blank_texts, read_lines
 
+QUOTED = re.compile(r'"(?:[^"]|"")*"')
 FOLDER = "smm4h"
 TRAIN, TEST, SPANS = "train.tsv", "test.tsv", "spans.tsv"
 CLASSES = ["no adverse effect", "adverse effect"]
 LABELS = {"0": 0, "1": 1, "noade": 0, "ade": 1}
 TEXT = {"text": ("tweet", "text")}
 LABEL = {"label": ("class", "label")}
-ID = {"id": ("tweet_id", "id")}
+ID = {"id": ("tweet_id", "tweetid", "tweet id", "id")}
+NONE = ("", "-")  # start, end and span of a tweet without any span
 EFFECTS = ("adr", "ade", "ae")
 
 
@@ -74,6 +78,8 @@ def tagged(root: Path | None) -> Tagged:
         where, text = f"{folder / SPANS}, line {number}", texts.get(row["id"])
         if text is None:
             raise UserError(f"{where}: tweet {row['id']} is not in {TRAIN}")
+        if all(row[key] in NONE for key in ("start", "end", "span")):
+            continue
         if not (row["start"].isdecimal() and row["end"].isdecimal()):
             raise UserError(f"{where}: start and end must be numbers, here {row['start']!r} and {row['end']!r}")
         start, end = int(row["start"]), int(row["end"])
@@ -87,15 +93,30 @@ def tagged(root: Path | None) -> Tagged:
 def _rows(path: Path, columns: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (line number, fields by the keys of `columns`), each column being found by one of its names."""
     lines = read_lines(path)
-    header = [name.strip().lower() for name in next(lines)[1].split("\t")]
+    header = [_unquoted(name.strip()).lower() for name in next(lines)[1].split("\t")]
+    if twice := next((name for name in header if header.count(name) > 1), None):
+        raise UserError(f"{path}, line 1: the header names column {twice!r} twice")
+    rows = [(number, line.split("\t")) for number, line in lines]
+    if _is_quoted([field for _, fields in rows for field in fields]):
+        print(f"fedkd_mpi: {path}: fields in quotes with quotes doubled are read without them", file=sys.stderr)
+        rows = [(number, [_unquoted(field) for field in fields]) for number, fields in rows]
     places = {}
     for key, names in columns.items():
         found = [header.index(name) for name in names if name in header]
         if not found:
             raise UserError(f"{path}, line 1: the header has no column {' or '.join(names)}: {', '.join(header)[:80]}")
         places[key] = found[0]
-    for number, line in lines:
-        fields = line.split("\t")
+    for number, fields in rows:
         if len(fields) != len(header):
             raise UserError(f"{path}, line {number}: {len(fields)} fields where the header has {len(header)}")
         yield number, {key: fields[place].strip() if key != "text" else fields[place] for key, place in places.items()}
+
+
+def _is_quoted(fields: Sequence[str]) -> bool:
+    """Return whether a table was written with quotes as spreadsheets do: all that begin with one fit, some need it."""
+    begun = [field for field in fields if field.startswith('"')]
+    return all(QUOTED.fullmatch(field) for field in begun) and any('""' in field[1:-1] for field in begun)
+
+
+def _unquoted(field: str) -> str:
+    return field[1:-1].replace('""', '"') if QUOTED.fullmatch(field) else field
