@@ -155,3 +155,15 @@ def test_patches_of_air_are_left_out_by_key(tmp_path: Path):
     assert 0 < kept.sum() < len(kept)
     for key, array in some.items():
         assert np.array_equal(array, all_[key][kept])
+
+
+@pytest.mark.parametrize(
+    "name", [".DS_Store", "._L001_001.IMA", "Thumbs.db", "desktop.ini", "__MACOSX/a.IMA", ".ipynb_checkpoints/a.IMA"]
+)
+def test_what_desktops_leave_is_no_slice(tmp_path: Path, name: str):
+    full, _ = folders(tmp_path / "__MACOSX")  # the folder of all data may have any name
+    before = read_series(full).slices
+    stray = full / name
+    stray.parent.mkdir(exist_ok=True)
+    stray.write_bytes(sorted(full.rglob("*.IMA"))[0].read_bytes())
+    assert np.array_equal(read_series(full).slices, before)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from mpirun import mpirun
 
 from fedkd_mpi import tasks
-from fedkd_mpi.datasets import checks
+from fedkd_mpi.datasets import Dataset, checks
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.tasks.image_classification import ImageClassification
 
@@ -144,3 +146,20 @@ def test_tokens_are_of_the_vocabulary_and_padded_at_the_end(row: list[int], mess
     checks.check_texts("own", good, good, meta)
     with pytest.raises(UserError, match=message):
         checks.check_texts("own", good, {"ids": np.array([[2, 3, 0, 0], row], np.int32)}, meta)
+
+
+def one_based(root: Path | None, seed: int) -> Dataset:
+    data = images()
+    data["test"]["y"] += 1
+    return Dataset(data["train"], data["test"], data["meta"])
+
+
+def test_three_processes_say_it_once(mpi_vendor: str, tmp_path: Path):
+    keys = ["rounds=1", "num_clients=2", "partition={kind: iid}", "data.name=test_own_data:one_based"]
+    path = {"PYTHONPATH": str(Path(__file__).parent)}
+    done = mpirun(3, "-m", "fedkd_mpi.run", *keys, mpi=mpi_vendor, cwd=tmp_path, env=path)
+    assert done.returncode == 2
+    assert done.stderr.count("fedkd_mpi: data.name=test_own_data:one_based: test['y'] has 10 at index 9") == 1
+    assert done.stderr.count("fedkd_mpi") == 1
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("*.h5"))

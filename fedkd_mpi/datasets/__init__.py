@@ -46,6 +46,7 @@ STAND_INS = {
 }
 
 
+STRAY = ("thumbs.db", "desktop.ini", "__macosx")  # besides all names that begin with a dot
 HEADER, BLOCK = 1024, 2**20  # bytes that are read before a file's size is known, and at once
 
 
@@ -172,9 +173,13 @@ def data_folder(root: Path | None, name: str, folder: str) -> Path:
     return path
 
 
-def is_stray(path: Path) -> bool:
-    """Return whether a file or folder was left by a desktop or an archiver and is none of the data set's."""
-    return path.name.startswith(".") or path.name.lower() in ("thumbs.db", "desktop.ini") or "__MACOSX" in path.parts
+def is_stray(path: Path, folder: Path | None = None) -> bool:
+    """Return whether a file or folder was left by a desktop, an editor or an archiver and is none of the data set's.
+
+    With `folder`, an ancestor of the path, what lies in a stray folder below it is stray as well.
+    """
+    names = path.relative_to(folder).parts if folder else (path.name,)
+    return any(name.startswith(".") or name.lower() in STRAY for name in names)
 
 
 def expanded(path: Path | str) -> Path:

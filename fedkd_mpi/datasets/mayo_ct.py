@@ -127,7 +127,7 @@ def stand_in_mayo_ct(
 
 def read_series(folder: Path) -> Series:
     """Return the DICOM slices of a folder by their position; raises UserError naming the file at fault."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not is_stray(path))
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not is_stray(path, folder))
     if not files:
         raise UserError(f"{folder}: no DICOM files")
     first: Slice | None = None
