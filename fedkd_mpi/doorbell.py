@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import hmac
 import math
-import socket
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedkd_mpi import datagrams
+
+if TYPE_CHECKING:
+    from fedkd_mpi.world import World
 
 WARY, TRUSTING = 0.2, 1.0  # sleep between two looks, as a share of the time waited so far, without and with rings ...
 SHORTEST_NAP, LONGEST_NAP = 50e-6, 1.0  # ... within these bounds, in seconds ...
@@ -14,38 +23,36 @@ LONGEST_NAP_OF_ROOT = 50e-3  # ... and this one for rank 0, because all others w
 AFTER_RING = 1e-3  # what the ring speaks of may come a moment later, over another network; this time doubles
 UNDERWAY = 5e-3  # after a shorter nap the ring may still be: that it was not heard says nothing
 NEAR_NAP = 0.1  # the shortest where rings are heard and all are on one node, where they do not get lost
-LOOPBACK = "127.0.0.1"
+STRANGERS = 64  # datagrams of others that a nap looks at before it sleeps on without listening
+ADDRESS_BYTES = 16  # of the text of an IPv4 address
+DRAINED = 1024  # rings that one nap takes up at most: no flood holds a process here
 
 
 class Doorbell:
     """Wakes the processes of a run; MPI alone says whether what a process waits for has come.
 
-    A ring that gets lost costs the rest of a nap, a stranger's datagram a look: nothing depends on either.
+    A ring that gets lost costs the rest of a nap, and strangers' datagrams are not heard: nothing depends on either.
     """
 
-    def __init__(self, *, root: bool):
+    def __init__(self, *, root: bool, one_node: bool = True):
         self._share = WARY
         self._longest = LONGEST_NAP_OF_ROOT if root else LONGEST_NAP
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.bind(("", 0))
+        self._socket, self.address = datagrams.open_socket(one_node=one_node)
         self._addresses: list[tuple[str, int] | None] = []
-        self._one_node = False
+        self._one_node, self._ring = one_node, b""
         self.port: int = self._socket.getsockname()[1]
 
-    def connect(self, hosts: Sequence[str], ports: Sequence[int]) -> None:
+    def connect(self, addresses: Sequence[str | None], ports: Sequence[int], key: bytes) -> None:
         """Know the doorbells of all processes, by mpi rank; without this, rings do nothing and naps are all."""
-        found = {host: _address(host) for host in set(hosts)}
-        self._one_node = found.keys() == {LOOPBACK}
-        self._addresses = [
-            (found[host], port) if found[host] else None for host, port in zip(hosts, ports, strict=True)
-        ]
+        self._addresses = [(host, port) if host else None for host, port in zip(addresses, ports, strict=True)]
+        self._ring = datagrams.sign(key, b"ring")
 
     def ring(self, *mpi_ranks: int) -> None:
         """Wake processes, those that can be reached."""
         for mpi_rank in mpi_ranks if self._addresses else ():
             if address := self._addresses[mpi_rank]:
                 with suppress(OSError):
-                    self._socket.sendto(b"", address)
+                    self._socket.sendto(self._ring, address)
 
     def sleep_until(self, done: Callable[[], bool], look: Callable[[], None], *, near: bool = False) -> float:
         """Sleep until done(), calling look() whenever it is not yet; return the seconds that it took.
@@ -72,24 +79,37 @@ class Doorbell:
 
     def _nap(self, seconds: float) -> bool:
         """Sleep so long, or until the bell rings, and say whether it has; all rings until now are one."""
+        end = time.perf_counter() + seconds
+        for _ in range(STRANGERS):
+            left = end - time.perf_counter()
+            if left <= 0 or (datagram := self._receive(left)) is None:
+                return False
+            if self._ring and hmac.compare_digest(datagram, self._ring):
+                self._drain()
+                return True
+        time.sleep(max(end - time.perf_counter(), 0.0))
+        return False
+
+    def _receive(self, seconds: float) -> bytes | None:
         self._socket.settimeout(seconds)
         try:
-            self._socket.recv(1)
+            return self._socket.recv(datagrams.LARGEST)
         except TimeoutError:
-            return False
+            return None
+
+    def _drain(self) -> None:
         self._socket.setblocking(False)
         with suppress(BlockingIOError):
-            while True:
+            for _ in range(DRAINED):
                 self._socket.recv(1)
-        return True
 
 
-def reachable(hosts: Sequence[str], own: str) -> list[str]:
-    """Return the hosts as this one, whose name is `own`, reaches them: a name need not resolve on the host itself."""
-    return [LOOPBACK if host == own else host for host in hosts]
-
-
-def _address(host: str) -> str | None:
-    with suppress(OSError):
-        return socket.gethostbyname(host)
-    return None
+def introduce(world: World) -> tuple[list[str | None], bytes]:
+    """Let all processes know each other's bells; return everyone's address and rank 0's key. Collective."""
+    own = world.bell.address.encode().ljust(ADDRESS_BYTES, b"\0") + secrets.token_bytes(datagrams.KEY_BYTES)
+    told = world.gather_all(np.frombuffer(own, np.uint8))
+    ports = world.gather_all(np.array([world.bell.port])).view(np.int64)[:, 0]
+    names = [row[:ADDRESS_BYTES].tobytes().rstrip(b"\0").decode() for row in told]
+    addresses, key = datagrams.reachable(names, world.hostnames, world.hostname), told[0, ADDRESS_BYTES:].tobytes()
+    world.bell.connect(addresses, ports.tolist(), key)
+    return addresses, key

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -20,8 +18,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedkd_mpi import datagrams
 from fedkd_mpi.console import say
-from fedkd_mpi.doorbell import reachable
 from fedkd_mpi.place import Place
 
 if TYPE_CHECKING:
@@ -31,8 +29,8 @@ if TYPE_CHECKING:
 OBSERVERS = 2  # ranks 0 and 1 listen: rank 1 speaks where rank 0 itself has fallen silent
 BEAT = 1.0  # seconds between two datagrams, less where the limit is short ...
 BEATS = 8  # ... so that the limit has so many
-TOKEN_BYTES = 8
-DATAGRAM_BYTES = 1024
+HEEDED = 200  # datagrams in a beat for each process; more are a flood, in which genuine ones may be lost
+LONGEST_PHASE = 200  # characters
 
 
 @dataclass
@@ -41,6 +39,7 @@ class Sighting:
 
     place: Place = field(default_factory=Place)
     pid: int = 0  # 0 = never heard
+    number: int = -1  # of its last datagram: an older one, sent again, is ignored
     heard: float = 0.0
     changed: float = 0.0
 
@@ -61,9 +60,8 @@ class Watchdog:
         self._warned: set[int] = set()
         if world.world_size == 1:
             return
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.bind(("", 0))
-        self._token, self._observers = self._meet()
+        self._socket, _ = datagrams.open_socket(one_node=world.one_node)
+        self._observers, self._number = self._meet(), 0
         self._seen = [Sighting() for _ in range(world.world_size)]
         self._forget_times(time.monotonic())
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
@@ -72,22 +70,21 @@ class Watchdog:
         """End the thread."""
         self._done.set()
 
-    def _meet(self) -> tuple[str, list[tuple[str, int]]]:
-        """Return the run's secret and the observers' addresses. Collective."""
+    def _meet(self) -> list[tuple[str, int]]:
+        """Return the observers' addresses. Collective."""
         ports = self.world.gather_all(np.array([self._socket.getsockname()[1]])).view(np.int64)[:, 0]
-        token = np.frombuffer(secrets.token_bytes(TOKEN_BYTES), np.uint8).copy()
-        self.world.broadcast(token)
-        hosts = reachable(self.world.hostnames[:OBSERVERS], self.world.hostname)
-        return token.tobytes().hex(), [(host, int(port)) for host, port in zip(hosts, ports, strict=False)]
+        pairs = zip(self.world.addresses[:OBSERVERS], ports, strict=False)
+        return [(host, int(port)) for host, port in pairs if host]
 
     def _watch(self) -> None:
         observer = self.world.mpi_rank < OBSERVERS
         last = time.monotonic()
         while not self._done.is_set():
             self._tell()
-            self._listen(last + self.beat)
+            flooded = self._listen(last + self.beat)
             now = time.monotonic()
-            if now - last > self.limit / 2:  # this very process was stopped: its clocks say nothing of the others
+            # Where this very process was stopped, or strangers fill the socket, its clocks say nothing of the others.
+            if flooded or now - last > self.limit / 2:
                 self._forget_times(now)
             elif observer:
                 self._look(now)
@@ -97,25 +94,36 @@ class Watchdog:
     def _tell(self) -> None:
         place = self.world.place
         state = [place.round, place.phase, place.client, place.arrived, place.waiting]
-        datagram = self._token.encode() + json.dumps([self.world.mpi_rank, os.getpid(), state]).encode()
+        self._number += 1
+        body = json.dumps([self.world.mpi_rank, self._number, os.getpid(), state]).encode()
+        datagram = datagrams.sign(self.world.key, body)
         for address in self._observers:
             with suppress(OSError):  # an observer that cannot be reached is the other observer's concern
                 self._socket.sendto(datagram, address)
 
-    def _listen(self, until: float) -> None:
-        while (left := until - time.monotonic()) > 0 and not self._done.is_set():
+    def _listen(self, until: float) -> bool:
+        """Take up what the others tell until a moment; return whether so much came that some of it may be lost."""
+        for _ in range(HEEDED * (len(self._seen) + 1)):
+            left = until - time.monotonic()
+            if left <= 0 or self._done.is_set():
+                return False
             self._socket.settimeout(left)
             try:
-                datagram = self._socket.recv(DATAGRAM_BYTES)
+                datagram = self._socket.recv(datagrams.LARGEST + 1)
             except OSError:
                 continue
-            if (told := _parse(datagram, self._token, len(self._seen))) is None:
-                continue
-            rank, pid, place = told
-            sighting, now = self._seen[rank], time.monotonic()
-            sighting.heard, sighting.pid = now, pid
-            if place != sighting.place:
-                sighting.place, sighting.changed = place, now
+            if told := _parse(datagrams.verified(self.world.key, datagram), len(self._seen)):
+                self._note(*told)
+        self._done.wait(max(until - time.monotonic(), 0.0))
+        return True
+
+    def _note(self, rank: int, number: int, pid: int, place: Place) -> None:
+        sighting, now = self._seen[rank], time.monotonic()
+        if number <= sighting.number:
+            return
+        sighting.heard, sighting.pid, sighting.number = now, pid, number
+        if place != sighting.place:
+            sighting.place, sighting.changed = place, now
 
     def _forget_times(self, now: float) -> None:
         for sighting in self._seen:
@@ -164,16 +172,15 @@ class Watchdog:
         return f"{where} (process {seen.pid}) {what}, {since} in {seen.place}{sign}"
 
 
-def _parse(datagram: bytes, token: str, world_size: int) -> tuple[int, int, Place] | None:
-    """Return rank, process and place that a datagram of this run tells, None for any other."""
-    secret = token.encode()
-    if not secrets.compare_digest(datagram[: len(secret)], secret):
-        return None
+def _parse(body: bytes | None, world_size: int) -> tuple[int, int, int, Place] | None:
+    """Return rank, number, process and place that a datagram of this run tells, None where it tells nothing."""
     try:
-        rank, pid, (round_index, phase, client, arrived, waiting) = json.loads(datagram[len(secret) :])
+        rank, number, pid, (round_index, phase, client, arrived, waiting) = json.loads(body or b"")
     except (ValueError, TypeError, RecursionError):
         return None
-    numbers = (rank, pid, round_index, arrived, waiting, 0 if client is None else client)
-    if not isinstance(phase, str) or any(type(number) is not int for number in numbers) or not 0 <= rank < world_size:
+    numbers = (rank, number, pid, round_index, arrived, waiting, 0 if client is None else client)
+    if any(type(each) is not int or not 0 <= each < 2**62 for each in numbers) or rank >= world_size:
         return None
-    return rank, pid, Place(round_index, phase, client, arrived, waiting)
+    if not isinstance(phase, str) or len(phase) > LONGEST_PHASE:
+        return None
+    return rank, number, pid, Place(round_index, phase, client, arrived, waiting)

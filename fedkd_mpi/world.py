@@ -20,7 +20,7 @@ import numpy as np
 from fedkd_mpi import shared_memory
 from fedkd_mpi.console import flush, say
 from fedkd_mpi.counters import Counters
-from fedkd_mpi.doorbell import Doorbell, reachable
+from fedkd_mpi.doorbell import Doorbell, introduce
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.faults import GRACE, LastWords
 from fedkd_mpi.place import Place
@@ -55,18 +55,22 @@ class World:
             self._node = mpi.COMM_WORLD.Split_type(mpi.COMM_TYPE_SHARED, key=mpi.COMM_WORLD.rank)
             self.mpi_rank, self.world_size = self._control.rank, self._control.size
             self.local_rank, self.node_size = self._node.rank, self._node.size
-            self.bell = Doorbell(root=self.is_root)
+            self.bell = Doorbell(root=self.is_root, one_node=self.one_node)
         self.hostname = socket.gethostname()
         name = np.frombuffer(self.hostname.encode()[:HOSTNAME_BYTES].ljust(HOSTNAME_BYTES, b"\0"), np.uint8)
         self.hostnames = [row.tobytes().rstrip(b"\0").decode() for row in self.gather_all(name)]
-        if self.bell:
-            ports = self.gather_all(np.array([self.bell.port])).view(np.int64)[:, 0]
-            self.bell.connect(reachable(self.hostnames, self.hostname), ports.tolist())
+        # How datagrams from here reach every process, and what authenticates them.
+        self.addresses, self.key = introduce(self) if self.bell else ([], b"")
 
     @property
     def is_root(self) -> bool:
         """Whether this is rank 0, the server."""
         return self.mpi_rank == 0
+
+    @property
+    def one_node(self) -> bool:
+        """Whether all processes are on this node."""
+        return self.node_size == self.world_size
 
     @property
     def is_node_leader(self) -> bool:

@@ -6,18 +6,22 @@ import socket
 import threading
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedkd_mpi import doorbell
-from fedkd_mpi.doorbell import Doorbell, reachable
+from fedkd_mpi.datagrams import reachable, sign, verified
+from fedkd_mpi.doorbell import STRANGERS, Doorbell
 
 FOREVER = 3600.0
+KEY = bytes(range(32))
 
 
 @pytest.fixture
 def bells():
     both = [Doorbell(root=True), Doorbell(root=False)]
     for bell in both:
-        bell.connect(["127.0.0.1"] * 2, [each.port for each in both])
+        bell.connect(["127.0.0.1"] * 2, [each.port for each in both], KEY)
     yield both
     for bell in both:
         bell.close()
@@ -68,7 +72,7 @@ def test_whoever_heard_a_ring_looks_less_often_the_next_time(bells: list[Doorbel
         return len(naps)
 
     on_one_node = [wait(ring_at=0), wait(ring_at=1), wait(ring_at=0)]
-    bells[1].connect(["127.0.0.1", "127.0.0.2"], [1, 2])
+    monkeypatch.setattr(bells[1], "_one_node", False)
     wary, _, trusting = wait(ring_at=0), wait(ring_at=1), wait(ring_at=0)
     assert trusting < wary / 2
     assert wait(ring_at=0) == wait(ring_at=0, near=True) == wary
@@ -90,7 +94,8 @@ def test_a_host_that_nobody_knows_is_left_to_its_naps(bells: list[Doorbell], mon
         raise socket.gaierror(f"{host} is unknown")
 
     monkeypatch.setattr(socket, "gethostbyname", unknown)
-    bells[0].connect(["nowhere", "nowhere"], [1, 2])
+    assert reachable(["", ""], ["nowhere", "elsewhere"], "elsewhere") == [None, "127.0.0.1"]
+    bells[0].connect([None, "127.0.0.1"], [1, 2], KEY)
     bells[0].ring(0, 1)
 
 
@@ -102,4 +107,30 @@ def test_any_number_of_rings_is_one(bells: list[Doorbell]):
 
 
 def test_a_host_reaches_itself_without_its_name():
-    assert reachable(["node1", "node2", "node1"], "node1") == ["127.0.0.1", "node2", "127.0.0.1"]
+    hosts = ["node1", "localhost", "node1"]
+    assert reachable(["", "", "10.0.0.7"], hosts, "node1") == ["127.0.0.1", "127.0.0.1", "10.0.0.7"]
+
+
+def test_what_strangers_send_wakes_nobody_and_a_ring_is_heard_behind_it(bells: list[Doorbell]):
+    stranger = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    for number in range(STRANGERS // 2):
+        stranger.sendto([b"", b"ring", bytes(2000), sign(bytes(32), b"ring")][number % 4], ("127.0.0.1", bells[1].port))
+    bells[0].ring(1)
+    assert bells[1]._nap(FOREVER)
+    for _ in range(3 * STRANGERS):
+        stranger.sendto(b"x", ("127.0.0.1", bells[1].port))
+    assert not bells[1]._nap(0.05)
+    stranger.close()
+
+
+def test_all_on_one_node_listen_on_loopback_alone(bells: list[Doorbell]):
+    assert {bell._socket.getsockname()[0] for bell in bells} == {"127.0.0.1"}
+
+
+@given(st.binary(max_size=64), st.integers(0, 200), st.integers(1, 255))
+def test_a_datagram_is_believed_only_as_it_was_signed(body: bytes, place: int, flip: int):
+    datagram = bytearray(sign(KEY, body))
+    assert verified(KEY, bytes(datagram)) == body
+    assert verified(bytes(32), bytes(datagram)) is None
+    datagram[place % len(datagram)] ^= flip
+    assert verified(KEY, bytes(datagram)) is None

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
+import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sessions import SMALL, Job, rounds_in
 
 from fedkd_mpi import costlog
+from fedkd_mpi.datagrams import sign
 from fedkd_mpi.place import Place
 from fedkd_mpi.sections import Watchdog as Settings
 from fedkd_mpi.watchdog import Watchdog, _parse
@@ -169,11 +176,55 @@ def test_who_is_missing(places: list[Place], idle: list[float], missing: list[in
     ],
 )
 def test_a_malformed_datagram_is_ignored(text: str):
-    assert _parse(text.encode("latin-1"), "ab", 3) is None
-    assert _parse(b"ab" + text.encode("latin-1"), "ab", 3) is None
+    assert _parse(text.encode("latin-1"), 3) is None
+    assert _parse(None, 3) is None
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(JSON)
+def test_whatever_json_a_datagram_holds_it_is_ignored_or_in_bounds(value: object):
+    told = _parse(json.dumps(value).encode(), 3)
+    assert told is None or (0 <= told[0] < 3 and isinstance(told[3], Place))
+
+
+def test_the_thread_goes_on_whatever_arrives_and_old_datagrams_say_nothing():
+    world = SimpleNamespace(
+        world_size=2, mpi_rank=0, is_root=True, one_node=True, hostnames=["a", "a"], key=bytes(32), place=Place()
+    )
+    world.addresses = ["127.0.0.1"] * 2
+    world.gather_all = lambda own: np.tile(np.frombuffer(own.tobytes(), np.uint8), (2, 1))
+    watchdog = Watchdog(world, Settings(seconds=40, abort_seconds=80))
+    (_, port), *_ = watchdog._observers
+    sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+
+    def tell(datagram: bytes) -> None:
+        sender.sendto(datagram, ("127.0.0.1", port))
+
+    def body(number: int, pid: int) -> bytes:
+        return json.dumps([1, number, pid, [4, "train", None, 5, 1]]).encode()
+
+    for junk in (b"", b"x" * 5000, b"{}", sign(bytes(32), b"[" * 900), sign(b"another key", body(9, 666))):
+        tell(junk)
+    tell(sign(world.key, body(7, 70)))
+    tell(sign(world.key, body(6, 60)))  # an older one, sent again
+    seen, began = watchdog._seen[1], time.monotonic()
+    while seen.number < 7 and time.monotonic() - began < 60:
+        time.sleep(0.01)
+    tell(sign(world.key, body(8, 80)))
+    while seen.number < 8 and time.monotonic() - began < 60:
+        time.sleep(0.01)
+    watchdog.stop()
+    sender.close()
+    assert (seen.number, seen.pid, seen.place) == (8, 80, Place(4, "train", None, 5, 1))
 
 
 def test_a_datagram_of_the_run_is_understood():
-    body = b'[2, 7, [4, "train", null, 5, 1]]'
-    assert _parse(b"ab" + body, "ab", 3) == (2, 7, Place(4, "train", None, 5, 1))
-    assert _parse(b"xx" + body, "ab", 3) is None
+    body = b'[2, 9, 7, [4, "train", null, 5, 1]]'
+    assert _parse(body, 3) == (2, 9, 7, Place(4, "train", None, 5, 1))
+    assert _parse(body, 2) is None
