@@ -6,6 +6,7 @@ are full-dose slices alone, data.photons simulates the low dose. Source: McCollo
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ import numpy as np
 
 from fedkd_mpi.console import say
 from fedkd_mpi.datasets import Dataset, data_folder, is_stray
-from fedkd_mpi.errors import UserError
+from fedkd_mpi.errors import UserError, shown
 from fedkd_mpi.streams import generator
 
 FOLDER = "mayo-2016"
@@ -140,7 +141,8 @@ def read_series(folder: Path) -> Series:
         for what in ("series", "pixel", "scanner", "ordered_by", "orientation"):
             mine, theirs = getattr(one, what), getattr(first, what)
             if mine != theirs:
-                raise UserError(f"{path}: {folder} holds more than one series: {what} {mine}, before it {theirs}")
+                values = f"{shown(mine, 120)}, before it {shown(theirs, 120)}"
+                raise UserError(f"{path}: {folder} holds more than one series: {what} {values}")
         position = round(one.position, 3)
         if position in slices:
             raise UserError(f"{path}: {one.ordered_by} {position:g} is that of another slice of {folder}")
@@ -188,29 +190,35 @@ def _read_slice(path: Path) -> Slice:
     except ImportError:
         raise UserError("CT slices are read with pydicom: pip install 'fedkd-mpi[ct]'") from None
     try:
-        slice_ = dcmread(path)
-        missing = [
-            name
-            for name in ("PixelData", "Rows", "Columns", "RescaleSlope", "RescaleIntercept", "PixelSpacing")
-            if name not in slice_ or (name != "PixelData" and slice_[name].value in (None, ""))
-        ]
-        if missing:
-            raise UserError(f"a DICOM file without {', '.join(missing)}: no CT slice")
-        (slope,), (intercept,) = _numbers(slice_, "RescaleSlope", 1), _numbers(slice_, "RescaleIntercept", 1)
-        pixel, across = _numbers(slice_, "PixelSpacing", 2)
-        if pixel <= 0 or pixel != across:
-            raise UserError(f"PixelSpacing is [{pixel:g}, {across:g}], expected square pixels of mm")
-        if int(slice_.get("NumberOfFrames") or 1) != 1 or int(slice_.get("SamplesPerPixel") or 1) != 1:
-            raise UserError("NumberOfFrames and SamplesPerPixel must be 1: a grey slice per file")
-        position, ordered_by, orientation = _place(slice_)
-        image = slice_.pixel_array * slope + intercept
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what matters of a damaged file is refused below, in one line
+            return _slice(dcmread(path))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # pydicom raises what it trips over
-        text = " ".join(str(error).split())
+        text = shown(" ".join(str(error).split()))
         raise UserError(f"{path}: not a whole DICOM slice ({text}); fetch it again") from None
+
+
+def _slice(slice_: Any) -> Slice:
+    """Return what a DICOM file holds; raises UserError naming its tag, or whatever pydicom does."""
+    missing = [
+        name
+        for name in ("PixelData", "Rows", "Columns", "RescaleSlope", "RescaleIntercept", "PixelSpacing")
+        if name not in slice_ or (name != "PixelData" and slice_[name].value in (None, ""))
+    ]
+    if missing:
+        raise UserError(f"a DICOM file without {', '.join(missing)}: no CT slice")
+    (slope,), (intercept,) = _numbers(slice_, "RescaleSlope", 1), _numbers(slice_, "RescaleIntercept", 1)
+    pixel, across = _numbers(slice_, "PixelSpacing", 2)
+    if pixel <= 0 or pixel != across:
+        raise UserError(f"PixelSpacing is [{pixel:g}, {across:g}], expected square pixels of mm")
+    if int(slice_.get("NumberOfFrames") or 1) != 1 or int(slice_.get("SamplesPerPixel") or 1) != 1:
+        raise UserError("NumberOfFrames and SamplesPerPixel must be 1: a grey slice per file")
+    position, ordered_by, orientation = _place(slice_)
+    image = slice_.pixel_array * slope + intercept
     if image.ndim != 2:
-        raise UserError(f"{path}: an array of {image.ndim} dimensions where a slice has 2")
+        raise UserError(f"an array of {image.ndim} dimensions where a slice has 2")
     scanner = " ".join(str(slice_.get(name, "")) for name in ("Manufacturer", "ManufacturerModelName", "StationName"))
     hounsfield = np.clip(np.round(image), -32768, 32767).astype(np.int16)
     series, scanner = str(slice_.get("SeriesInstanceUID", "")), scanner.strip() or "unnamed"

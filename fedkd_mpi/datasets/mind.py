@@ -7,7 +7,6 @@ Source: Wu et al. 2020, https://msnews.github.io.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedkd_mpi.console import say
 from fedkd_mpi.datasets import Dataset, data_folder
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.texts import Tokens, blank_meta, blank_rows, read_lines
@@ -128,10 +128,10 @@ def _impressions(path: Path, rows: dict[str, int]) -> Iterator[Impression]:
         else:
             left_out.append(number)
     if left_out:
-        print(
+        say(
             f"fedkd_mpi: {path}: {len(left_out)} impressions without a click, or without a news that was not clicked, "
             f"are left out; the first is line {left_out[0]}",
-            file=sys.stderr,
+            error=True,
         )
 
 

@@ -6,12 +6,12 @@ The shared tasks are handed out to their participants: https://healthlanguagepro
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from fedkd_mpi.console import say
 from fedkd_mpi.datasets import Dataset, data_folder
 from fedkd_mpi.datasets.corpora import Span, Tagged
 from fedkd_mpi.errors import UserError
@@ -98,7 +98,7 @@ def _rows(path: Path, columns: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[
         raise UserError(f"{path}, line 1: the header names column {twice!r} twice")
     rows = [(number, line.split("\t")) for number, line in lines]
     if _is_quoted([field for _, fields in rows for field in fields]):
-        print(f"fedkd_mpi: {path}: fields in quotes with quotes doubled are read without them", file=sys.stderr)
+        say(f"fedkd_mpi: {path}: fields in quotes with quotes doubled are read without them", error=True)
         rows = [(number, [_unquoted(field) for field in fields]) for number, fields in rows]
     places = {}
     for key, names in columns.items():

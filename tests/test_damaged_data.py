@@ -1,0 +1,92 @@
+"""Files of data sets with bytes changed, cut out or put in are read or refused in one line, whatever the bytes."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from phantoms import write_patients
+from text_data import write_ade, write_cadec, write_mind, write_smm4h
+
+from fedkd_mpi.datasets import ade, cadec, load, mayo_ct, mind, smm4h
+from fedkd_mpi.errors import UserError
+
+
+def write_flat(root: Path) -> None:
+    """Small MNIST and CIFAR-10."""
+    draw = np.random.default_rng(0)
+    for folder in ("mnist", "cifar-10-batches-bin"):
+        (root / folder).mkdir(parents=True)
+    for part in ("train", "t10k"):
+        pixels, labels = draw.integers(0, 256, (12, 4, 4), np.uint8), np.arange(12, dtype=np.uint8) % 10
+        for kind, array in (("images-idx3", pixels), ("labels-idx1", labels)):
+            head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+            (root / f"mnist/{part}-{kind}-ubyte").write_bytes(head + array.tobytes())
+    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        records = np.zeros((2, 3073), np.uint8)
+        (root / f"cifar-10-batches-bin/{name}.bin").write_bytes(records.tobytes())
+
+
+def write_ct(root: Path) -> None:
+    write_patients(root, {"L001": 2})
+
+
+def impressions(root: Path) -> None:
+    rows = {name: row for row, name in enumerate(mind._titles(root / "MINDsmall_train/news.tsv"), 1)}
+    list(mind._impressions(root / "MINDsmall_train/behaviors.tsv", rows))
+
+
+READERS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object]]] = {
+    "ade": (write_ade, ade.tagged),
+    "cadec": (write_cadec, cadec.tagged),
+    "smm4h": (write_smm4h, smm4h.tagged),
+    "mind": (write_mind, impressions),
+    "mnist": (write_flat, lambda root: load("mnist", root, 0)),
+    "cifar": (write_flat, lambda root: load("cifar10", root, 0)),
+    "ct": (write_ct, lambda root: mayo_ct.read_series(root / "mayo-2016/full_3mm/L001")),
+}
+CHANGES = st.lists(
+    st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 4), st.binary(min_size=0, max_size=6)),
+    min_size=1,
+    max_size=4,
+)
+
+
+def refusal(read: Callable[[], object]) -> str | None:
+    try:
+        read()
+    except UserError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", READERS)
+def test_a_damaged_file_is_read_or_refused_in_one_line(name: str):
+    if name == "ct":
+        pytest.importorskip("pydicom", reason="pydicom is not installed (extra ct)")
+    write, read = READERS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write(root)
+        files = sorted(path for path in root.rglob("*") if path.is_file())
+
+        @settings(deadline=None)
+        @given(st.sampled_from(files), CHANGES, st.booleans())
+        def attempt(path: Path, changes: list[tuple[float, int, bytes]], ahead: bool) -> None:
+            whole = path.read_bytes()
+            content = bytearray(whole)
+            for at, length, new in changes:
+                place = int(at * (min(len(content), 1200) if ahead else len(content)))
+                content[place : place + length] = new
+            path.write_bytes(content)
+            message = refusal(lambda: read(root))
+            path.write_bytes(whole)
+            assert message is None or (message.isprintable() and str(root) in message and len(message) < 2000)
+
+        attempt()
