@@ -204,3 +204,18 @@ def test_a_missing_part_of_flowers_is_named(tmp_path: Path, name: str):
     (folder / name).unlink()
     with pytest.raises(UserError, match=f"{folder / name}: .*[Nn]o such file"):
         load("flowers102", tmp_path, 0, {"size": 8})
+
+
+def test_what_desktops_leave_is_no_class_and_no_picture(tmp_path: Path):
+    write_tiny(tmp_path)
+    before = load("tiny_imagenet", tmp_path, 0)
+    folder = tmp_path / "tiny-imagenet-200"
+    places = [folder / "train", folder / "train/n02124075/images", folder / "val/images"]
+    for place in places:
+        for name in (".DS_Store", "._n02124075_0.JPEG", "Thumbs.db", "desktop.ini"):
+            (place / name).write_bytes(b"\0")
+        for name in (".ipynb_checkpoints", "__MACOSX"):
+            (place / name).mkdir()
+    after = load("tiny_imagenet", tmp_path, 0)
+    assert np.array_equal(before.train["x"], after.train["x"])
+    assert np.array_equal(before.test["x"], after.test["x"])
