@@ -18,6 +18,7 @@ from fedkd_mpi.config import Config
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.network import Network
 from fedkd_mpi.rest import Rest
+from fedkd_mpi.sameness import require_same_data
 from fedkd_mpi.server import Server
 from fedkd_mpi.streams import generator, torch_scope
 from fedkd_mpi.tasks import Task
@@ -123,6 +124,7 @@ def load_data(config: Config, world: World, read: Callable[..., datasets.Dataset
     if first := world.agree(error):
         raise UserError(first)
     shared, meta = world.share(arrays, meta)
+    require_same_data(world, shared, meta)
     train, test = (
         {name.removeprefix(part): array for name, array in shared.items() if name.startswith(part)}
         for part in ("train/", "test/")

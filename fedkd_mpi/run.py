@@ -7,6 +7,11 @@ python -m fedkd_mpi.run                                                    the s
 
 from __future__ import annotations
 
+from fedkd_mpi import early
+
+if __name__ == "__main__":
+    early.listen()  # before anything that takes time
+
 import argparse
 import os
 import sys
@@ -89,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         pairs.check(config)
     except UserError as error:
         leave(2, f"fedkd_mpi: {error}")
+    if chosen.print_config or chosen.dry_run:
+        early.let_go()
     if chosen.print_config:
         leave(0, config.to_yaml().rstrip())
     if chosen.dry_run:
@@ -155,15 +162,21 @@ def run(config: Config, output: Path | None, *, overwrite: bool = False, resumed
     from fedkd_mpi.costlog.files import real
     from fedkd_mpi.lock import Lock, reserve
     from fedkd_mpi.mpi import install_excepthook, launched, open_world
+    from fedkd_mpi.sameness import require_same_start
     from fedkd_mpi.stopping import StopRequests, slurm_end
 
     end = slurm_end() if launched()[0] == 0 else None  # starts a process, which is better done before MPI
+    given, mode = output, "--resume" if resumed else "a new run with --overwrite" if overwrite else "a new run"
     try:
         output = None if output is None else real(output)
         world = open_world()
     except UserError as error:
         leave(2, f"fedkd_mpi: {error}")
     install_excepthook(world, partial(describe, world))
+    try:
+        require_same_start(world, config, given, mode=mode)
+    except UserError as error:
+        return refuse(world, error)
     reserved = reserve(real(default_output(config))) if output is None and world.is_root else None
     output = Path(world.agree(str(reserved.log if reserved else output)))
     with StopRequests(world, output, config.time_limit, end) as stop, reserved or Lock(output) as lock:
@@ -188,11 +201,9 @@ def play(
         else:
             session = sessions.begin(config, world, output, overwrite)
     except UserError as error:
-        if world.is_root:
-            say(f"fedkd_mpi: {error}", error=True)
-        world.close()
+        code = refuse(world, error)
         watchdog.stop()
-        return 2
+        return code
     from fedkd_mpi.doctor import at_start
     from fedkd_mpi.ledger import Ledger
     from fedkd_mpi.screen import Progress, summary
@@ -218,6 +229,14 @@ def play(
     world.close()
     watchdog.stop()
     return EX_TEMPFAIL if reason else 0
+
+
+def refuse(world: World, error: UserError) -> int:
+    """Say on rank 0 what the user can mend, leave MPI and return the exit code. Collective."""
+    if world.is_root:
+        say(f"fedkd_mpi: {error}", error=True)
+    world.close()
+    return 2
 
 
 def stopped(writer: Writer, config: Config, reason: str) -> str:

@@ -14,12 +14,13 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from fedkd_mpi import early
+
 if TYPE_CHECKING:
     from fedkd_mpi.checkpoint import Checkpoints
     from fedkd_mpi.prepare import Simulation
     from fedkd_mpi.world import World
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 STOP = "STOP"  # a file of this name beside the log
 MARGIN = 1.2  # the next round may take so many times as long as the longest so far
 ASKING = 10.0  # seconds to wait for Slurm's answer
@@ -29,22 +30,27 @@ CLOSING = 2.0  # seconds to close the log and to leave MPI
 class StopRequests:
     """Hears signals in every process, and in rank 0's looks for the STOP file and the clock.
 
-    As a context manager it notes SIGTERM, SIGUSR1 and SIGINT inside the block; a second SIGINT ends the job at once.
+    As a context manager it notes SIGTERM, SIGUSR1, SIGINT and SIGHUP inside the block, and what came before it; a
+    second SIGINT ends the job at once. SIGUSR1, the warning of the job's end, lets a round be played first: with a time
+    limit shorter than its own warning no start would get anywhere.
     `time_limit` is in seconds from now, `slurm_end` in seconds since 1970.
     """
 
     def __init__(self, world: World, log: Path, time_limit: float | None, slurm_end: float | None = None):
         self.world, self.file = world, log.parent / STOP
         self.heard: str | None = None
-        self._interrupted = False
+        self._interrupted = self._warned = False  # _warned: by nothing but warnings of the end so far
         limits = [] if time_limit is None else [(time.time() + time_limit, f"time_limit ({time_limit:.0f} s)")]
         if slurm_end is not None:
-            limits.append((slurm_end, "the end of the Slurm job"))
+            past = ", which was over at the start" if slurm_end <= time.time() else ""
+            limits.append((slurm_end, f"the end of the Slurm job{past}"))
         self._limit = min(limits, default=None)
 
     def __enter__(self) -> StopRequests:
-        self._before = [(number, signal.signal(number, self._note)) for number in SIGNALS]
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a launcher that blocks one for itself may pass that on
+        for number in early.heard:
+            self._note(number, None)
+        self._before = [(number, signal.signal(number, self._note)) for number in early.obeyed()]
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, early.SIGNALS)  # a launcher that blocks one may pass that on
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -55,8 +61,10 @@ class StopRequests:
 
     def reason(self, seconds_needed: float) -> str | None:
         """Return what asks this process to stop; on rank 0 also that `seconds_needed` do not fit any more."""
-        if self.heard or not self.world.is_root:
+        if self.heard and (seconds_needed or not self._warned):  # 0 = no round was played yet
             return self.heard
+        if not self.world.is_root:
+            return None
         if self.file.exists():
             return f"the file {self.file}"
         if self._limit and seconds_needed and time.time() + seconds_needed > self._limit[0]:
@@ -68,6 +76,7 @@ class StopRequests:
         if number == signal.SIGINT and self._interrupted:
             self.world.fault(f"fedkd_mpi: {where}: second SIGINT, ended at once")
         self._interrupted |= number == signal.SIGINT
+        self._warned = number == signal.SIGUSR1 and (self._warned or not self.heard)
         self.heard = f"{signal.Signals(number).name} at {where}"
 
 

@@ -59,6 +59,33 @@ def test_the_first_interrupt_stops_well_and_the_second_at_once(mpi_vendor: str, 
     assert costlog.read(log)["attrs"]["status"] == "interrupted"
 
 
+@pytest.mark.parametrize(("number", "least"), [(signal.SIGTERM, 0), (signal.SIGHUP, 0), (signal.SIGUSR1, 1)])
+def test_a_signal_during_the_start_is_not_forgotten_and_kills_nobody(
+    number: signal.Signals, least: int, tmp_path: Path
+) -> None:
+    """A warning of the end of the job lets a round be played: each start gets on."""
+    log = tmp_path / "endless.h5"
+    with Job(1, *ENDLESS, log, folder=tmp_path) as job:
+        job.until(lambda: catches(job.process.pid, number))
+        assert not log.exists()
+        job.process.send_signal(number)
+        time.sleep(0.1)
+        job.process.send_signal(number)
+        assert job.wait() == 75
+    assert_stopped_well(log, f"{number.name} at rank 0")
+    assert rounds_in(log) == least
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    caught = next((line.split()[1] for line in status.splitlines() if line.startswith("SigCgt")), "0")
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
 def test_one_process_obeys_ctrl_c(tmp_path: Path) -> None:
     log = tmp_path / "endless.h5"
     with Job(1, *ENDLESS, log, folder=tmp_path) as job:
