@@ -10,13 +10,15 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from types import ModuleType, TracebackType
 from typing import NoReturn
 
 from fedkd_mpi.console import say, tell
 from fedkd_mpi.counters import Counters
 from fedkd_mpi.errors import UserError
-from fedkd_mpi.world import World
+from fedkd_mpi.faults import GRACE
+from fedkd_mpi.world import LAST_WORDS, World
 
 __all__ = ["Counters", "World", "install_excepthook", "launched", "launcher", "leave", "open_world"]
 
@@ -49,12 +51,13 @@ def leave(code: int, text: str) -> NoReturn:
     """End a process that has no world yet: the launcher's rank 0 alone prints `text`, to stderr unless `code` is 0.
 
     A launcher that ends the job at its first bad exit must not hear the others before rank 0 has spoken: they wait.
-    Under Open MPI, one that is still alive then knows that rank 0 does not share its error, and speaks for itself.
+    One that is still alive then knows that rank 0 does not share its error, and speaks for itself.
     """
     rank, _ = launched()
-    if code and rank and "HYDI_CONTROL_FD" not in os.environ:  # MPICH's mpiexec waits for all: there, leave at once
+    hydra = "HYDI_CONTROL_FD" in os.environ
+    if code and rank:
         time.sleep(ROOT_SPEAKS_FIRST)
-        alone = "OMPI_COMM_WORLD_SIZE" in os.environ
+        alone = hydra or "OMPI_COMM_WORLD_SIZE" in os.environ
     else:
         alone = False
     if rank == 0 or alone:
@@ -62,7 +65,23 @@ def leave(code: int, text: str) -> NoReturn:
             say(text, error=True)
         else:
             tell(text)
+    if code and hydra:
+        _abort_hydra(code)
     sys.exit(code)
+
+
+def _abort_hydra(code: int) -> None:
+    """Have MPICH's mpiexec end the job: it would wait for ever for those who wait for this process in MPI_Init.
+
+    The words are those of PMI 1's wire protocol, which a process without MPI can say too.
+    """
+    time.sleep(LAST_WORDS)  # what was printed is dropped when the job is aborted
+    with suppress(OSError, KeyError, ValueError):
+        channel = int(os.environ["PMI_FD"])
+        os.write(channel, b"cmd=init pmi_version=1 pmi_subversion=1\n")
+        os.read(channel, 1024)
+        os.write(channel, f"cmd=abort exitcode={code}\n".encode())
+        time.sleep(GRACE)
 
 
 def open_world() -> World:

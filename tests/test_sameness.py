@@ -32,6 +32,14 @@ def test_a_rank_that_was_started_differently_is_named(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_rank_that_fails_before_mpi_ends_those_that_wait_for_it(mpi_vendor: str, tmp_path: Path) -> None:
+    arguments = [*TINY, PLAIN_DIGITS, "--output", tmp_path / "x.h5"]
+    worker = Path(__file__).with_name("worker_odd_rank.py")
+    done = mpirun(3, worker, "0", "nonsense=1", "--", *arguments, mpi=mpi_vendor)
+    assert (done.returncode, done.stderr.count("fedkd_mpi: unknown key nonsense")) == (2, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
 class Pair:
     """Two processes, seen from the second, the leader of a node of its own."""
 
