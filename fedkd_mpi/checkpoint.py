@@ -59,10 +59,12 @@ class Checkpoints:
 
     def require_writable(self) -> None:
         """Raise UserError where no checkpoint could be written; worth a call before a long start."""
-        probe = self.folder / f"{PARTIAL}probe"
+        probe, new = self.folder / f"{PARTIAL}probe", not self.folder.exists()
         try:
             probe.mkdir(parents=True, exist_ok=True)
             probe.rmdir()
+            if new:  # a run that is refused after this leaves nothing
+                self.folder.rmdir()
         except OSError as error:
             raise UserError(f"cannot write checkpoints to {self.folder}: {error.strerror}") from None
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedkd_mpi import config as configuration
+from fedkd_mpi import leftovers
 from fedkd_mpi.checkpoint import KEPT
 from fedkd_mpi.commandline import Parser
 from fedkd_mpi.config import Config
@@ -27,6 +28,7 @@ from fedkd_mpi.console import drawn, tell
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.mpi import launched, launcher, leave, open_world
 from fedkd_mpi.screen import bytes_text
+from fedkd_mpi.shared_memory import FOLDER
 from fedkd_mpi.streams import torch_scope
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ def examine(world: World, config: Config, folder: Path) -> list[Finding]:
         lambda: mpi(world),
         lambda: cores(world, config),
         lambda: gpus(world, config),
-        lambda: shared_memory(world),
+        lambda: shared_memory(world) + [Finding("leftovers", WARNING, *each) for each in leftovers.told(FOLDER)],
         lambda: bandwidth(world),
         lambda: output(world, folder),
         lambda: disk(world, config, folder),
@@ -73,7 +75,7 @@ def examine(world: World, config: Config, folder: Path) -> list[Finding]:
 
 
 def mpi(world: World) -> list[Finding]:
-    """Say which MPI this is and who started it."""
+    """Say which MPI this is, and who started it."""
     nodes = len(set(world.hostnames))
     text = f"{world.library}, {world.world_size} process(es) on {nodes} node(s), started by {launcher() or 'nobody'}"
     return [Finding("MPI", OK, text)]

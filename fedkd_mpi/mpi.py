@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from fedkd_mpi.console import say, tell
 from fedkd_mpi.counters import Counters
-from fedkd_mpi.errors import UserError
+from fedkd_mpi.errors import UserError, shown
 from fedkd_mpi.faults import GRACE
 from fedkd_mpi.world import LAST_WORDS, World
 
@@ -35,16 +35,29 @@ ROOT_SPEAKS_FIRST = 10.0  # seconds; starting 33 interpreters on 2 cores spreads
 
 def launcher() -> str | None:
     """Return a readable name of what started this process among others, or None where it was started alone."""
-    return next((name for name, variables in LAUNCHERS.items() if all(v in os.environ for v in variables)), None)
+    return next((name for name, variables in LAUNCHERS.items() if all(os.environ.get(v) for v in variables)), None)
 
 
 def launched() -> tuple[int, int]:
-    """Return (mpi_rank, world_size) as the launcher tells them, (0, 1) where there is none."""
+    """Return (mpi_rank, world_size) as the launcher tells them, (0, 1) where there is none, or tells no such thing."""
     name = launcher()
-    if name is None:
+    if name is None or odd_variables():
         return 0, 1
     rank, size = (int(os.environ[variable]) for variable in LAUNCHERS[name])
     return rank, size
+
+
+def odd_variables() -> str | None:
+    """Return what is wrong with the variables by which a launcher tells rank and size, None where nothing is."""
+    name = launcher()
+    if name is None:
+        return None
+    told = {variable: os.environ[variable] for variable in LAUNCHERS[name]}
+    text = " and ".join(f"{variable}={shown(value)}" for variable, value in told.items())
+    if not all(value.isascii() and value.isdecimal() and len(value) < 10 for value in told.values()):
+        return f"{text} are no rank and size of {name}: start the run with it, or unset them"
+    rank, size = map(int, told.values())
+    return None if rank < size else f"{text}: no such rank; start the run with {name}, or unset them"
 
 
 def leave(code: int, text: str) -> NoReturn:
@@ -89,6 +102,8 @@ def open_world() -> World:
 
     Raises UserError where MPI is missing or does not see the other processes: no run goes on as N times one process.
     """
+    if reason := odd_variables():
+        raise UserError(reason)
     size = launched()[1]
     # Open MPI's ucx windows print a line per process, and those of its monitoring layer cannot be shared.
     os.environ.setdefault("OMPI_MCA_osc", "^ucx,monitoring")

@@ -191,6 +191,7 @@ def play(
     from fedkd_mpi.watchdog import Watchdog
 
     watchdog = Watchdog(world, config.watchdog)
+    world.on_fault = lambda _: lock.release()
     from fedkd_mpi import costlog
     from fedkd_mpi import session as sessions
 
@@ -212,7 +213,7 @@ def play(
     writer, simulation = session.writer, session.simulation
     progress = Progress(config, session.first)
     ledger = Ledger(simulation, writer, progress.round)
-    world.on_fault = lambda _: _interrupt(writer, ledger)
+    world.on_fault = lambda _: _interrupt(writer, ledger, lock)
     watchdog.on_warning = lambda text: _note(writer, world.place.round, text)
     watchdog.on_abort = lambda: costlog.mark(output, "interrupted", session.checkpoints.owner)
     for finding in at_start(simulation, output.parent):
@@ -257,13 +258,14 @@ def describe(world: World, error: BaseException) -> str:
     return f"fedkd_mpi: {where}: {''.join(traceback.format_exception(error)).rstrip()}"
 
 
-def _interrupt(writer: Writer | None, ledger: Ledger) -> None:
+def _interrupt(writer: Writer | None, ledger: Ledger, lock: Lock) -> None:
     """Leave a readable log behind; that it cannot even be marked has been said by the fault itself."""
     if writer:
         with suppress(RunFault):
             ledger.settle()
         with suppress(RunFault):
             writer.finish("interrupted")
+    lock.release()
 
 
 def _note(writer: Writer | None, round_index: int, text: str) -> None:

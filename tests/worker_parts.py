@@ -33,7 +33,8 @@ class Breaking(ImageClassification):
     trained = 0
 
     def prepare(self, arrays: Mapping[str, np.ndarray], indices: np.ndarray, device: str) -> dict[str, Tensor]:
-        if len(arrays["y"]) > 1000 and np.isin(VICTIMS, indices).any():  # the training arrays, not the test set
+        # the training arrays, not the test set, and all of a client's samples, not the two that networks are tried on
+        if len(arrays["y"]) > 1000 and len(indices) > 2 and np.isin(VICTIMS, indices).any():
             self.trained += 1
             if self.trained == 2:
                 raise ZeroDivisionError("no such thing")
