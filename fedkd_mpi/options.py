@@ -78,4 +78,6 @@ def _line(fault: Mapping[str, Any], key: str, unknown: Callable[[str], str], pla
     words = WORDS.get(fault["type"], fault["msg"].removeprefix("Value error, ").replace("Input should be", "must be"))
     words = re.sub(r"[0-9]{20,}", lambda digits: f"{float(digits[0]):g}", words)
     own = fault["type"] == "value_error" and isinstance(fault["input"], Mapping)  # of a section, and names its keys
+    if own and key and not place:  # a section's own message names its keys without the section
+        return f"{key}: {words}"
     return words if own or not key else f"{key}={shown(fault['input'])}: {words}"

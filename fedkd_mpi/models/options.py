@@ -25,6 +25,12 @@ class CNNOptions(Options):
     hidden: list[Count] = Field([512], max_length=1000)
     norm: Literal["none", "group", "batch"] = "none"
 
+    @model_validator(mode="after")
+    def _padding_is_less_than_the_kernel(self) -> CNNOptions:
+        if self.padding >= self.kernel_size:
+            raise ValueError(f"padding ({self.padding}) must be less than kernel_size ({self.kernel_size})")
+        return self
+
 
 class ResNetOptions(Options):
     """`depth` 6n+2 of the three-stage CIFAR family, or 18 with four; `width` of the first stage (null: 16 or 64)."""
