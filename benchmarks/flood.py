@@ -3,8 +3,8 @@
     python -m benchmarks flood [--ranks 3] [--rounds 20] [--rate 2000] [--repetitions 3] [KEY=VALUE ...]
 
 Pairs of runs of digits, one left alone and one flooded with `rate` datagrams a second (random bytes, to one socket
-after another, 20,000 in all at most). `flooded_over_quiet` compares the medians of their rounds' seconds, the median over the
-pairs; both runs of a pair must log the same scores.
+after another, 20,000 in all at most). `flooded_over_quiet` compares the medians of their rounds' seconds, the median
+over the pairs.
 """
 
 from __future__ import annotations
