@@ -156,8 +156,7 @@ def one_based(root: Path | None, seed: int) -> Dataset:
 
 def test_three_processes_say_it_once(mpi_vendor: str, tmp_path: Path):
     keys = ["rounds=1", "num_clients=2", "partition={kind: iid}", "data.name=test_own_data:one_based"]
-    path = {"PYTHONPATH": str(Path(__file__).parent)}
-    done = mpirun(3, "-m", "fedkd_mpi.run", *keys, mpi=mpi_vendor, cwd=tmp_path, env=path)
+    done = mpirun(3, "-m", "fedkd_mpi.run", *keys, mpi=mpi_vendor, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("fedkd_mpi: data.name=test_own_data:one_based: test['y'] has 10 at index 9") == 1
     assert done.stderr.count("fedkd_mpi") == 1
