@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fedkd_mpi import config as configuration
-from fedkd_mpi.config import Config
+from fedkd_mpi.config import load as configuration
+from fedkd_mpi.config.schema import Config
 
 
 def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -47,17 +47,20 @@ def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
 
 def measure(config: Config, result: Path) -> None:
     """Run all rounds and time the boundaries between them; rank 0 writes the row. Collective."""
-    from fedkd_mpi.ledger import Ledger
-    from fedkd_mpi.mpi import open_world
-    from fedkd_mpi.session import begin
-    from fedkd_mpi.simulation import simulate
-    from fedkd_mpi.stopping import Boundary, StopRequests
+    from fedkd_mpi.communication.launch import open_world
+    from fedkd_mpi.fault_tolerance.stopping import StopRequests
+    from fedkd_mpi.simulation.accounting import Accounting
+    from fedkd_mpi.simulation.boundary import Boundary
+    from fedkd_mpi.simulation.rounds import simulate
+    from fedkd_mpi.simulation.session import begin
 
     world = open_world()
     log = result.with_suffix(".h5")
     session = begin(config, world, log, overwrite=True)
-    ledger = Ledger(session.simulation, session.writer, lambda row: None)
-    boundary = Boundary(session.simulation, session.checkpoints, StopRequests(world, log, None), None, ledger.settle)
+    accounting = Accounting(session.simulation, session.writer, lambda row: None)
+    boundary = Boundary(
+        session.simulation, session.checkpoints, StopRequests(world, log, None), None, accounting.settle
+    )
     saving: list[float] = []
     agreeing: list[float] = []
 
@@ -71,7 +74,7 @@ def measure(config: Config, result: Path) -> None:
 
     world.barrier()
     began = time.perf_counter()
-    simulate(session.simulation, ledger, timed)
+    simulate(session.simulation, accounting, timed)
     seconds = time.perf_counter() - began
     if session.writer:
         session.writer.finish("completed")

@@ -10,9 +10,10 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.recorded import cpu_seconds, geometric_mean, matrices, smallest_rank
 from fedkd_mpi import codecs
-from fedkd_mpi.sections import Compression
-from fedkd_mpi.streams import generator
-from fedkd_mpi.wire import RECORD_BYTES, Layer
+from fedkd_mpi.codecs.wire import RECORD_BYTES
+from fedkd_mpi.common.random_streams import generator
+from fedkd_mpi.config.sections import CompressionConfig
+from fedkd_mpi.models.layer import Layer
 
 
 def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -27,7 +28,7 @@ def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
     for recorded in matrices():
         rows_, columns = recorded.matrix.shape
         layers = [Layer(recorded.layer, tuple(recorded.update.shape), True)]
-        codec = codecs.build(Compression(codec="rdsvd"), layers)
+        codec = codecs.build(CompressionConfig(codec="rdsvd"), layers)
         array = recorded.matrix.numpy()
         for threshold in (0.95, 0.98):
             state: codecs.State = {}

@@ -10,7 +10,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from benchmarks.recorded import cpu_seconds, geometric_mean, matrices, smallest_rank
-from fedkd_mpi.factorization import LARGE, exact, exact_each, fast
+from fedkd_mpi.linalg.low_rank import LARGE, exact, exact_each, fast
 
 
 def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fedkd_mpi import config as configuration
+from fedkd_mpi.config import load as configuration
 
 
 def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -43,19 +43,19 @@ def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
 
 class _Way:
     def __init__(self, config: Path, overrides: list[str], log: Path):
-        from fedkd_mpi.session import begin
-        from fedkd_mpi.world import World
+        from fedkd_mpi.communication.world import World
+        from fedkd_mpi.simulation.session import begin
 
         settings = configuration.load(config, overrides)
         self.run = begin(settings, World(), log, overwrite=True).simulation
 
     def seconds(self) -> float:
         """Train every client once."""
-        from fedkd_mpi.simulation import together
+        from fedkd_mpi.simulation.rounds import stack_groups
 
-        bench, replica = self.run.workbench, self.run.replica
+        bench, replica = self.run.trainer, self.run.replica
         began = time.perf_counter()
-        for clients in together(self.run, range(self.run.config.num_clients)):
+        for clients in stack_groups(self.run, range(self.run.config.num_clients)):
             if len(clients) > 1:
                 bench.train_stack(clients, 0, replica, evaluate=False)
             else:

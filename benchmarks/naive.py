@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from fedkd_mpi import config as configuration
 from fedkd_mpi import methods, tasks
-from fedkd_mpi.batches import batches
-from fedkd_mpi.config import Config
+from fedkd_mpi.client.batches import batches
+from fedkd_mpi.common.random_streams import generator, torch_scope
+from fedkd_mpi.communication.world import World
+from fedkd_mpi.config import load as configuration
+from fedkd_mpi.config.schema import Config
 from fedkd_mpi.distillation import attention_error
-from fedkd_mpi.prepare import load_data
-from fedkd_mpi.streams import generator, torch_scope
-from fedkd_mpi.world import World
+from fedkd_mpi.simulation.setup import load_data
 
 Compressed = list[tuple[np.ndarray, ...]]
 

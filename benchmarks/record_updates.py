@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkd_mpi import datasets, models
-from fedkd_mpi.streams import generator, torch_scope
+from fedkd_mpi.common.random_streams import generator, torch_scope
 
 FOLDER = Path(os.environ.get("FEDKD_UPDATES", Path(__file__).parent / "updates"))
 CLIENTS, RECORDED = 2, 3

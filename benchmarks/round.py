@@ -24,13 +24,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedkd_mpi import config as configuration
-from fedkd_mpi.config import Config
+from fedkd_mpi.config import load as configuration
+from fedkd_mpi.config.schema import Config
 
 if TYPE_CHECKING:
-    from fedkd_mpi.client import Client
-    from fedkd_mpi.crew import Crew
-    from fedkd_mpi.rest import Rest
+    from fedkd_mpi.client.client import Client
+    from fedkd_mpi.scheduling.state_cache import ClientStateCache
+    from fedkd_mpi.scheduling.work_queue import NodeWorkQueue
 
 
 def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -71,13 +71,13 @@ def measure(config: Config, result: Path, *, apart: bool) -> None:
     """Run all rounds, timing bare training and whole round of each; rank 0 writes the rows. Collective."""
     import numpy as np
 
-    from fedkd_mpi.client import Client
+    from fedkd_mpi.client.client import Client
+    from fedkd_mpi.common.stopwatch import Stopwatch
+    from fedkd_mpi.communication.launch import open_world
     from fedkd_mpi.costlog import Writer
-    from fedkd_mpi.ledger import Ledger
-    from fedkd_mpi.mpi import open_world
-    from fedkd_mpi.session import begin
-    from fedkd_mpi.simulation import play_round, together
-    from fedkd_mpi.stopwatch import Stopwatch
+    from fedkd_mpi.simulation.accounting import Accounting
+    from fedkd_mpi.simulation.rounds import play_round, stack_groups
+    from fedkd_mpi.simulation.session import begin
 
     world = open_world()
     log = result.with_suffix(".h5")
@@ -85,9 +85,9 @@ def measure(config: Config, result: Path, *, apart: bool) -> None:
     simulation, writer = session.simulation, session.writer
     rows: list[dict[str, Any]] = []
     logged: list[dict[str, Any]] = []
-    ledger = Ledger(simulation, writer, logged.append)
+    accounting = Accounting(simulation, writer, logged.append)
 
-    def train(groups: list[list[Client]], source: Crew | Rest, round_index: int) -> float:
+    def train(groups: list[list[Client]], source: NodeWorkQueue | ClientStateCache, round_index: int) -> float:
         copies = {
             c.id: Client(c.id, c.train_indices, c.test_indices, {n: t.clone() for n, t in c.copy().items()})
             for group in groups
@@ -97,20 +97,20 @@ def measure(config: Config, result: Path, *, apart: bool) -> None:
         began = time.perf_counter()
         for group in source.each(groups):
             for client in group:
-                simulation.workbench.train(copies[client.id], round_index, simulation.replica, evaluate=False)
+                simulation.trainer.train(copies[client.id], round_index, simulation.replica, evaluate=False)
         return time.perf_counter() - began
 
     def bare(round_index: int) -> float:
-        groups = together(simulation, range(config.num_clients))
-        return train(groups, simulation.crew or simulation.rest, round_index)
+        groups = stack_groups(simulation, range(config.num_clients))
+        return train(groups, simulation.work_queue or simulation.state_cache, round_index)
 
     def own(round_index: int) -> float:
-        return train([[client] for client in simulation.clients.values()], simulation.rest, round_index)
+        return train([[client] for client in simulation.clients.values()], simulation.state_cache, round_index)
 
     def whole(round_index: int) -> float:
         world.barrier()
         began = time.perf_counter()
-        play_round(simulation, ledger, round_index, Stopwatch())
+        play_round(simulation, accounting, round_index, Stopwatch())
         return time.perf_counter() - began
 
     for round_index in range(config.rounds):
@@ -119,12 +119,12 @@ def measure(config: Config, result: Path, *, apart: bool) -> None:
         # Bare training first in even rounds; in odd ones it repeats the round just played, from where that ended.
         for part in (bare, whole) if round_index % 2 == 0 else (whole, bare):
             seconds[part.__name__] = part(round_index)
-        slowest = world.gather_all(np.array([seconds["bare"], own(round_index) if apart else 0.0])).view(np.float64)
+        slowest = world.allgather(np.array([seconds["bare"], own(round_index) if apart else 0.0])).view(np.float64)
         if writer:
             trained, alone = slowest.max(axis=0).tolist()
             row = {"round": round_index, "round_over_training": seconds["whole"] / trained}
             rows.append(row | {"whole": seconds["whole"], "bare": trained} | ({"apart": alone} if apart else {}))
-    ledger.settle()
+    accounting.settle()
     for row, of_round in zip(rows, logged, strict=False):
         row |= {name.removeprefix("seconds_"): value for name, value in of_round.items() if name.startswith("seconds_")}
     if isinstance(writer, Writer):

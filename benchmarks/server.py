@@ -28,13 +28,14 @@ from torch import Tensor, nn
 
 from benchmarks.record_updates import FOLDER
 from benchmarks.recorded import SMALLEST, cpu_seconds
-from fedkd_mpi import codecs, exchange
-from fedkd_mpi.network import Network
-from fedkd_mpi.sections import Compression
-from fedkd_mpi.sections import Server as Settings
+from fedkd_mpi import codecs
+from fedkd_mpi.common.random_streams import generator
+from fedkd_mpi.common.stopwatch import Stopwatch
+from fedkd_mpi.communication import exchange
+from fedkd_mpi.config.sections import CompressionConfig
+from fedkd_mpi.config.sections import ServerConfig as Settings
+from fedkd_mpi.models.flat import FlatModel
 from fedkd_mpi.server import Server
-from fedkd_mpi.stopwatch import Stopwatch
-from fedkd_mpi.streams import generator
 
 CLIENTS, FEW = 32, 4
 STUDENTS = {"text_bert": "blocks.0.", "cifar_resnet": ""}  # and which of their layers
@@ -100,8 +101,8 @@ def _server(updates: list[dict[str, Tensor]]) -> Server:
     module = nn.Module()
     for name, tensor in updates[0].items():
         module.register_parameter(name.replace(".", "_"), nn.Parameter(torch.zeros(tensor.shape)))
-    student = Network(module, "cpu")
-    codec = codecs.build(Compression(codec="svd"), student.layers)
+    student = FlatModel(module, "cpu")
+    codec = codecs.build(CompressionConfig(codec="svd"), student.layers)
     return Server(Settings(), student, codec, "cpu", 0, CLIENTS)
 
 
@@ -152,7 +153,7 @@ def _peak_of_two_processes(student: str, clients: int, threshold: float) -> floa
 
 def measure(student: str, clients: int, threshold: float, result: Path) -> None:
     """Send the messages of some clients to rank 0, which writes the bytes its aggregation takes at the peak."""
-    from fedkd_mpi.mpi import open_world
+    from fedkd_mpi.communication.launch import open_world
 
     world = open_world()
     torch.set_num_threads(1)

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from fedkd_mpi.codecs import State, rdsvd
 from fedkd_mpi.codecs.rate_distortion import plan
-from fedkd_mpi.factorization import directions
+from fedkd_mpi.codecs.wire import Record
+from fedkd_mpi.linalg.low_rank import directions
 from fedkd_mpi.run import main
-from fedkd_mpi.wire import Record
 
 DECAY, SHARE = 0.7, 0.5  # of the sum at each broadcast; of the short side's directions
 

@@ -76,7 +76,7 @@ def wait(result: Path, seconds: float) -> None:
     """Let the last rank compute while all others wait for it; rank 0 writes the wait and their CPU time. Collective."""
     import numpy as np
 
-    from fedkd_mpi.mpi import open_world
+    from fedkd_mpi.communication.launch import open_world
 
     world = open_world()
     world.barrier()
@@ -86,7 +86,7 @@ def wait(result: Path, seconds: float) -> None:
         pass
     world.barrier()
     waited, spent = time.perf_counter() - began, 0.0 if busy else time.process_time() - cpu
-    everyone = world.gather_all(np.array([spent])).view(np.float64)
+    everyone = world.allgather(np.array([spent])).view(np.float64)
     if world.is_root:
         result.write_text(json.dumps([waited, float(everyone.sum())]), encoding="utf-8")
     world.close()

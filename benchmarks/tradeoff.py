@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from fedkd_mpi import config as configuration
 from fedkd_mpi import costlog
+from fedkd_mpi.config import load as configuration
 from fedkd_mpi.errors import UserError
 
 PRESET, HEADLINE = Path("fashion_mnist.yaml"), Path("fashion_mnist_rdsvd.yaml")

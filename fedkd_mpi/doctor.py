@@ -19,21 +19,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedkd_mpi import config as configuration
-from fedkd_mpi import leftovers
-from fedkd_mpi.checkpoint import KEPT
-from fedkd_mpi.commandline import Parser
-from fedkd_mpi.config import Config
-from fedkd_mpi.console import drawn, tell
+from fedkd_mpi.common.command_line import Parser
+from fedkd_mpi.common.console import drawn, tell
+from fedkd_mpi.common.random_streams import torch_scope
+from fedkd_mpi.communication.launch import launched, launcher, leave, open_world
+from fedkd_mpi.communication.shared_memory import FOLDER
+from fedkd_mpi.config import load as configuration
+from fedkd_mpi.config.schema import Config
 from fedkd_mpi.errors import UserError
-from fedkd_mpi.mpi import launched, launcher, leave, open_world
-from fedkd_mpi.screen import bytes_text
-from fedkd_mpi.shared_memory import FOLDER
-from fedkd_mpi.streams import torch_scope
+from fedkd_mpi.fault_tolerance import leftovers
+from fedkd_mpi.fault_tolerance.checkpoint import KEPT
+from fedkd_mpi.simulation.progress import bytes_text
 
 if TYPE_CHECKING:
-    from fedkd_mpi.prepare import Simulation
-    from fedkd_mpi.world import World
+    from fedkd_mpi.communication.world import World
+    from fedkd_mpi.simulation.state import Simulation
 
 OK, WARNING, ERROR = "ok", "warning", "error"
 MESSAGE_BYTES, REPEATS = 2**23, 5  # of the bandwidth measurement
@@ -105,14 +105,14 @@ def gpus(world: World, config: Config) -> list[Finding]:
     """Name the GPU of each process, and probe whether MPI takes buffers in it."""
     import torch
 
-    from fedkd_mpi.prepare import choose_device
+    from fedkd_mpi.simulation.setup import choose_device
 
     device, error = "", None
     try:
         device = choose_device(config.device, world.local_rank)
     except UserError as refusal:
         error = str(refusal)
-    if error := world.agree(error):
+    if error := world.first_message(error):
         return [Finding("GPU", ERROR, error, "set device=cpu, or ask Slurm for GPUs with --gpus-per-node")]
     devices = _everyone(world, [world.hostname, device])
     if not torch.cuda.is_available():
@@ -151,7 +151,7 @@ def shared_memory(world: World) -> list[Finding]:
     except UserError as refusal:
         return [Finding("shared memory", ERROR, str(refusal), "give the node or container more /dev/shm")]
     good = np.array_equal(shared["probe"], np.arange(1000))
-    wrong = world.agree(None if good else f"rank {world.mpi_rank} on {world.hostname} reads other values")
+    wrong = world.first_message(None if good else f"rank {world.mpi_rank} on {world.hostname} reads other values")
     if wrong:
         return [Finding("shared memory", ERROR, wrong, "report it: a run would train on wrong data")]
     return [Finding("shared memory", OK, "one copy of the data a node")]
@@ -207,8 +207,8 @@ def disk(world: World, config: Config, folder: Path) -> list[Finding]:
     """Compare the free disk with what the log's checkpoints will take."""
     if not world.is_root:
         return []
-    from fedkd_mpi.prepare import load_data, prepare
-    from fedkd_mpi.world import World as Alone
+    from fedkd_mpi.communication.world import World as Alone
+    from fedkd_mpi.simulation.setup import load_data, prepare
 
     try:
         alone = Alone()
@@ -256,7 +256,7 @@ def at_start(run: Simulation, folder: Path) -> list[Finding]:
 def _everyone(world: World, own: Any) -> list[Any]:
     """Return what every process has to say (JSON-able), by rank, on all of them. Collective."""
     lines = world.gather(np.frombuffer(json.dumps(own).encode() + b"\n", np.uint8))
-    text = world.agree(None if lines is None else lines.tobytes().decode())
+    text = world.first_message(None if lines is None else lines.tobytes().decode())
     return [json.loads(line) for line in (text or "").splitlines()]
 
 
@@ -288,7 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             tell(table([Finding("MPI", ERROR, f"started by {launcher()}", str(error))]))
         return 1
     findings = examine(world, config, chosen.output.parent)
-    failed = world.agree("failed" if any(finding.status == ERROR for finding in findings) else None)
+    failed = world.first_message("failed" if any(finding.status == ERROR for finding in findings) else None)
     world.close()
     if world.is_root:
         tell(table(findings))

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import PurePath
 from typing import Any
 
-from fedkd_mpi.plain import plain
+from fedkd_mpi.common.plain_text import plain
 
 
 class UserError(Exception):
@@ -31,7 +31,7 @@ class RunFault(Exception):
         super().__init__(message)
         self.round, self.client, self.layer = round, client, layer
 
-    def place(self) -> str:
+    def location(self) -> str:
         """Return 'round 3, client 5, layer fc.weight' with what is known."""
         parts = (("round", self.round), ("client", self.client), ("layer", self.layer))
         return ", ".join(f"{name} {value}" for name, value in parts if value is not None)

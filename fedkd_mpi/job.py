@@ -14,13 +14,14 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
-from fedkd_mpi import config as configuration
-from fedkd_mpi import pairs, yaml_loader
-from fedkd_mpi.commandline import Parser, count
-from fedkd_mpi.config import Config
-from fedkd_mpi.console import say, tell
+from fedkd_mpi.common import yaml_loader
+from fedkd_mpi.common.command_line import Parser, count
+from fedkd_mpi.common.console import say, tell
+from fedkd_mpi.config import load as configuration
+from fedkd_mpi.config import pairs
+from fedkd_mpi.config.schema import Config
+from fedkd_mpi.config.sections import seconds_of
 from fedkd_mpi.errors import UserError, shown
-from fedkd_mpi.sections import seconds_of
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -117,7 +118,7 @@ def plan(config: Config, nodes: int, cpus_per_node: int, gpus_per_node: int, pro
     """
     threads = 1 if config.threads_per_rank == "auto" else config.threads_per_rank
     room = nodes * gpus_per_node + 1 if gpus_per_node else nodes * (cpus_per_node // threads)
-    tasks = min(config.cohort + 1, room)
+    tasks = min(config.clients_per_round + 1, room)
     per_node = -(-tasks // nodes) if not gpus_per_node else min(tasks, gpus_per_node + 1)
     if tasks < 2 or tasks < nodes or per_node * threads > cpus_per_node:
         raise UserError(
@@ -268,7 +269,7 @@ def write(chosen: Namespace) -> str:
 
 def fitting(configs: Sequence[Config], nodes: int, cpus_per_node: int, gpus_per_node: int) -> Resources:
     """Return the resources that are enough for each of some configurations; those that differ in the seed are alike."""
-    from fedkd_mpi.forecast import process_bytes
+    from fedkd_mpi.simulation.dry_run import process_bytes
 
     plans = []
     for config in {config.model_copy(update={"seed": 0}).digest(): config for config in configs}.values():

@@ -7,10 +7,10 @@ python -m fedkd_mpi.run                                                    the s
 
 from __future__ import annotations
 
-from fedkd_mpi import early
+from fedkd_mpi.fault_tolerance import early_signals
 
 if __name__ == "__main__":
-    early.listen()  # before anything that takes time
+    early_signals.listen()  # before anything that takes time
 
 import argparse
 import os
@@ -23,19 +23,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from fedkd_mpi import config as configuration
-from fedkd_mpi import pairs
-from fedkd_mpi.config import Config
-from fedkd_mpi.console import open_standard_streams, say, tell
+from fedkd_mpi.common.console import open_standard_streams, say, tell
+from fedkd_mpi.communication.launch import leave
+from fedkd_mpi.config import load as configuration
+from fedkd_mpi.config import pairs
+from fedkd_mpi.config.schema import Config
 from fedkd_mpi.errors import RunFault, UserError, shown
-from fedkd_mpi.mpi import leave
 
 if TYPE_CHECKING:
+    from fedkd_mpi.communication.world import World
     from fedkd_mpi.costlog import Writer
-    from fedkd_mpi.ledger import Ledger
-    from fedkd_mpi.lock import Lock
-    from fedkd_mpi.stopping import StopRequests
-    from fedkd_mpi.world import World
+    from fedkd_mpi.fault_tolerance.log_lock import Lock
+    from fedkd_mpi.fault_tolerance.stopping import StopRequests
+    from fedkd_mpi.simulation.accounting import Accounting
 
 EX_TEMPFAIL = 75  # stopped early with a good checkpoint: requeue me
 
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         leave(2, f"fedkd_mpi: {error}")
     if chosen.print_config or chosen.dry_run:
-        early.let_go()
+        early_signals.let_go()
     if chosen.print_config:
         leave(0, config.to_yaml().rstrip())
     if chosen.dry_run:
@@ -107,7 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def configuration_of(path: Path, overrides: Sequence[str], *, trusted: bool = False) -> Config:
     """Return the configuration of the log of an interrupted run; leaves with code 0 where it is completed."""
-    from fedkd_mpi import costlog, trust
+    from fedkd_mpi import costlog
+    from fedkd_mpi.simulation import trust
 
     with costlog.open(path) as log:
         attrs = log.attrs
@@ -140,11 +141,11 @@ def default_output(config: Config) -> Path:
 
 def dry_run(config: Config) -> int:
     """Print what a run would be, from rank 0 alone and without MPI."""
-    from fedkd_mpi.mpi import launched
+    from fedkd_mpi.communication.launch import launched
 
     mpi_rank, world_size = launched()
     if mpi_rank == 0:
-        from fedkd_mpi.forecast import forecast
+        from fedkd_mpi.simulation.dry_run import forecast
 
         try:
             text = forecast(config, world_size)
@@ -159,11 +160,11 @@ def run(config: Config, output: Path | None, *, overwrite: bool = False, resumed
 
     Without `output`, rank 0 finds a name that no other run has.
     """
+    from fedkd_mpi.communication.launch import install_excepthook, launched, open_world
+    from fedkd_mpi.communication.sameness import require_same_start
     from fedkd_mpi.costlog.files import real
-    from fedkd_mpi.lock import Lock, reserve
-    from fedkd_mpi.mpi import install_excepthook, launched, open_world
-    from fedkd_mpi.sameness import require_same_start
-    from fedkd_mpi.stopping import StopRequests, slurm_end
+    from fedkd_mpi.fault_tolerance.log_lock import Lock, reserve
+    from fedkd_mpi.fault_tolerance.stopping import StopRequests, slurm_end
 
     end = slurm_end() if launched()[0] == 0 else None  # starts a process, which is better done before MPI
     given, mode = output, "--resume" if resumed else "a new run with --overwrite" if overwrite else "a new run"
@@ -178,7 +179,7 @@ def run(config: Config, output: Path | None, *, overwrite: bool = False, resumed
     except UserError as error:
         return refuse(world, error)
     reserved = reserve(real(default_output(config))) if output is None and world.is_root else None
-    output = Path(world.agree(str(reserved.log if reserved else output)))
+    output = Path(world.first_message(str(reserved.log if reserved else output)))
     with StopRequests(world, output, config.time_limit, end) as stop, reserved or Lock(output) as lock:
         return play(config, world, stop, lock, output, overwrite=overwrite, resumed=resumed)
 
@@ -187,16 +188,16 @@ def play(
     config: Config, world: World, stop: StopRequests, lock: Lock, output: Path, *, overwrite: bool, resumed: bool
 ) -> int:
     """Begin or resume a run and play its rounds; returns the exit code. Collective."""
-    from fedkd_mpi.stopping import Boundary
-    from fedkd_mpi.watchdog import Watchdog
+    from fedkd_mpi.fault_tolerance.watchdog import Watchdog
+    from fedkd_mpi.simulation.boundary import Boundary
 
     watchdog = Watchdog(world, config.watchdog)
     world.on_fault = lambda _: lock.release()
     from fedkd_mpi import costlog
-    from fedkd_mpi import session as sessions
+    from fedkd_mpi.simulation import session as sessions
 
     try:
-        world.together(lambda: lock.take() if world.is_root else None)
+        world.collectively(lambda: lock.take() if world.is_root else None)
         if resumed:
             session = sessions.resume(config, world, output)
         else:
@@ -206,20 +207,20 @@ def play(
         watchdog.stop()
         return code
     from fedkd_mpi.doctor import at_start
-    from fedkd_mpi.ledger import Ledger
-    from fedkd_mpi.screen import Progress, summary
-    from fedkd_mpi.simulation import simulate
+    from fedkd_mpi.simulation.accounting import Accounting
+    from fedkd_mpi.simulation.progress import Progress, summary
+    from fedkd_mpi.simulation.rounds import simulate
 
     writer, simulation = session.writer, session.simulation
     progress = Progress(config, session.first)
-    ledger = Ledger(simulation, writer, progress.round)
-    world.on_fault = lambda _: _interrupt(writer, ledger, lock)
-    watchdog.on_warning = lambda text: _note(writer, world.place.round, text)
+    accounting = Accounting(simulation, writer, progress.round)
+    world.on_fault = lambda _: _interrupt(writer, accounting, lock)
+    watchdog.on_warning = lambda text: _note(writer, world.status.round, text)
     watchdog.on_abort = lambda: costlog.mark(output, "interrupted", session.checkpoints.owner)
     for finding in at_start(simulation, output.parent):
         say(f"fedkd_mpi: {finding.status}: {finding.found}: {finding.remedy}", error=True)
-    boundary = Boundary(simulation, session.checkpoints, stop, session.saved, ledger.settle)
-    reason = simulate(simulation, ledger, boundary, session.first)
+    boundary = Boundary(simulation, session.checkpoints, stop, session.saved, accounting.settle)
+    reason = simulate(simulation, accounting, boundary, session.first)
     if writer:
         progress.stop()
         if reason:
@@ -242,7 +243,7 @@ def refuse(world: World, error: UserError) -> int:
 
 def stopped(writer: Writer, config: Config, reason: str) -> str:
     """Log that a run stops early, and return what to tell the user."""
-    from fedkd_mpi import trust
+    from fedkd_mpi.simulation import trust
 
     done = writer.rounds_completed
     writer.event(max(done - 1, 0), None, "info", f"stopped after {done} rounds: {reason}")
@@ -254,15 +255,15 @@ def describe(world: World, error: BaseException) -> str:
     """Return what ended a run: rank and host, round, client and layer, and for a programming error its trace."""
     where = f"rank {world.mpi_rank} on {world.hostname}"
     if isinstance(error, RunFault):
-        return f"fedkd_mpi: {', '.join(filter(None, (where, error.place())))}: {error}"
+        return f"fedkd_mpi: {', '.join(filter(None, (where, error.location())))}: {error}"
     return f"fedkd_mpi: {where}: {''.join(traceback.format_exception(error)).rstrip()}"
 
 
-def _interrupt(writer: Writer | None, ledger: Ledger, lock: Lock) -> None:
+def _interrupt(writer: Writer | None, accounting: Accounting, lock: Lock) -> None:
     """Leave a readable log behind; that it cannot even be marked has been said by the fault itself."""
     if writer:
         with suppress(RunFault):
-            ledger.settle()
+            accounting.settle()
         with suppress(RunFault):
             writer.finish("interrupted")
     lock.release()

@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedkd_mpi import wire
-from fedkd_mpi.codecs import Codec, buffers
+from fedkd_mpi.codecs import Codec, buffers, wire
 from fedkd_mpi.codecs.buffers import BufferMean
+from fedkd_mpi.common.random_streams import generator
+from fedkd_mpi.config.sections import ServerConfig as Settings
 from fedkd_mpi.errors import RunFault
-from fedkd_mpi.network import Network
-from fedkd_mpi.sections import Server as Settings
-from fedkd_mpi.streams import generator
+from fedkd_mpi.models.flat import FlatModel
 
 
 @dataclass
@@ -22,7 +21,7 @@ class Server:
     """What the server keeps from round to round, next to the student replica that all hold: its codec's state."""
 
     settings: Settings
-    student: Network
+    student: FlatModel
     codec: Codec
     device: str
     seed: int
@@ -71,7 +70,7 @@ class Server:
 
 
 def apply(
-    student: Network,
+    student: FlatModel,
     replica: Tensor,
     update: Sequence[Tensor],
     settings: Settings,
@@ -104,7 +103,7 @@ def apply(
     replica.add_(step)
 
 
-def catchup_state_bytes(student: Network, codec: Codec, settings: Settings) -> int:
+def catchup_state_bytes(student: FlatModel, codec: Codec, settings: Settings) -> int:
     """Return the bytes of what a receiver keeps from round to round next to its replica, float32.
 
     Who missed rounds fetches them too, where it takes the dense student in place of the broadcasts: the codec's

@@ -27,16 +27,17 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from fedkd_mpi import config as configuration
-from fedkd_mpi import pairs, yaml_loader
-from fedkd_mpi.commandline import Parser, count
-from fedkd_mpi.console import say, tell
+from fedkd_mpi.common import yaml_loader
+from fedkd_mpi.common.command_line import Parser, count
+from fedkd_mpi.common.console import say, tell
+from fedkd_mpi.common.options import explain
+from fedkd_mpi.common.registry import nearest
+from fedkd_mpi.common.units import seconds_text
+from fedkd_mpi.config import load as configuration
+from fedkd_mpi.config import pairs
+from fedkd_mpi.config.sections import NAME, Section
 from fedkd_mpi.errors import UserError, shown
-from fedkd_mpi.lock import Lock
-from fedkd_mpi.options import explain
-from fedkd_mpi.registry import nearest
-from fedkd_mpi.sections import NAME, Section
-from fedkd_mpi.units import seconds_text
+from fedkd_mpi.fault_tolerance.log_lock import Lock
 
 EX_TEMPFAIL = 75  # a run stopped early with a checkpoint: so does the sweep
 

@@ -13,7 +13,7 @@ from command import TINY, Command
 from hypothesis import is_hypothesis_test, settings
 from mpirun import LIBRARIES, find, how_to_install, mpirun, run
 
-from fedkd_mpi.mpi import World, launched, open_world
+from fedkd_mpi.communication.launch import World, launched, open_world
 from fedkd_mpi.run import main
 
 os.environ.setdefault("OMPI_MCA_osc", "^ucx")  # pytest-mpi initialises MPI before open_world can say so
@@ -83,7 +83,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_process: Command
 @pytest.fixture(scope="session")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Run worker_simulation.py once a session for (mpi, number of processes, cases); returns its folder."""
-    worker, folders = Path(__file__).parent / "worker_simulation.py", {}
+    worker, folders = Path(__file__).parent / "helpers" / "worker_simulation.py", {}
 
     def folder_of(mpi: str, n: int, *cases: str) -> Path:
         if (mpi, n, cases) in folders:

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedkd_mpi import models
+from fedkd_mpi.common.random_streams import torch_scope
 from fedkd_mpi.distillation import HiddenMap, fedkd_loss, kl_divergence, squared_error
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.models import Output
-from fedkd_mpi.streams import torch_scope
 
 ON = {"adaptive": True, "logits": True, "hidden": True, "attention": True, "floor": 1e-6}
 

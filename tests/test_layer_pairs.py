@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedkd_mpi.common.random_streams import torch_scope
 from fedkd_mpi.distillation import HiddenMap, pair_layers
 from fedkd_mpi.errors import UserError
-from fedkd_mpi.streams import torch_scope
 
 
 def make_map(teacher: tuple[int, ...], student: tuple[int, ...], **options: bool) -> HiddenMap:

@@ -11,21 +11,22 @@ from torch import nn
 
 from fedkd_mpi import codecs
 from fedkd_mpi.codecs import svd
+from fedkd_mpi.codecs.wire import SKIPPED, Header, Record
+from fedkd_mpi.communication.exchange import make_message
+from fedkd_mpi.config.sections import CompressionConfig
+from fedkd_mpi.config.sections import ServerConfig as Settings
 from fedkd_mpi.errors import RunFault
-from fedkd_mpi.exchange import make_message
-from fedkd_mpi.network import Network
-from fedkd_mpi.sections import Compression
-from fedkd_mpi.sections import Server as Settings
+from fedkd_mpi.models.flat import FlatModel
+from fedkd_mpi.models.layer import Layer
 from fedkd_mpi.server import Server, apply, catchup_state_bytes
-from fedkd_mpi.wire import SKIPPED, Header, Layer, Record
 
 ROUND = 4
 
 
 def make(codec: str = "none", **settings: object) -> Server:
     torch.manual_seed(0)
-    student = Network(nn.Sequential(nn.Linear(9, 20), nn.Linear(20, 3)), "cpu")
-    compression = Compression(codec=codec)
+    student = FlatModel(nn.Sequential(nn.Linear(9, 20), nn.Linear(20, 3)), "cpu")
+    compression = CompressionConfig(codec=codec)
     return Server(Settings(**settings), student, codecs.build(compression, student.exchanged_layers), "cpu", 0, 3)
 
 
@@ -60,7 +61,7 @@ def test_a_sum_of_factors_and_raw_tensors_is_that_of_float64(
     """However many messages wait for each other: at rank -1 a matrix is raw; weights may be zero."""
     monkeypatch.setattr(svd, "ENTRIES", most)
     layers = [Layer("a", (6, 2, 2), True), Layer("bias", (3,), False), Layer("b", (4, 9), True), Layer("s", (), False)]
-    total = codecs.build(Compression(codec="svd"), layers).sum("cpu")
+    total = codecs.build(CompressionConfig(codec="svd"), layers).sum("cpu")
     truth, rng = [np.zeros(layer.shape) for layer in layers], np.random.default_rng(0)
     for first, second, weight in messages:
         records = []
@@ -115,7 +116,7 @@ def test_a_record_that_does_not_fit_names_client_and_layer():
     records[2] = Record(records[2].encoding, -1, records[2].data[4:])
     with pytest.raises(RunFault, match=r"uplink message: layer 1.weight: 236 bytes where 240 belong") as caught:
         server.aggregate(ROUND, [(header, records)])
-    assert caught.value.place() == "round 4, client 6"
+    assert caught.value.location() == "round 4, client 6"
 
 
 def test_finite_updates_whose_sum_is_not_are_caught_before_the_factorisation():
@@ -126,7 +127,7 @@ def test_finite_updates_whose_sum_is_not_are_caught_before_the_factorisation():
     mean = server.aggregate(ROUND, [message(server, client, 1, update) for client, update in enumerate(sent)])
     with pytest.raises(RunFault, match="mean of the updates is not finite") as caught:
         server.encode(ROUND, mean, 0.95)
-    assert caught.value.place() == "round 4, layer 1.weight"
+    assert caught.value.location() == "round 4, layer 1.weight"
 
 
 def test_the_downlink_is_cut_a_second_time():
@@ -151,7 +152,7 @@ def test_apply_moves_the_replica_by_the_learning_rate():
 
 @pytest.mark.parametrize("rates", [{}, {"beta1": 0.5, "beta2": 0.9, "tau": 0.1}, {"beta1": 0.0, "tau": 1e-9}])
 def test_fedadam_is_algorithm_2_of_its_paper_on_the_parameters_alone(rates: dict[str, float]):
-    student = Network(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), "cpu")
+    student = FlatModel(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), "cpu")
     settings, state = Settings(optimizer="fedadam", learning_rate=0.01, **rates), {}
     beta1, beta2, tau = ({"beta1": 0.9, "beta2": 0.99, "tau": 1e-3} | rates).values()
     replica = student.state.clone()
@@ -175,8 +176,10 @@ def test_fedadam_is_algorithm_2_of_its_paper_on_the_parameters_alone(rates: dict
 @pytest.mark.parametrize("feedback", ["none", "ef", "ef21"])
 @pytest.mark.parametrize("optimizer", ["sgd", "fedadam"])
 def test_what_a_newcomer_must_fetch_is_what_a_receiver_keeps(optimizer: str, feedback: str):
-    student = Network(nn.Linear(5, 4), "cpu")
-    codec = codecs.build(Compression(codec="topk", density=0.5, error_feedback=feedback), student.exchanged_layers)
+    student = FlatModel(nn.Linear(5, 4), "cpu")
+    codec = codecs.build(
+        CompressionConfig(codec="topk", density=0.5, error_feedback=feedback), student.exchanged_layers
+    )
     settings, state = Settings(optimizer=optimizer, learning_rate=0.1), {}
     update = [torch.ones(layer.shape) for layer in student.exchanged_layers]
     decoded = codec.decode(codec.encode(update, 0.9, {}, np.random.default_rng(0)), "cpu")
@@ -186,7 +189,7 @@ def test_what_a_newcomer_must_fetch_is_what_a_receiver_keeps(optimizer: str, fee
 
 
 def test_apply_leaves_local_buffers_alone():
-    student = Network(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), "cpu", exchange_buffers=False)
+    student = FlatModel(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), "cpu", exchange_buffers=False)
     replica = student.state.clone()
     apply(student, replica, [torch.ones(layer.shape) for layer in student.exchanged_layers], Settings(), {})
     before, after = student.views(student.state), student.views(replica)

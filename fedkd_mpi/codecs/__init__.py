@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedkd_mpi.registry import resolve, subclass_of
-from fedkd_mpi.wire import Layer, Record, WireError
+from fedkd_mpi.codecs.wire import Record, WireError
+from fedkd_mpi.common.registry import resolve, subclass_of
+from fedkd_mpi.models.layer import Layer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedkd_mpi.sections import Compression
+    from fedkd_mpi.config.sections import CompressionConfig
 
 CODECS = {
     "svd": "fedkd_mpi.codecs.svd:Svd",
@@ -113,7 +114,7 @@ class Sum:
 
 
 def build(
-    compression: Compression, layers: Sequence[Layer], rounds: int = 1, cohort: int = 1, *, reserved: int = 0
+    compression: CompressionConfig, layers: Sequence[Layer], rounds: int = 1, cohort: int = 1, *, reserved: int = 0
 ) -> Codec:
     """Return the codec of a configuration, with its budget and error feedback; raises UserError if unknown.
 
@@ -145,7 +146,7 @@ def raw(tensor: Tensor) -> Record:
 def floats(tensor: Tensor) -> np.ndarray:
     """Return the tensor's entries one after another as float32 bytes, uint8 [4 * entries]; a view where it can be."""
     if tensor.is_cuda:
-        from fedkd_mpi.staging import to_host
+        from fedkd_mpi.codecs.staging import to_host
 
         tensor = to_host(tensor)
     return np.ascontiguousarray(tensor.detach().numpy().reshape(-1), "<f4").view(np.uint8)
@@ -169,7 +170,7 @@ def read_floats(record: Record, layer: Layer, count: int, device: str = "cpu") -
     """Return a copy of the `count` float32 entries of a record; raises WireError if its length differs."""
     import torch
 
-    from fedkd_mpi.staging import to_device
+    from fedkd_mpi.codecs.staging import to_device
 
     if record.data.size != 4 * count:
         raise WireError(f"layer {layer.name}: {record.data.size} bytes where {4 * count} belong")

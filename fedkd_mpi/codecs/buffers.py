@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fedkd_mpi.codecs import raw, read_raw
-from fedkd_mpi.wire import Layer, Record
+from fedkd_mpi.codecs.wire import Record
+from fedkd_mpi.models.layer import Layer
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from fedkd_mpi.codecs import Codec, State, Sum
+from fedkd_mpi.codecs.wire import HEADER_BYTES, RECORD_BYTES, Record
 from fedkd_mpi.errors import RunFault, UserError
-from fedkd_mpi.wire import HEADER_BYTES, RECORD_BYTES, Layer, Record
+from fedkd_mpi.models.layer import Layer
 
 FINEST, COARSEST = 1e-6, 0.999  # share of the energy that may be lost
 TRIALS = 10

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedkd_mpi.codecs import Codec, State, Sum
-from fedkd_mpi.wire import Record
+from fedkd_mpi.codecs.wire import Record
 
 
 class ErrorFeedback(Codec):

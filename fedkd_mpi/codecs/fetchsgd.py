@@ -11,10 +11,11 @@ from torch import Tensor
 
 from fedkd_mpi.codecs import Codec, State, read_floats, require
 from fedkd_mpi.codecs.topk import read_sparse, share, sparse
-from fedkd_mpi.layout import canonical
-from fedkd_mpi.sections import Compression
-from fedkd_mpi.streams import generator
-from fedkd_mpi.wire import Layer, Record, WireError
+from fedkd_mpi.codecs.wire import Record, WireError
+from fedkd_mpi.common.random_streams import generator
+from fedkd_mpi.config.sections import CompressionConfig
+from fedkd_mpi.linalg.layout import canonical
+from fedkd_mpi.models.layer import Layer
 
 SKETCH = 48  # in the first record: float32 [hash functions, buckets]; the others are empty
 
@@ -26,7 +27,7 @@ class FetchSgd(Codec):
     the `density` share of the entries. The threshold plays no part.
     """
 
-    def __init__(self, compression: Compression, layers: Sequence[Layer]):
+    def __init__(self, compression: CompressionConfig, layers: Sequence[Layer]):
         self.layers = layers
         self.numel = sum(layer.numel for layer in layers)
         self.rows = compression.sketch_rows or 5

@@ -8,14 +8,15 @@ import numpy as np
 from torch import Tensor
 
 from fedkd_mpi.codecs import Codec, State, raw, read_raw
-from fedkd_mpi.sections import Compression
-from fedkd_mpi.wire import Layer, Record
+from fedkd_mpi.codecs.wire import Record
+from fedkd_mpi.config.sections import CompressionConfig
+from fedkd_mpi.models.layer import Layer
 
 
 class Raw(Codec):
     """float32, 4 bytes an entry, nothing lost."""
 
-    def __init__(self, compression: Compression, layers: Sequence[Layer]):
+    def __init__(self, compression: CompressionConfig, layers: Sequence[Layer]):
         self.layers = layers
 
     def encode(

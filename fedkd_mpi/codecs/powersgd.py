@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from fedkd_mpi.codecs import RAW, Codec, State, floats, raw, read_floats, read_raw
+from fedkd_mpi.codecs.wire import Record, WireError
+from fedkd_mpi.config.sections import CompressionConfig
 from fedkd_mpi.errors import RunFault
-from fedkd_mpi.layout import canonical
-from fedkd_mpi.scaling import exponent_of, times_power_of_two
-from fedkd_mpi.sections import Compression
-from fedkd_mpi.wire import Layer, Record, WireError
+from fedkd_mpi.linalg.layout import canonical
+from fedkd_mpi.linalg.scaling import exponent_of, times_power_of_two
+from fedkd_mpi.models.layer import Layer
 
 POWER = 40  # P [P, r] orthonormal, then Q [Q, r], float32
 
@@ -26,7 +27,7 @@ class PowerSgd(Codec):
     the mean is of the senders' own subspaces. The sender's state holds Q ("q.<layer>"). The threshold plays no part.
     """
 
-    def __init__(self, compression: Compression, layers: Sequence[Layer]):
+    def __init__(self, compression: CompressionConfig, layers: Sequence[Layer]):
         self.layers, self.rank = layers, compression.rank or 4
 
     def encode(

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from fedkd_mpi.codecs import RAW, Codec, State, raw, read_raw, require
 from fedkd_mpi.codecs.narrow import HALF, narrow, read_narrow
-from fedkd_mpi.layout import canonical
-from fedkd_mpi.scaling import exponent_of, times_power_of_two
-from fedkd_mpi.sections import Compression
-from fedkd_mpi.wire import Layer, Record, WireError
+from fedkd_mpi.codecs.wire import Record, WireError
+from fedkd_mpi.config.sections import CompressionConfig
+from fedkd_mpi.linalg.layout import canonical
+from fedkd_mpi.linalg.scaling import exponent_of, times_power_of_two
+from fedkd_mpi.models.layer import Layer
 
 QUANTIZED = 24  # float32 scale, then integers: int16, int8, or two 4-bit ones a byte
 
@@ -25,7 +26,7 @@ class Quantize(Codec):
     no part.
     """
 
-    def __init__(self, compression: Compression, layers: Sequence[Layer]):
+    def __init__(self, compression: CompressionConfig, layers: Sequence[Layer]):
         self.layers, self.bits = layers, compression.bits or 8
         self.top = 2 ** (self.bits - 1) - 1
 
@@ -85,7 +86,7 @@ class Quantize(Codec):
 class Float16(Codec):
     """Every number in half precision, scaled by a power of two per tensor: half the bytes, errors up to 2^-11."""
 
-    def __init__(self, compression: Compression, layers: Sequence[Layer]):
+    def __init__(self, compression: CompressionConfig, layers: Sequence[Layer]):
         self.layers = layers
 
     def encode(

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from fedkd_mpi.codecs.symbols import LARGEST
-from fedkd_mpi.layout import canonicals
-from fedkd_mpi.scaling import there_and_back
-from fedkd_mpi.spectrum import energy_of, gram
+from fedkd_mpi.linalg.layout import canonicals
+from fedkd_mpi.linalg.scaling import there_and_back
+from fedkd_mpi.linalg.spectrum import energy_of, gram
 
 # Tuned on client 0 of the recorded updates (benchmarks/record_updates.py); docs/codecs.md has the figures of client 1.
 WORTH = 0.2  # a direction is kept if its energy exceeds this times (rows + columns) * step^2

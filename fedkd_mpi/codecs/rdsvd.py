@@ -20,15 +20,16 @@ from torch import Tensor
 from fedkd_mpi.codecs import RAW, Codec, State, raw, read_raw, require, symbols
 from fedkd_mpi.codecs.narrow import BYTE_FACTORS, HALF, HALF_FACTORS, NARROW, narrow, read_narrow
 from fedkd_mpi.codecs.rate_distortion import Integers, Plan, checked, dense, factors, plan, rebuilt, share_out
+from fedkd_mpi.codecs.staging import to_device, to_host
 from fedkd_mpi.codecs.unfolding import fold, unfold, unfolded_shape, unfoldings
 from fedkd_mpi.codecs.vectors import POOLED, pool, unpool
+from fedkd_mpi.codecs.wire import Record, WireError
+from fedkd_mpi.config.sections import CompressionConfig
 from fedkd_mpi.errors import RunFault
-from fedkd_mpi.factorization import directions, zero_rows
-from fedkd_mpi.layout import canonical
-from fedkd_mpi.scaling import checked_exponent, exponent_of, ordinary_exponent, times_power_of_two
-from fedkd_mpi.sections import Compression
-from fedkd_mpi.staging import to_device, to_host
-from fedkd_mpi.wire import Layer, Record, WireError
+from fedkd_mpi.linalg.layout import canonical
+from fedkd_mpi.linalg.low_rank import directions, zero_rows
+from fedkd_mpi.linalg.scaling import checked_exponent, exponent_of, ordinary_exponent, times_power_of_two
+from fedkd_mpi.models.layer import Layer
 
 FACTORS, DENSE = 16, 17
 HEAD = struct.Struct("<Bhf")  # unfolding (and whether zero rows are left out), exponent of the scale, step
@@ -65,7 +66,7 @@ class RateDistortionSvd(Codec):
     feedback must bring them up in time.
     """
 
-    def __init__(self, compression: Compression, layers: Sequence[Layer]):
+    def __init__(self, compression: CompressionConfig, layers: Sequence[Layer]):
         self.layers, self.scope = layers, compression.energy_scope
         vectors = [index for index, layer in enumerate(layers) if not layer.compressible]
         self.vectors = vectors if compression.error_feedback != "none" else []  # those that may be pooled

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedkd_mpi.wire import WireError
+from fedkd_mpi.codecs.wire import WireError
 
 WIDEST = 15  # plain bits of a symbol
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from fedkd_mpi.codecs import RAW, Codec, State, floats, raw, read_floats, read_raw, require
-from fedkd_mpi.sections import Compression
-from fedkd_mpi.wire import Layer, Record, WireError
+from fedkd_mpi.codecs.wire import Record, WireError
+from fedkd_mpi.config.sections import CompressionConfig
+from fedkd_mpi.models.layer import Layer
 
 SUBMATRIX = (
     56  # a bit for every row, a bit for every column (both padded to bytes), then the entries of those set, float32
@@ -20,7 +21,7 @@ SUBMATRIX = (
 class Submatrix(Codec):
     """The rows and columns that hold something, float32; raw where that is not smaller. 1-D tensors are a column."""
 
-    def __init__(self, compression: Compression, layers: Sequence[Layer]):
+    def __init__(self, compression: CompressionConfig, layers: Sequence[Layer]):
         self.layers = layers
 
     def encode(

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from fedkd_mpi.codecs import RAW, Codec, State, Sum, floats, raw
+from fedkd_mpi.codecs.staging import to_device
+from fedkd_mpi.codecs.wire import Record, WireError
+from fedkd_mpi.config.sections import CompressionConfig
 from fedkd_mpi.errors import RunFault
-from fedkd_mpi.factorization import Factors, exact_each, fast, kept_energy
-from fedkd_mpi.layout import canonical
-from fedkd_mpi.sections import Compression
-from fedkd_mpi.staging import to_device
-from fedkd_mpi.wire import Layer, Record, WireError
+from fedkd_mpi.linalg.layout import canonical
+from fedkd_mpi.linalg.low_rank import Factors, exact_each, fast, kept_energy
+from fedkd_mpi.models.layer import Layer
 
 ENTRIES = 2**18  # numbers that messages may always collect before they are added up: below, calls take longer than work
 NUMBER = np.dtype("<f4")
@@ -29,7 +30,7 @@ class Svd(Codec):
 
     paper_rank = True
 
-    def __init__(self, compression: Compression, layers: Sequence[Layer]):
+    def __init__(self, compression: CompressionConfig, layers: Sequence[Layer]):
         self.layers, self.warm = layers, bool(compression.warm_start)
         self.sizes = [self._bytes(layer) for layer in layers]
         self._shapes = [layer.matrix_shape if layer.compressible else None for layer in layers]

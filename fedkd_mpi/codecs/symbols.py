@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedkd_mpi.codecs import rice
-from fedkd_mpi.wire import WireError
+from fedkd_mpi.codecs.wire import WireError
 
 LARGEST = 32767  # magnitude of a symbol
 RICE, QUARTERS = 0, 4

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from fedkd_mpi.codecs import RAW, Codec, State, raw, read_raw, require
-from fedkd_mpi.layout import canonical
-from fedkd_mpi.sections import Compression
-from fedkd_mpi.wire import Layer, Record, WireError
+from fedkd_mpi.codecs.wire import Record, WireError
+from fedkd_mpi.config.sections import CompressionConfig
+from fedkd_mpi.linalg.layout import canonical
+from fedkd_mpi.models.layer import Layer
 
 SPARSE = 32  # places, rising (u16 where the tensor is small enough, else u32), then float32 values
 
@@ -23,7 +24,7 @@ class TopK(Codec):
     Aji and Heafield 2017; Stich, Cordonnier and Jaggi 2018. The threshold plays no part; 6 or 8 bytes an entry sent.
     """
 
-    def __init__(self, compression: Compression, layers: Sequence[Layer]):
+    def __init__(self, compression: CompressionConfig, layers: Sequence[Layer]):
         self.layers, self.density = layers, compression.density or 0.01
 
     def encode(

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from fedkd_mpi.common.registry import function_of, resolve
 from fedkd_mpi.errors import UserError
-from fedkd_mpi.registry import function_of, resolve
 
 LOADERS = {
     "digits": "fedkd_mpi.datasets.digits:load",
@@ -76,9 +76,9 @@ def check(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises UserError for an unknown key or a wrong value.
     """
+    from fedkd_mpi.common.options import Options
+    from fedkd_mpi.common.options import check as check_options
     from fedkd_mpi.datasets.options import OPTIONS
-    from fedkd_mpi.options import Options
-    from fedkd_mpi.options import check as check_options
 
     if name not in LOADERS:  # a wrong name is refused with the nearest known one when it is loaded
         return dict(options)

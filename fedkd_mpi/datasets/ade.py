@@ -15,8 +15,8 @@ import numpy as np
 
 from fedkd_mpi.datasets import Dataset, data_folder
 from fedkd_mpi.datasets.corpora import Span, Tagged, by_document
+from fedkd_mpi.datasets.tokens import Tokens, blank_texts, read_lines
 from fedkd_mpi.errors import UserError
-from fedkd_mpi.texts import Tokens, blank_texts, read_lines
 
 FOLDER, POSITIVE, NEGATIVE = "ade-corpus-v2", "DRUG-AE.rel", "ADE-NEG.txt"
 CLASSES = ["no adverse effect", "adverse effect"]

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from fedkd_mpi.console import say
+from fedkd_mpi.common.console import say
 from fedkd_mpi.datasets import data_folder, is_stray
 from fedkd_mpi.datasets.corpora import Span, Tagged
+from fedkd_mpi.datasets.tokens import read_lines, read_text
 from fedkd_mpi.errors import UserError
-from fedkd_mpi.texts import read_lines, read_text
 
 FOLDER = "cadec"
 KINDS = {"ADR": "effect", "Drug": "drug", "Disease": "disease", "Symptom": "symptom", "Finding": "finding"}

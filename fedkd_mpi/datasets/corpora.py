@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from fedkd_mpi.common.registry import function_of, resolve
 from fedkd_mpi.datasets import Dataset
-from fedkd_mpi.registry import function_of, resolve
-from fedkd_mpi.texts import Tokens, blank_meta, blank_rows
+from fedkd_mpi.datasets.tokens import Tokens, blank_meta, blank_rows
 
 if TYPE_CHECKING:
     from tokenizers import Encoding

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fedkd_mpi.datasets import Dataset, image_dataset
-from fedkd_mpi.partition import split
+from fedkd_mpi.datasets.partition import split
 
 TEST_FRACTION = 0.2
 TEST_SEED = 1797

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedkd_mpi.console import say
+from fedkd_mpi.common.console import say
+from fedkd_mpi.common.random_streams import generator
 from fedkd_mpi.datasets import Dataset, data_folder, is_stray
 from fedkd_mpi.errors import UserError, shown
-from fedkd_mpi.streams import generator
 
 FOLDER = "mayo-2016"
 SAME_PLACE = 0.01  # mm: positions are decimal text

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedkd_mpi.console import say
+from fedkd_mpi.common.console import say
 from fedkd_mpi.datasets import Dataset, data_folder
+from fedkd_mpi.datasets.tokens import Tokens, blank_meta, blank_rows, read_lines
 from fedkd_mpi.errors import UserError
-from fedkd_mpi.texts import Tokens, blank_meta, blank_rows, read_lines
 
 NEWS, BEHAVIORS = "news.tsv", "behaviors.tsv"
 NEWS_FIELDS, BEHAVIOR_FIELDS = 8, 5

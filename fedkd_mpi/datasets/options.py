@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from fedkd_mpi.options import Count, Options
+from fedkd_mpi.common.options import Count, Options
 
 HU = Annotated[int, Field(strict=True, ge=-32_768, le=32_767)]
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from fedkd_mpi.console import say
+from fedkd_mpi.common.console import say
 from fedkd_mpi.datasets import Dataset, data_folder
 from fedkd_mpi.datasets.corpora import Span, Tagged
+from fedkd_mpi.datasets.tokens import Tokens, blank_texts, read_lines
 from fedkd_mpi.errors import UserError
-from fedkd_mpi.texts import Tokens, blank_texts, read_lines
 
 QUOTED = re.compile(r'"(?:[^"]|"")*"')
 FOLDER = "smm4h"

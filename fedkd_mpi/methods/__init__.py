@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from fedkd_mpi import models
-from fedkd_mpi.config import Config
-from fedkd_mpi.registry import resolve, subclass_of
+from fedkd_mpi.common.registry import resolve, subclass_of
+from fedkd_mpi.config.schema import Config
 from fedkd_mpi.tasks import Examples, Task
 
 if TYPE_CHECKING:
-    from fedkd_mpi.network import Network
+    from fedkd_mpi.models.flat import FlatModel
 
 METHODS = {
     "fedkd": "fedkd_mpi.methods.fedkd:FedKD",
@@ -56,13 +56,13 @@ class Method:
         """Return what to differentiate once for all networks, and the teacher's and the student's own loss to log."""
         raise NotImplementedError
 
-    def correct(self, student: Network, start: Tensor, state: dict[str, Tensor]) -> None:
+    def correct(self, student: FlatModel, start: Tensor, state: dict[str, Tensor]) -> None:
         """Change the student's gradient in place before a step.
 
         `start` is the global student, flat as student.state; `state` is the client's own and lives across rounds.
         """
 
-    def finish(self, student: Network, start: Tensor, state: dict[str, Tensor]) -> None:
+    def finish(self, student: FlatModel, start: Tensor, state: dict[str, Tensor]) -> None:
         """Change the student, from which the update is then taken, after the last step of a local training."""
 
 

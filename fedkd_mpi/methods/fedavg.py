@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fedkd_mpi.config import Config
+from fedkd_mpi.config.schema import Config
 from fedkd_mpi.methods import Method
 from fedkd_mpi.tasks import Examples, Task
 

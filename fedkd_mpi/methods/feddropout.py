@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedkd_mpi.config import Config
+from fedkd_mpi.common.random_streams import generator
+from fedkd_mpi.config.schema import Config
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.methods.fedavg import FedAvg
-from fedkd_mpi.network import Network
-from fedkd_mpi.streams import generator
+from fedkd_mpi.models.flat import FlatModel
 from fedkd_mpi.tasks import Task
 
 # What normalises over units, those that are left out among them.
@@ -54,11 +54,11 @@ class FedDropout(FedAvg):
             mask[random.permutation(shape[0])[:kept]] = shape[0] / kept
             self._masks.append(mask.to(device))
 
-    def correct(self, student: Network, start: Tensor, state: dict[str, Tensor]) -> None:
+    def correct(self, student: FlatModel, start: Tensor, state: dict[str, Tensor]) -> None:
         moved = student.trainable.grad != 0
         state["moved"] = state["moved"] | moved if "moved" in state else moved
 
-    def finish(self, student: Network, start: Tensor, state: dict[str, Tensor]) -> None:
+    def finish(self, student: FlatModel, start: Tensor, state: dict[str, Tensor]) -> None:
         moved = state.pop("moved")
         part = student.state[: moved.numel()]
         part.copy_(torch.where(moved, part, start[: moved.numel()]))  # momentum of earlier rounds moves the rest too

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.methods.fedavg import FedAvg
-from fedkd_mpi.module_tensors import own_tensors
-from fedkd_mpi.network import Network
+from fedkd_mpi.models.flat import FlatModel
+from fedkd_mpi.models.module_tensors import own_tensors
 
 CONTROL = "scaffold_control"  # a submodule of the network, of its parameters' names
 
@@ -36,7 +36,7 @@ class Scaffold(FedAvg):
         model.add_module(CONTROL, control)
         return model
 
-    def correct(self, student: Network, start: Tensor, state: dict[str, Tensor]) -> None:
+    def correct(self, student: FlatModel, start: Tensor, state: dict[str, Tensor]) -> None:
         gradient = student.trainable.grad
         for name in ("control", "sum"):
             state.setdefault(name, gradient.new_zeros(gradient.shape))
@@ -44,13 +44,13 @@ class Scaffold(FedAvg):
         state["sum"] += gradient
         gradient += _control(student, start) - state["control"]
 
-    def finish(self, student: Network, start: Tensor, state: dict[str, Tensor]) -> None:
+    def finish(self, student: FlatModel, start: Tensor, state: dict[str, Tensor]) -> None:
         control = state.pop("sum") / state.pop("steps")
         # The server takes the mean of what clients send for c, so c grows by the cohort's share of the mean difference.
-        share = self.config.cohort / self.config.num_clients
+        share = self.config.clients_per_round / self.config.num_clients
         _control(student, student.state).add_(control - state["control"], alpha=share)
         state["control"] = control
 
 
-def _control(student: Network, flat: Tensor) -> Tensor:
+def _control(student: FlatModel, flat: Tensor) -> Tensor:
     return flat[student.part(f"{CONTROL}.")]

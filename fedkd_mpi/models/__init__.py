@@ -11,11 +11,11 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from fedkd_mpi.common.options import check as check_options
+from fedkd_mpi.common.registry import function_of, resolve, subclass_of
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.models.options import FAMILIES
 from fedkd_mpi.models.output import Output
-from fedkd_mpi.options import check as check_options
-from fedkd_mpi.registry import function_of, resolve, subclass_of
 
 if TYPE_CHECKING:
     from torch import nn

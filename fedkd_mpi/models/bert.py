@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedkd_mpi.common.random_streams import torch_scope
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.models.heads import NewsHead, TextHead, TokenHead
 from fedkd_mpi.models.output import Output, Texts
 from fedkd_mpi.models.pretrained import freeze_embeddings, load_encoder, without_pooler
-from fedkd_mpi.streams import torch_scope
 
 # isort: split
 from transformers import AutoModel, BertConfig, PreTrainedModel  # after pretrained.py, which sets it offline

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
-from fedkd_mpi.options import Count, Options
+from fedkd_mpi.common.options import Count, Options
 
 
 class MLPOptions(Options):

@@ -25,7 +25,7 @@ class Texts(NamedTuple):
     """The input shape of a model that reads texts: token ids int64 [N, at most `length`], `pad` filling up short ones.
 
     `head` says what the logits are of: "text" [N, C], "token" [N, L, C] or "candidate" (news to rank: [N, candidates]).
-    `tokenizer` is the fingerprint of what made the ids (see texts.py), None where that is not known.
+    `tokenizer` is the fingerprint of what made the ids (see datasets/tokens.py), None where that is not known.
     """
 
     vocabulary: int

@@ -13,11 +13,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from fedkd_mpi.common.random_streams import torch_scope
+from fedkd_mpi.datasets.tokens import TRAINED, expanded, fingerprint
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.models.families import OFFSET, why_not
 from fedkd_mpi.models.output import Texts
-from fedkd_mpi.streams import torch_scope
-from fedkd_mpi.texts import TRAINED, expanded, fingerprint
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported: nothing is ever fetched
 try:

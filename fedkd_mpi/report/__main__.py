@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedkd_mpi.commandline import Parser
-from fedkd_mpi.console import say, tell
+from fedkd_mpi.common.command_line import Parser
+from fedkd_mpi.common.console import say, tell
+from fedkd_mpi.common.plain_text import cell, plain
 from fedkd_mpi.errors import UserError
-from fedkd_mpi.plain import cell, plain
 from fedkd_mpi.report import energy, links, network, runs, sheets, tables
 from fedkd_mpi.report.runs import SCORES, Run, Target
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedkd_mpi.plain import plain
+from fedkd_mpi.common.plain_text import plain
 from fedkd_mpi.report.energy import layers
 from fedkd_mpi.report.runs import PHASES, Run
 

@@ -7,12 +7,13 @@ from itertools import accumulate
 
 import numpy as np
 
+from fedkd_mpi.codecs.wire import HEADER_BYTES, RECORD_BYTES
+from fedkd_mpi.common.units import bytes_text
 from fedkd_mpi.errors import UserError
+from fedkd_mpi.models.layer import Layer
 from fedkd_mpi.report.runs import Run
 from fedkd_mpi.report.sheets import Sheet
 from fedkd_mpi.report.tables import LABELS, labels, spread
-from fedkd_mpi.units import bytes_text
-from fedkd_mpi.wire import HEADER_BYTES, RECORD_BYTES, Layer
 
 
 def thresholds(text: str) -> list[float]:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from fedkd_mpi import yaml_loader
+from fedkd_mpi.common import yaml_loader
+from fedkd_mpi.common.options import explain
+from fedkd_mpi.common.registry import nearest
+from fedkd_mpi.config.sections import MANY, NAME, YEARS, Section
 from fedkd_mpi.errors import UserError, shown
-from fedkd_mpi.options import explain
-from fedkd_mpi.registry import nearest
-from fedkd_mpi.sections import MANY, NAME, YEARS, Section
 
 SLOWEST, FASTEST = 1e-6, 1e12  # Mbit/s
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from fedkd_mpi.common.random_streams import generator
+from fedkd_mpi.common.units import seconds_text
 from fedkd_mpi.report.links import Profile
 from fedkd_mpi.report.runs import Run, Target
 from fedkd_mpi.report.sheets import Sheet
 from fedkd_mpi.report.tables import LABELS, labels, spread
-from fedkd_mpi.streams import generator
-from fedkd_mpi.units import seconds_text
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from fedkd_mpi import costlog, yaml_loader
+from fedkd_mpi import costlog
+from fedkd_mpi.common import yaml_loader
+from fedkd_mpi.common.plain_text import plain
 from fedkd_mpi.costlog import door
 from fedkd_mpi.errors import UserError
-from fedkd_mpi.plain import plain
 
 SCORES = {
     "global_student": "global student, global test set",

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from fedkd_mpi.common.units import bytes_text, seconds_text
 from fedkd_mpi.report.runs import PHASES, SCORES, STRAGGLER, Run, Target
 from fedkd_mpi.report.sheets import Sheet
-from fedkd_mpi.units import bytes_text, seconds_text
 
 Rows = Sequence[dict[str, Any]]  # of one group
 LABELS = ["run", "method", "codec"]

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor, nn
 
+from fedkd_mpi.common.registry import class_with, resolve
 from fedkd_mpi.datasets import checks
 from fedkd_mpi.models.output import Output
-from fedkd_mpi.registry import class_with, resolve
 
 Examples = dict[str, Tensor]  # tensors with one common first dimension, resident on the device
 TASKS = {

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedkd_mpi.augmentation import random_flips
 from fedkd_mpi.datasets import checks
 from fedkd_mpi.distillation import squared_error
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.models.output import Output
+from fedkd_mpi.tasks.augmentation import random_flips
 
 WANG: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}  # 2004, section III
 MOST_DECIBELS = 100.0  # of an image without any error: the mean over images stays a number

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedkd_mpi.augmentation import random_crop_and_flip
 from fedkd_mpi.datasets import checks
 from fedkd_mpi.distillation import kl_divergence
 from fedkd_mpi.models.output import Output
+from fedkd_mpi.tasks.augmentation import random_crop_and_flip
 
 
 class ImageClassification:

@@ -1,0 +1,67 @@
+"""What one client goes through in one local training: its samples and the order in which they come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedkd_mpi.common.random_streams import generator
+from fedkd_mpi.config.schema import Config
+from fedkd_mpi.config.sections import LocalConfig
+from fedkd_mpi.tasks import Examples, Task
+
+
+class Batches:
+    """The mini-batches of one client in one round, gathered from tensors that are resident on the device.
+
+    `plan` holds the samples of every batch, index tensors on the CPU. Batches are asked for in their order, each once:
+    with data.augment they draw from the client's stream.
+    """
+
+    def __init__(self, config: Config, task: Task, examples: Examples, round_index: int, client: int):
+        self._task, self._examples = task, examples
+        first = next(iter(examples.values()))
+        self._device = first.device
+        self.plan = list(batches(len(first), config.local, generator(config.seed, "batches", round_index, client)))
+        augment = config.data.augment
+        self._chance = generator(config.seed, "augmentation", round_index, client) if augment else None
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def batch(self, step: int) -> Examples:
+        """Return the samples of a step."""
+        index = self.plan[step].to(self._device)
+        batch = {name: tensor.index_select(0, index) for name, tensor in self._examples.items()}
+        return batch if self._chance is None else cast("_Augmenting", self._task).augment(batch, self._chance)
+
+
+class _Augmenting(Protocol):
+    def augment(self, batch: Examples, rng: np.random.Generator) -> Examples: ...
+
+
+def work(count: int, local: LocalConfig) -> int:
+    """Return how many samples one local training over `count` samples goes through, short batches apart."""
+    return count * local.epochs if local.epochs else (local.steps or 0) * min(local.batch_size, count)
+
+
+def batches(count: int, local: LocalConfig, order: np.random.Generator) -> Iterator[Tensor]:
+    """Yield index tensors of the mini-batches of one local training over `count` samples, reshuffled for every pass.
+
+    A last batch of a single sample is left out (BatchNorm cannot train on it), unless the client has no other.
+    """
+    steps = 0
+    epochs = local.epochs or local.steps or 0  # a pass has at least one step
+    for _ in range(epochs):
+        permutation = torch.from_numpy(order.permutation(count))
+        for index in permutation.split(local.batch_size):
+            if len(index) == 1 < count and local.batch_size > 1:
+                continue
+            if steps == local.steps:
+                return
+            yield index
+            steps += 1

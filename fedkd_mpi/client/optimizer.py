@@ -1,0 +1,110 @@
+"""Optimisers of one flat vector, whose state belongs to the client at hand."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
+
+from fedkd_mpi.config import sections
+
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # Kingma and Ba 2015
+
+
+class Optimizer(ABC):
+    """Moves a flat vector by its `.grad`, in one fused operation of torch.
+
+    `state` is the client's, a tensor a name, {} before its first step; the caller puts it here. The update functions
+    are torch's own, without the classes around them: the first of those loads torch's compiler, which takes as long
+    as torch itself to import, in every process.
+    """
+
+    def __init__(self, vector: Tensor, settings: sections.OptimizerConfig, learning_rate: float):
+        self.vector, self.learning_rate = vector, learning_rate
+        self.weight_decay, self.momentum = settings.weight_decay, settings.momentum
+        self.state: dict[str, Tensor] = {}
+
+    def step(self) -> None:
+        """Take one step along the gradient."""
+        self.step_all([self])
+
+    @staticmethod
+    @abstractmethod
+    def step_all(optimizers: Sequence[Any]) -> None:
+        """Take one step with each of several optimisers of the same settings, in one operation."""
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent, with momentum as torch.optim.SGD has it."""
+
+    @staticmethod
+    @torch.no_grad()
+    def step_all(optimizers: Sequence[SGD]) -> None:
+        settings = optimizers[0]
+        moving = [one for one in optimizers if "momentum_buffer" in one.state]
+        for group in (moving, [one for one in optimizers if "momentum_buffer" not in one.state]):
+            if not group:
+                continue
+            buffers = [one.state.get("momentum_buffer") for one in group]
+            sgd(
+                [one.vector for one in group],
+                [one.vector.grad for one in group],
+                buffers,
+                fused=True,
+                weight_decay=settings.weight_decay,
+                momentum=settings.momentum,
+                lr=settings.learning_rate,
+                dampening=0.0,
+                nesterov=False,
+                maximize=False,
+            )
+            if settings.momentum:
+                for one, buffer in zip(group, buffers, strict=True):
+                    one.state["momentum_buffer"] = buffer
+
+
+class Adam(Optimizer):
+    """Adam (Kingma and Ba 2015), as torch.optim.Adam has it."""
+
+    @staticmethod
+    @torch.no_grad()
+    def step_all(optimizers: Sequence[Adam]) -> None:
+        settings = optimizers[0]
+        for one in optimizers:
+            if not one.state:
+                zeros = torch.zeros((), device=one.vector.device), *(torch.zeros_like(one.vector) for _ in range(2))
+                one.state.update(zip(("step", "exp_avg", "exp_avg_sq"), zeros, strict=True))
+        adam(
+            [one.vector for one in optimizers],
+            [one.vector.grad for one in optimizers],
+            *([one.state[name] for one in optimizers] for name in ("exp_avg", "exp_avg_sq")),
+            [],
+            [one.state["step"] for one in optimizers],
+            fused=True,
+            amsgrad=False,
+            beta1=BETAS[0],
+            beta2=BETAS[1],
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            eps=EPSILON,
+            maximize=False,
+        )
+
+
+def clip_(gradient: Tensor, longest: float) -> None:
+    """Scale a flat gradient, or each row of several, down to this norm, in place, if longer (Pascanu et al. 2013).
+
+    To the bit what torch.nn.utils.clip_grad_norm_ does, whose ways for lists of tensors take a tenth of a small step.
+    """
+    norms = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True)
+    gradient.mul_((longest / (norms + 1e-6)).clamp_(max=1.0))
+
+
+def make_optimizer(vector: Tensor, settings: sections.OptimizerConfig, learning_rate: float) -> Optimizer:
+    """Return the optimiser of a flat vector that the configuration names."""
+    return {"sgd": SGD, "adam": Adam}[settings.name](vector, settings, learning_rate)

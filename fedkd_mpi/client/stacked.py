@@ -1,0 +1,165 @@
+"""Several clients trained at once in one process: their networks stacked, so that one operation serves all of them.
+
+A client is a row of flat matrices. Steps on full batches are taken together, by torch.func.vmap; a short batch, of
+which each pass has one, is its client's own step in between, so that every client sees the batches it would see alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from fedkd_mpi.client.batches import Batches
+from fedkd_mpi.client.optimizer import Optimizer, clip_, make_optimizer
+from fedkd_mpi.config.schema import Config
+from fedkd_mpi.errors import UserError
+from fedkd_mpi.methods import Method
+from fedkd_mpi.models.flat import FlatModel
+from fedkd_mpi.tasks import Examples
+
+
+class _Rows:
+    """One network of every client of the stack: states and gradients [size, numbers], an optimiser a row."""
+
+    def __init__(self, role: str, network: FlatModel, optimizer: Optimizer, config: Config):
+        self.network, self.role = network, role
+        self.state = network.state.new_zeros(config.stack, network.state.numel())
+        self.gradient = torch.zeros_like(self.state)
+        self.optimizers: list[Optimizer] = []
+        for state, gradient in zip(self.state, self.gradient, strict=True):
+            state.grad = gradient
+            self.optimizers.append(make_optimizer(state, config.optimizer, optimizer.learning_rate))
+        self._views: dict[tuple[int, int], tuple[dict[str, Tensor], list[Tensor]]] = {}
+
+    def views(self, start: int, stop: int) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """The parameters of rows start to stop, [rows, ...] or of one row [...], and where their gradients belong."""
+        if (start, stop) not in self._views:
+            rows = start if stop == start + 1 else slice(start, stop)
+            values = [view.detach().requires_grad_() for view in self.network.views(self.state[rows])]
+            names = [f"{self.role}.{layer.name}" for layer in self.network.layers]
+            self._views[start, stop] = dict(zip(names, values, strict=True)), self.network.views(self.gradient[rows])
+        return self._views[start, stop]
+
+
+class _Both(nn.Module):
+    """A method's loss as a module, whose parameters functional_call can exchange."""
+
+    def __init__(self, method: Method, private: nn.ModuleDict, student: nn.Module | None):
+        super().__init__()
+        self.method, self.private, self.student = method, private, student
+
+    def forward(self, batch: Examples) -> tuple[Tensor, Tensor, Tensor]:
+        return self.method.loss(self.private, self.student, batch)
+
+
+class Stack:
+    """Room for `stack` clients whose teachers have one architecture, built from the networks that train one alone.
+
+    `networks` are the private ones and, where the method has one, the student, each with its optimiser. Raises
+    UserError, naming the key `stack`, for a method that changes gradients client by client, and for BatchNorm.
+    """
+
+    def __init__(self, config: Config, method: Method, networks: Sequence[tuple[FlatModel, Optimizer]]):
+        self.config = config
+        if any(getattr(type(method), name) is not getattr(Method, name) for name in ("correct", "finish")):
+            raise UserError(f"stack={config.stack}: method={config.method} trains clients one at a time; set stack=1")
+        if any(network.trainable.numel() < network.state.numel() or network.others.numel() for network, _ in networks):
+            raise UserError(
+                f"stack={config.stack}: networks with buffers (BatchNorm) train alone; set stack=1, or another norm"
+            )
+        roles = dict(zip(("private", "student"), networks, strict=False))
+        modules = [network.module for network, _ in networks]
+        self._both = _Both(method, modules[0], modules[1] if modules[1:] else None)
+        self._tied = [
+            (f"{role}.{layer.name}", f"{role}.{other}")
+            for role, (network, _) in roles.items()
+            for layer in network.layers
+            for other in network.names_of(layer)[1:]
+        ]
+        self._stacked = vmap(self._call, randomness="error")
+        self._rows = [_Rows(role, *roles[role], config) for role in roles]
+        sums = config.exchange == "gradient_sum" and "student" in roles
+        self._gradient_sums = torch.zeros_like(self._rows[1].state) if sums else None
+
+    def check(self, examples: Examples) -> None:
+        """Raise UserError, naming the key `stack`, where the networks' operations cannot be stacked."""
+        try:
+            leaves = {name: leaf for rows in self._rows for name, leaf in rows.views(0, 2)[0].items()}
+            self._stacked(leaves, {name: torch.stack([part, part]) for name, part in examples.items()})
+        except (RuntimeError, ValueError, TypeError) as error:
+            reason = str(error).strip().splitlines()[0].partition(". ")[0]
+            raise UserError(f"stack={self.config.stack}: these networks train alone ({reason}); set stack=1") from None
+
+    def put(self, row: int, networks: Sequence[tuple[FlatModel, Optimizer]]) -> None:
+        """Take the client whose networks these are into a row."""
+        for rows, (network, optimizer) in zip(self._rows, networks, strict=True):
+            rows.state[row].copy_(network.state)
+            rows.optimizers[row].state = optimizer.state
+
+    def get(self, row: int, networks: Sequence[tuple[FlatModel, Optimizer]], gradient_sum: Tensor | None) -> None:
+        """Give a row's client back to networks, and the sum of its student's gradients to `gradient_sum`."""
+        for rows, (network, optimizer) in zip(self._rows, networks, strict=True):
+            network.state.copy_(rows.state[row])
+            optimizer.state = rows.optimizers[row].state
+        if gradient_sum is not None:
+            gradient_sum.copy_(self._gradient_sums[row])
+
+    def full_batches(self, batches: Batches) -> int:
+        """Return how many of a client's batches are full ones, which are taken with those of others."""
+        return sum(len(index) == self.config.local.batch_size for index in batches.plan)
+
+    def train(
+        self, batches: Sequence[Batches], precision: Callable[[], AbstractContextManager]
+    ) -> list[tuple[float, float]]:
+        """Train the first rows, each on its batches, and return each one's mean losses.
+
+        Rows come with the most full batches first: those that still have one are always the first.
+        """
+        full, done = [self.full_batches(own) for own in batches], [0] * len(batches)
+        totals = self._rows[0].state.new_zeros(len(batches), 2)
+        if self._gradient_sums is not None:
+            self._gradient_sums.zero_()
+
+        def step(start: int, stop: int) -> None:
+            parts = [batches[row].batch(done[row]) for row in range(start, stop)]
+            batch = {name: torch.stack([part[name] for part in parts]) for name in parts[0]} if parts[1:] else parts[0]
+            totals[start:stop] += self._step(start, stop, batch, precision)
+            for row in range(start, stop):
+                done[row] += 1
+
+        for turn in range(max(full) + 1):
+            for row, own in enumerate(batches):
+                while done[row] < len(own) and len(own.plan[done[row]]) < self.config.local.batch_size:
+                    step(row, row + 1)
+            if going_on := sum(count > turn for count in full):
+                step(0, going_on)
+        return [tuple(total / steps for total in row) for row, steps in zip(totals.tolist(), done, strict=True)]
+
+    def _step(self, start: int, stop: int, batch: Examples, precision: Callable[[], AbstractContextManager]) -> Tensor:
+        """One step of rows start to stop; their losses [rows, 2]."""
+        leaves: dict[str, Tensor] = {}
+        gradients: list[Tensor] = []
+        for rows in self._rows:
+            values, places = rows.views(start, stop)
+            leaves |= values
+            gradients += places
+        with precision():
+            total, *own = (self._stacked if stop > start + 1 else self._call)(leaves, batch)
+        # not by backward(): it warns of gradients that do not lie densely, and these are parts of rows
+        found = torch.autograd.grad(total.sum(), list(leaves.values()), materialize_grads=True)
+        torch._foreach_copy_(gradients, found)
+        for rows in self._rows:
+            if self.config.optimizer.clip_norm:
+                clip_(rows.gradient[start:stop], self.config.optimizer.clip_norm)
+            rows.optimizers[0].step_all(rows.optimizers[start:stop])
+        if self._gradient_sums is not None:
+            self._gradient_sums[start:stop] += self._rows[1].gradient[start:stop]
+        return torch.stack([loss.detach().float() for loss in own], -1)
+
+    def _call(self, leaves: dict[str, Tensor], batch: Examples) -> tuple[Tensor, Tensor, Tensor]:
+        everywhere = leaves | {other: leaves[name] for name, other in self._tied}
+        return functional_call(self._both, everywhere, (batch,), tie_weights=False)

@@ -1,0 +1,289 @@
+"""The networks of one process, on which its clients train, one after another or stacked, and are scored."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedkd_mpi.client.batches import Batches
+from fedkd_mpi.client.client import Client
+from fedkd_mpi.client.compiled import compiled
+from fedkd_mpi.client.optimizer import Optimizer, clip_, make_optimizer
+from fedkd_mpi.common.random_streams import torch_scope
+from fedkd_mpi.config.schema import Config
+from fedkd_mpi.errors import RunFault, UserError
+from fedkd_mpi.methods import Method
+from fedkd_mpi.models.flat import FlatModel
+from fedkd_mpi.tasks import Task
+
+if TYPE_CHECKING:
+    from fedkd_mpi.client.stacked import Stack
+
+Arrays = dict[str, np.ndarray]
+EVALUATION_BATCH = 512  # fixed: another batch size could give other bits
+
+
+@dataclass
+class TrainingResult:
+    """What one local training gave: the student's update (flat; None without one), mean losses, scores, seconds."""
+
+    update: Tensor | None
+    teacher_loss: float
+    student_loss: float
+    teacher_sums: np.ndarray
+    student_sums: np.ndarray
+    seconds_train: float
+    seconds_evaluate: float
+
+
+class LocalTrainer:
+    """The networks of one process, on which its clients are trained one after another."""
+
+    def __init__(
+        self, config: Config, task: Task, method: Method, student: FlatModel | None, arrays: Arrays, device: str
+    ):
+        self.config, self.task, self.method, self.arrays, self.device = config, task, method, arrays, device
+        self._privates: dict[int, tuple[FlatModel, Optimizer]] = {}  # by architecture of the teacher
+        self._stacks: dict[int, Stack] = {}  # likewise
+        self.student = student
+        if student:
+            learning_rate = config.network(method.role).learning_rate
+            self.student_optimizer = make_optimizer(student.trainable, config.optimizer, learning_rate)
+            self._gradients = torch.zeros_like(student.trainable) if config.exchange == "gradient_sum" else None
+        self._compiled = compiled(method.loss, device, task.input_shape) if config.compile else None
+        bfloat16 = config.precision == "bfloat16"
+        self._precision = lambda: torch.autocast(device.split(":")[0], torch.bfloat16) if bfloat16 else nullcontext()
+
+    def networks_for(self, client: int) -> FlatModel:
+        """Put the private networks that fit a client on the bench, built when first needed, and return them."""
+        kind = self.config.architecture(client)
+        if kind not in self._privates:
+            key = f"teachers.{kind}" if self.config.teachers else "teacher"
+            with torch_scope(self.config.seed, "workbench"), under_key(key):
+                network = FlatModel(self.method.private(kind), self.device, exchange_buffers=False)
+            learning_rate = self.config.architectures[kind].learning_rate
+            self._privates[kind] = network, make_optimizer(network.trainable, self.config.optimizer, learning_rate)
+        self.private, self.private_optimizer = self._privates[kind]
+        return self.private
+
+    def stack(self, client: Client) -> Stack:
+        """Return the stack that fits a client, built when first needed; raises UserError where there can be none."""
+        from fedkd_mpi.client.stacked import Stack
+
+        kind = self.config.architecture(client.id)
+        if kind not in self._stacks:
+            self.networks_for(client.id)
+            self._stacks[kind] = Stack(self.config, self.method, self._in_training())
+            examples = self.task.prepare(self.arrays, client.train_indices[:2], self.device)
+            self._stacks[kind].check(examples)
+        return self._stacks[kind]
+
+    def train(self, client: Client, round_index: int, student: Tensor | None, *, evaluate: bool) -> TrainingResult:
+        """Train a client from the student replica (flat, left as it is) and return its update.
+
+        Raises RunFault naming round, client and layer if the update or the teacher is not finite; the client's state is
+        then that of before the round if on_nonfinite is skip.
+        """
+        began = time.perf_counter()
+        keep = self._keep(client)
+        self._load(client, student)
+        self.method.begin(round_index, self.device)
+        batches = self._batches(client, round_index)
+        with torch_scope(self.config.seed, "training", round_index, client.id, device=self.device):
+            losses = self._train(batches, client, student)
+        return self._conclude(client, round_index, student, losses, keep, began, evaluate)
+
+    def train_stack(
+        self, clients: Sequence[Client], round_index: int, student: Tensor | None, *, evaluate: bool
+    ) -> list[TrainingResult | RunFault]:
+        """Train clients of one architecture at once; return of each what train() returns, or the RunFault it raises."""
+        began = time.perf_counter()
+        stack = self.stack(clients[0])
+        self.method.begin(round_index, self.device)
+        batches = {client.id: self._batches(client, round_index) for client in clients}
+        keeps = {client.id: self._keep(client) for client in clients}
+        rows = sorted(clients, key=lambda client: -stack.full_batches(batches[client.id]))
+        for row, client in enumerate(rows):
+            self._load(client, student)
+            stack.put(row, self._in_training())
+        losses = stack.train([batches[client.id] for client in rows], self._precision)
+        shared = (time.perf_counter() - began) / len(clients)
+        outcomes: dict[int, TrainingResult | RunFault] = {}
+        for row, client in enumerate(rows):
+            began = time.perf_counter() - shared
+            stack.get(row, self._in_training(), self._gradients if self.student else None)
+            try:
+                outcome = self._conclude(client, round_index, student, losses[row], keeps[client.id], began, evaluate)
+            except RunFault as fault:
+                outcome = fault
+            outcomes[client.id] = outcome
+        return [outcomes[client.id] for client in clients]
+
+    def score_teacher(self, client: Client, arrays: Arrays, indices: np.ndarray) -> np.ndarray:
+        """Return the task's sums of a client's teacher on samples of `arrays`, zeros where there is no teacher."""
+        self._load_private(client)
+        if "teacher" not in self.private.module:
+            return np.zeros(self.task.sums)
+        return score(self.task, self.private.module["teacher"], arrays, indices, self.device)
+
+    def _in_training(self) -> list[tuple[FlatModel, Optimizer]]:
+        own = [(self.private, self.private_optimizer)]
+        return [*own, (self.student, self.student_optimizer)] if self.student else own
+
+    def _keep(self, client: Client) -> dict[str, Tensor] | None:
+        """A copy of a client's state where it may have to be put back."""
+        skips = self.config.on_nonfinite == "skip"
+        return {name: tensor.clone() for name, tensor in client.tensors.items()} if skips else None
+
+    def _batches(self, client: Client, round_index: int) -> Batches:
+        examples = self.task.prepare(self.arrays, client.train_indices, self.device)
+        return Batches(self.config, self.task, examples, round_index, client.id)
+
+    def _load_private(self, client: Client) -> None:
+        self.networks_for(client.id)
+        if "private" not in client.tensors:
+            with torch_scope(self.config.seed, "teacher", client.id):
+                module = self.method.private(self.config.architecture(client.id))
+                client.tensors["private"] = self.private.flat(module)
+        self.private.load(client.tensors["private"])
+        _take(self.private, client, "others.private")
+
+    def _load(self, client: Client, student: Tensor | None) -> None:
+        self._load_private(client)
+        self.private_optimizer.state = client.part("optimizer.private.")
+        if self.student:
+            self.student.load(student)
+            _take(self.student, client, "others.student")
+            if self.student.local_buffers is not None and "buffers" in client.tensors:
+                self.student.local_buffers.copy_(client.tensors["buffers"])
+            self.student_optimizer.state = client.part("optimizer.student.")
+
+    def _store(self, client: Client) -> None:
+        for name, (network, optimizer) in zip(("private", "student"), self._in_training(), strict=False):
+            network.gather()
+            if network.others.numel():
+                client.tensors[f"others.{name}"] = network.others.clone()
+            client.tensors.update({f"optimizer.{name}.{key}": value for key, value in optimizer.state.items()})
+        client.tensors["private"].copy_(self.private.state)
+        if self.student and self.student.local_buffers is not None:
+            client.tensors["buffers"] = self.student.local_buffers.clone()
+
+    def _train(self, batches: Batches, client: Client, start: Tensor | None) -> tuple[float, float]:
+        state, networks = client.part("method."), self._in_training()
+        totals = torch.zeros(2, device=self.device)
+        if self.student and self._gradients is not None:
+            self._gradients.zero_()
+        for step in range(len(batches)):
+            batch = batches.batch(step)
+            for network, _ in networks:
+                network.zero_grad()
+            with self._precision():
+                full = len(batches.plan[step]) == self.config.local.batch_size
+                losses = self._compiled if self._compiled and full else self.method.loss
+                loss, *own = losses(self.private.module, self.student and self.student.module, batch)
+            loss.backward()
+            if self.student:
+                self.method.correct(self.student, start, state)
+            for network, optimizer in networks:
+                if self.config.optimizer.clip_norm:
+                    clip_(network.trainable.grad, self.config.optimizer.clip_norm)
+                optimizer.step()
+            if self.student and self._gradients is not None:
+                self._gradients += self.student.trainable.grad
+            totals += torch.stack([part.detach().float() for part in own])
+        if self.student:
+            self.method.finish(self.student, start, state)
+        client.tensors.update({f"method.{name}": tensor for name, tensor in state.items()})
+        teacher_loss, student_loss = (totals / len(batches)).tolist()
+        return teacher_loss, student_loss
+
+    def _conclude(
+        self,
+        client: Client,
+        round_index: int,
+        student: Tensor | None,
+        losses: tuple[float, float],
+        keep: dict[str, Tensor] | None,
+        began: float,
+        evaluate: bool,
+    ) -> TrainingResult:
+        """Take state and update of the client whose networks, trained, are on the bench, and score them."""
+        self._store(client)
+        try:
+            update = self._update(student, round_index, client.id)
+        except RunFault:
+            if keep is not None:
+                client.tensors = keep
+            raise
+        trained = time.perf_counter()
+        teacher_sums, student_sums = np.zeros((2, self.task.sums))
+        if evaluate:
+            held_out = self.arrays, client.test_indices, self.device
+            if "teacher" in self.private.module:
+                teacher_sums = score(self.task, self.private.module["teacher"], *held_out)
+            if self.student:
+                student_sums = score(self.task, self.student.module, *held_out)
+        ended = time.perf_counter()
+        return TrainingResult(update, *losses, teacher_sums, student_sums, trained - began, ended - trained)
+
+    def _update(self, student: Tensor | None, round_index: int, client: int) -> Tensor | None:
+        self.private.require_finite(self.private.state, "private state (teacher and W_h)", round_index, client)
+        if not self.student:
+            return None
+        update = self.student.state - student
+        # Statistics travel as they are: the mean of statistics is one, a sum of changes need not be.
+        present = self.student.exchanged_parts(self.student.state)[1]
+        for part, buffer in zip(self.student.exchanged_parts(update)[1], present, strict=True):
+            part.copy_(buffer)
+        if self._gradients is not None:
+            update[: self._gradients.numel()] = -self._gradients
+        self.student.require_finite(update, "update of the student", round_index, client)
+        return update
+
+
+def _take(network: FlatModel, client: Client, name: str) -> None:
+    """Give a network the client's own buffers of other types, or those of a new module."""
+    if name in client.tensors:
+        network.others.copy_(client.tensors[name])
+    else:
+        network.reset_others()
+
+
+@contextmanager
+def under_key(key: str) -> Iterator[None]:
+    """Name the section of the configuration whose network is refused inside the block."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error)
+        raise UserError(text if text.startswith(key) else f"{key}: {text}") from None
+
+
+@torch.no_grad()
+def score(task: Task, model: torch.nn.Module, arrays: Arrays, indices: np.ndarray, device: str) -> np.ndarray:
+    """Return the task's sums of a model on samples of `arrays`: float64 [task.sums], all NaN where a logit is NaN."""
+    model.eval()
+    sums = np.zeros(task.sums)
+    for start in range(0, len(indices), EVALUATION_BATCH):
+        batch = task.prepare(arrays, indices[start : start + EVALUATION_BATCH], device)
+        output = task.predict(model, batch)
+        logits = getattr(output, "logits", None)
+        if logits is not None and torch.isnan(logits).any():  # argmax would call it class 0
+            sums[:] = np.nan
+            break
+        sums += task.score(output, batch)
+    model.train()
+    return sums
+
+
+def initial_student(config: Config, method: Method, device: str) -> FlatModel:
+    """Return the student as every process starts with it: its values follow from the seed alone."""
+    with torch_scope(config.seed, "student"), under_key("student" if method.role == "student" else "teacher"):
+        return FlatModel(method.student(), device, exchange_buffers=config.server.buffers == "average")

@@ -1,0 +1,127 @@
+"""The byte layout of a message: a fixed header, then one tagged record per layer; knows nothing of MPI or of codecs.
+
+    message header (40 bytes, little endian)
+        magic "FKD1", kind u8, 3 bytes zero, round u32, sender u32, records u32, samples u64, payload bytes u64,
+        CRC-32 of the payload u32
+    payload = one record per layer, in the order of the layout
+        encoding u8, rank i32 (-1 = no matrix factors), data bytes u64, data
+
+A record says how it is encoded; nothing is ever inferred from a length or a shape.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+MAGIC = b"FKD1"
+
+
+HEADER = struct.Struct("<4sB3xIIIQQI")
+
+
+HEADER_BYTES = HEADER.size
+
+
+RECORD = struct.Struct("<BiQ")
+
+
+RECORD_BYTES = RECORD.size
+
+
+SERVER = 0xFFFFFFFF  # sender of a downlink message
+
+
+UPDATE, SKIPPED = 0, 1  # kinds of message: SKIPPED carries no records (its update was not finite)
+
+
+class Record(NamedTuple):
+    """One encoded layer: tag, matrix rank (-1 without factors), bytes (uint8), and the share of its energy kept.
+
+    `paper_rank` is the K at which the paper would send the layer, also where it is raw because that is shorter.
+    """
+
+    encoding: int
+    rank: int
+    data: np.ndarray
+    energy: float = float("nan")  # known to the encoder alone, as what follows: they do not travel
+    paper_rank: int = -1
+
+
+class Header(NamedTuple):
+    """What a message says of itself; `sender` is a client's id or SERVER, `samples` its number of training samples."""
+
+    kind: int
+    round: int
+    sender: int
+    records: int
+    samples: int
+    payload_bytes: int
+    checksum: int
+
+
+class WireError(ValueError):
+    """A message that is damaged or not ours; the text says what is wrong with it."""
+
+
+def pack(records: Sequence[Record], room: int = 0) -> np.ndarray:
+    """Return the payload of the records behind so many bytes of room: contiguous uint8 [room + payload bytes]."""
+    packed = np.empty(room + sum(RECORD_BYTES + record.data.size for record in records), np.uint8)
+    at = room
+    for record in records:
+        RECORD.pack_into(packed, at, record.encoding, record.rank, record.data.size)
+        at += RECORD_BYTES
+        packed[at : at + record.data.size] = record.data
+        at += record.data.size
+    return packed
+
+
+def pack_header(
+    kind: int, round_index: int, sender: int, records: int, samples: int, payload: np.ndarray
+) -> np.ndarray:
+    """Return the header of a message: uint8 [HEADER_BYTES]."""
+    raw = HEADER.pack(MAGIC, kind, round_index, sender, records, samples, payload.size, zlib.crc32(payload))
+    return np.frombuffer(raw, np.uint8).copy()
+
+
+def unpack_header(buffer: np.ndarray) -> Header:
+    """Return the header in uint8 [HEADER_BYTES]; raises WireError if it is not one."""
+    if buffer.size != HEADER_BYTES:
+        raise WireError(f"a message header has {HEADER_BYTES} bytes, not {buffer.size}")
+    magic, *fields = HEADER.unpack(buffer.tobytes())
+    header = Header(*fields)
+    if magic != MAGIC:
+        raise WireError(f"message starts with {magic!r} instead of {MAGIC!r}")
+    if header.kind not in (UPDATE, SKIPPED):
+        raise WireError(f"unknown kind of message {header.kind}")
+    return header
+
+
+def unpack(header: Header, payload: np.ndarray, layers: int) -> list[Record]:
+    """Return the records of a payload as views into it; all lengths and the checksum are checked before any is used.
+
+    Raises WireError on a wrong length, record count or checksum.
+    """
+    if payload.size != header.payload_bytes:
+        raise WireError(f"header announces {header.payload_bytes} bytes of payload, {payload.size} arrived")
+    if header.records != layers:
+        raise WireError(f"message has {header.records} records, the student has {layers} layers")
+    if zlib.crc32(payload) != header.checksum:
+        raise WireError("checksum of the payload does not match")
+    records, end, view, length = [], 0, memoryview(payload), payload.size
+    for index in range(layers):
+        at = end + RECORD_BYTES
+        if at > length:
+            raise WireError(f"payload ends inside the head of record {index}")
+        encoding, rank, size = RECORD.unpack_from(view, end)
+        end = at + size
+        if end > length:
+            raise WireError(f"record {index} announces {size} bytes, {length - at} are left")
+        records.append(Record(encoding, rank, payload[at:end]))
+    if end != length:
+        raise WireError(f"{length - end} bytes follow the last record")
+    return records

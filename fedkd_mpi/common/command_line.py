@@ -1,0 +1,33 @@
+"""Command lines whose mistakes are told in one line, with exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from fedkd_mpi.common.console import say, tell
+from fedkd_mpi.errors import shown
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without the lines of usage that hide the mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        say(f"{self.prog}: {shown(message, 300)}; --help shows the usage", error=True)
+        sys.exit(2)
+
+    def print_help(self, file: object = None) -> None:
+        tell(self.format_help().rstrip())
+
+
+def count(least: int, most: int) -> Callable[[str], int]:
+    """Return a type of arguments: whole numbers from `least` to `most`, in plain decimal digits."""
+
+    def whole_number(text: str) -> int:
+        if not (text.isascii() and text.isdecimal() and len(text) < 20 and least <= int(text) <= most):
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not a whole number from {least} to {most}")
+        return int(text)
+
+    return whole_number

@@ -1,0 +1,148 @@
+"""Messages between processes: their lengths first, waited for asleep, then whole messages at full speed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from fedkd_mpi.codecs import wire
+from fedkd_mpi.codecs.wire import SERVER, SKIPPED, UPDATE
+from fedkd_mpi.common.stopwatch import Stopwatch
+from fedkd_mpi.communication.world import NOTHING, World
+from fedkd_mpi.errors import RunFault
+from fedkd_mpi.scheduling.cohort import arrival
+
+__all__ = ["SERVER", "SKIPPED", "UPDATE", "Message", "Receipt", "downlink", "make_message", "uplink"]
+
+
+WINDOW = 8 * 2**20  # bytes of messages that the server holds at a time
+
+
+class Receipt(NamedTuple):
+    """What the log says of a message once it has been read: its length, and rank and bytes of each layer, if any."""
+
+    bytes: int
+    layers: list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Message:
+    """A header and the payload behind it, in one uint8 array."""
+
+    whole: np.ndarray
+
+    @property
+    def header(self) -> np.ndarray:
+        """uint8 [HEADER_BYTES]."""
+        return self.whole[: wire.HEADER_BYTES]
+
+    @property
+    def payload(self) -> np.ndarray:
+        """uint8 [payload bytes]."""
+        return self.whole[wire.HEADER_BYTES :]
+
+    @cached_property
+    def parsed(self) -> wire.Header:
+        """The header's fields; raises WireError if it is none."""
+        return wire.unpack_header(self.header)
+
+    def records(self, layers: int) -> list[wire.Record]:
+        """Return the records of an update (none if skipped); raises RunFault naming the sender if it is damaged."""
+        header = self.parsed
+        if header.kind == SKIPPED:
+            return []
+        try:
+            return wire.unpack(header, self.payload, layers)
+        except wire.WireError as error:
+            client = None if header.sender == SERVER else header.sender
+            raise RunFault(f"damaged message: {error}", round=header.round, client=client) from None
+
+    def receipt(self, records: Sequence[wire.Record]) -> Receipt:
+        """Return what the log says of this message, whose records these are."""
+        layers = [(record.rank, record.data.size) for record in records]
+        return Receipt(self.whole.size, layers)
+
+
+def make_message(round_index: int, sender: int, samples: int, records: Sequence[wire.Record] | None) -> Message:
+    """Return the message of an update, or of a skipped one where records is None."""
+    message = Message(wire.pack(records or [], room=wire.HEADER_BYTES))
+    kind = SKIPPED if records is None else UPDATE
+    message.header[:] = wire.pack_header(kind, round_index, sender, len(records or []), samples, message.payload)
+    return message
+
+
+def uplink(
+    world: World, watch: Stopwatch, messages: Sequence[Message], rank_of_client: np.ndarray
+) -> Iterator[Message]:
+    """Yield the clients' messages on the server, in client order, and nothing elsewhere; all processes run through it.
+
+    `hosts` is the mpi rank of every client of the cohort, known to all; each process gives its own clients' messages in
+    that order. The server holds one window of messages at a time: it reads those before it asks for more, however many
+    clients there are. Raises RunFault naming the process whose message is none.
+    """
+    with watch("wait"):
+        lengths = _lengths(world, messages, rank_of_client)  # with these, all know what goes in which window
+    places = np.flatnonzero(rank_of_client == world.mpi_rank)  # of its own messages in the cohort
+    for start, stop in windows(lengths):
+        senders, sizes = rank_of_client[start:stop], lengths[start:stop]
+        counts = np.bincount(senders, sizes, world.world_size).astype(np.int64)
+        if start:
+            with watch("wait"):
+                world.broadcast_small()
+        with watch("gather"):
+            own = _joined(messages[np.searchsorted(places, start) : np.searchsorted(places, stop)])
+            arrived = world.gather(own, counts.tolist(), payload=True)
+        if arrived is not None:
+            parts = np.split(arrived, sizes[senders.argsort(kind="stable")].cumsum()[:-1])
+            for sender, place in zip(senders, arrival(senders), strict=True):
+                yield _checked(Message(parts[place]), sender)
+        arrived = parts = None  # this window's memory is for the next one
+
+
+def _lengths(world: World, messages: Sequence[Message], rank_of_client: np.ndarray) -> np.ndarray:
+    """Return the bytes of every message of the cohort, in client order: int64 [clients]."""
+    own = np.array([message.whole.size for message in messages], np.int64)
+    counts = own.itemsize * np.bincount(rank_of_client, minlength=world.world_size)
+    lengths = world.allgather_small(own, counts.tolist()).view(np.int64)[arrival(rank_of_client)]
+    for mpi_rank, length in zip(rank_of_client, lengths, strict=True):
+        if length < wire.HEADER_BYTES:
+            raise RunFault(f"damaged message: rank {mpi_rank} announces {length} bytes, less than a header has")
+    return lengths
+
+
+def _checked(message: Message, mpi_rank: int) -> Message:
+    try:
+        _ = message.parsed
+    except wire.WireError as error:
+        raise RunFault(f"damaged message of rank {mpi_rank}: {error}") from None
+    return message
+
+
+def windows(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) of runs of messages of at most WINDOW bytes together, or of one larger message."""
+    start = 0
+    while start < len(sizes):
+        stop = start + max(int(np.searchsorted(np.cumsum(sizes[start:]), WINDOW, side="right")), 1)
+        yield start, stop
+        start = stop
+
+
+def downlink(world: World, watch: Stopwatch, message: Message | None) -> Message:
+    """Broadcast the server's message to every process; to be called after an uplink, from which all come at once."""
+    length = np.array([message.whole.size if message else 0])
+    with watch("wait"):
+        world.broadcast_small(length)
+    with watch("broadcast"):
+        answer = message or Message(np.empty(length[0], np.uint8))
+        world.broadcast(answer.whole, payload=True)
+    return _checked(answer, 0)
+
+
+def _joined(messages: Sequence[Message]) -> np.ndarray:
+    if len(messages) == 1:
+        return messages[0].whole
+    return np.concatenate([message.whole for message in messages]) if messages else NOTHING

@@ -1,0 +1,132 @@
+"""All processes must have been started alike: else a run would be several, mixed, and its numbers nobody's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedkd_mpi import __version__
+from fedkd_mpi.communication.shared_memory import flat_bytes
+from fedkd_mpi.errors import UserError, shown
+
+if TYPE_CHECKING:
+    from fedkd_mpi.communication.world import World
+    from fedkd_mpi.config.schema import Config
+
+DIGEST_BYTES = 16
+LIBRARIES = ("torch", "numpy", "h5py", "mpi4py")
+
+
+def require_same_start(world: World, config: Config, output: Path | None, *, mode: str) -> None:
+    """Raise the same UserError everywhere, naming rank, host and key, where a process was started differently.
+
+    Compared are `mode` (a new run, a resumed one), configuration, name of the log, this package, the user's own parts
+    and the libraries that numbers depend on. Collective.
+    """
+    if world.world_size > 1:
+        require_same(
+            world, start(config, output, mode), "start every process with the same command, files and packages"
+        )
+
+
+def require_same_data(world: World, arrays: Mapping[str, np.ndarray], meta: Any) -> None:
+    """Raise the same UserError everywhere where a node has read other data than the first one. Collective.
+
+    `arrays` are those of the node: its leader alone has read them, and looks at them, where there are several nodes.
+    """
+    nodes = world.allgather(np.array([world.is_node_leader])).sum()
+    if nodes > 1:
+        own = contents(arrays, meta) if world.is_node_leader else None
+        require_same(
+            world, world.broadcast_on_node(own), "every node must read the same files (data.root, $FEDKD_DATA)"
+        )
+
+
+def require_same(world: World, own: Mapping[str, str], remedy: str) -> None:
+    """Raise the same UserError everywhere where texts by key differ between processes. Collective."""
+    text = json.dumps(own).encode()
+    digests = world.allgather(np.frombuffer(hashlib.blake2b(text, digest_size=DIGEST_BYTES).digest(), np.uint8))
+    different = np.flatnonzero((digests != digests[0]).any(axis=1))
+    if not len(different):
+        return
+    first = int(different[0])
+    reference = json.loads(world.first_message(text.decode() if world.is_root else None) or "{}")
+    message = describe(world, reference, own) if world.mpi_rank == first else None
+    others = f" (and {len(different) - 1} more processes differ)" if len(different) > 1 else ""
+    raise UserError(f"{world.first_message(message)}{others}: {remedy}")
+
+
+def describe(world: World, reference: Mapping[str, str], own: Mapping[str, str]) -> str:
+    """Return how this process differs from rank 0, by the first key in which it does."""
+    key = next(key for key in [*own, *reference] if own.get(key) != reference.get(key))
+    here, there = (shown(texts.get(key, "nothing"), 200) for texts in (own, reference))
+    return (
+        f"rank {world.mpi_rank} on {world.hostname} has {key}={here}, "
+        f"but rank 0 on {world.hostnames[0]} has {key}={there}"
+    )
+
+
+def start(config: Config, output: Path | None, mode: str) -> dict[str, str]:
+    """Return what this process was started with, a text for each key."""
+    values = flat(config.model_dump(mode="json"))
+    texts = {"mode": mode, **{key: json.dumps(value) for key, value in values.items()}}
+    texts |= {"--output": str(output), "fedkd_mpi": f"{__version__}, sources {digest_of(Path(__file__).parents[1])}"}
+    for value in values.values():
+        if isinstance(value, str) and (file := own_part(value)):
+            texts[f"source of {value}"] = digest_of(file)
+    texts["Python"] = platform.python_version()
+    for name in LIBRARIES:
+        texts[name] = metadata.version(name)
+    return texts
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested mappings and lists by dotted key."""
+    if not isinstance(tree, dict | list) or not tree:
+        return {prefix: tree}
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    return {
+        name: leaf
+        for key, branch in items
+        for name, leaf in flat(branch, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
+
+
+def own_part(value: str) -> Path | None:
+    """Return the file of the module in a part's dotted path, package.module:Name; None for other texts."""
+    module, colon, name = value.partition(":")
+    if not colon or not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+        return None
+    package, *rest = module.split(".")
+    found = find_spec(package)  # which imports nothing, as that of a module inside of it would
+    if not found or not found.origin:
+        return None
+    stem = Path(found.origin).parent.joinpath(*rest) if rest else Path(found.origin).with_suffix("")
+    return next((file for file in (stem.with_suffix(".py"), stem / "__init__.py") if file.is_file()), None)
+
+
+def digest_of(path: Path) -> str:
+    """Return a digest of a file, or of all Python sources below a folder."""
+    files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    whole = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for file in files:
+        content = file.read_bytes()
+        whole.update(f"{file.relative_to(path)} {len(content)} ".encode() + content)
+    return whole.hexdigest()
+
+
+def contents(arrays: Mapping[str, np.ndarray], meta: Any) -> dict[str, str]:
+    """Return type, shape and digest of each array, and the metadata's."""
+    texts = {}
+    for name, array in sorted(arrays.items()):
+        digest = hashlib.blake2b(flat_bytes(array), digest_size=DIGEST_BYTES).hexdigest()
+        texts[f"the data's {name}"] = f"{array.dtype} {list(array.shape)} {digest}"
+    return texts | {"the data's meta": json.dumps(meta, sort_keys=True)}

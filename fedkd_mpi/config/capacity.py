@@ -1,0 +1,79 @@
+"""What this machine can hold, so that what does not fit is refused before it is asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedkd_mpi.common.units import bytes_text
+from fedkd_mpi.errors import UserError
+from fedkd_mpi.models.options import FAMILIES
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fedkd_mpi.config.schema import Config
+    from fedkd_mpi.tasks import Task
+
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container, cgroup 2 and 1
+NUMBER = 8  # bytes: a parameter and its gradient, float32
+
+
+def cores() -> int:
+    """Return the cores of this node."""
+    return os.cpu_count() or 1
+
+
+def memory() -> int:
+    """Return the bytes of memory of this node, or of the container where that has fewer."""
+    found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for path in LIMITS:
+        with suppress(OSError, ValueError):  # there is none, or it says "max"
+            found = min(found, int(Path(path).read_text()))
+    return found
+
+
+def require_threads(threads: int) -> None:
+    """Raise UserError where a process would start more threads than its node has cores."""
+    if threads > cores():
+        raise UserError(
+            f"threads_per_rank={threads} is more than this node's {cores()} cores: set at most that, or auto"
+        )
+
+
+def require_networks(config: Config, task: Task) -> None:
+    """Raise UserError naming a network of this package that does not fit into memory, by its shapes alone."""
+    from fedkd_mpi import methods
+
+    networks = {}
+    if config.method == "fedkd" or (config.averages and config.averaging.network == "student"):
+        networks["student"] = (config.student, lambda: methods.make_model(config, task, "student"))
+    for index, network in enumerate(config.architectures):
+        key = f"teachers.{index}" if config.teachers else "teacher"
+        networks[key] = (network, lambda index=index: methods.make_teacher(config, task, index))
+    for key, (network, make) in networks.items():
+        if network.name in FAMILIES:
+            _require(key, numbers_of(make, config.seed), network.name)
+
+
+def numbers_of(make: Callable[[], nn.Module], seed: int) -> int:
+    """Return how many parameters a network has that `make` builds; none of them is allocated."""
+    import torch
+
+    from fedkd_mpi.common.random_streams import torch_scope
+
+    with torch_scope(seed, "shapes"), torch.device("meta"):
+        model = make()
+    return sum(tensor.numel() for tensor in model.parameters())
+
+
+def _require(key: str, numbers: int, name: str) -> None:
+    needed, there = NUMBER * numbers, memory()
+    if needed > there:
+        raise UserError(
+            f"{key}: a {name} of {numbers:,} parameters takes {bytes_text(needed)} with its gradients, more than this"
+            f" machine's {bytes_text(there)}: make it smaller"
+        )

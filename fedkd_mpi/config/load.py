@@ -1,0 +1,119 @@
+"""The one configuration of a run: frozen, typed, YAML with dotted KEY=VALUE overrides; unknown keys are refused."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from fedkd_mpi.common import yaml_loader
+from fedkd_mpi.common.options import explain
+from fedkd_mpi.common.registry import nearest
+from fedkd_mpi.config.schema import Config
+from fedkd_mpi.config.sections import (
+    DataConfig,
+    NetworkConfig,
+)
+from fedkd_mpi.errors import UserError, shown
+
+
+def presets() -> Path:
+    """Return the folder of the shipped configurations (inside the installed package, or beside it in a checkout)."""
+    inside = Path(__file__).parents[1] / "configs"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "configs"
+
+
+def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Return the configuration of a YAML file (default configs/digits.yaml) with KEY=VALUE overrides.
+
+    A relative path that is no file here is that of a shipped configuration, with or without .yaml.
+
+    Raises UserError with one line that names the key, and the nearest known key where it is unknown.
+    """
+    path = shipped(path or Path("digits.yaml"))
+    try:
+        tree = yaml_loader.read_mapping(path, "--config")
+    except FileNotFoundError:
+        known = ", ".join(sorted(str(file.relative_to(presets())) for file in presets().rglob("*.yaml")))
+        raise UserError(f"cannot read --config {shown(path)}: there is none; shipped configurations: {known}") from None
+    for override in overrides:
+        apply(tree, override)
+    return parse(tree)
+
+
+def shipped(path: Path) -> Path:
+    """Return the path of a shipped file, named with or without .yaml, where it is none from here; else the path."""
+    if path.is_absolute() or os.path.lexists(path) or not path.name.strip("."):
+        return path
+    inside = presets() / path.with_suffix(".yaml")
+    return inside if os.path.lexists(inside) else path
+
+
+def parse(tree: dict[str, Any]) -> Config:
+    """Return the configuration of a nested mapping; raises UserError as load() does."""
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(explain(error, _hint)) from None
+    from fedkd_mpi import datasets, models
+
+    def fill(network: NetworkConfig, key: str) -> NetworkConfig:
+        options = models.check(network.name, network.options(), key)
+        return NetworkConfig(name=network.name, learning_rate=network.learning_rate, **options)
+
+    filled = {key: fill(getattr(config, key), key) for key in ("teacher", "student") if getattr(config, key)}
+    if config.teachers:
+        filled["teachers"] = [fill(network, f"teachers.{index}") for index, network in enumerate(config.teachers)]
+    data, own = config.data, datasets.check(config.data.name, config.data.options())
+    filled["data"] = DataConfig(name=data.name, root=data.root, augment=data.augment, **own)
+    return config.model_copy(update=filled)
+
+
+# Keys that change no bit: a resumed run may have other values.
+CARE = ("checkpoint", "watchdog", "time_limit", "clients_in_memory", "balance")
+
+
+def with_care(config: Config, overrides: Sequence[str]) -> Config:
+    """Return the configuration with overrides of the keys in CARE; raises UserError on any other key."""
+    tree = config.model_dump(mode="json")
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key.partition(".")[0] not in CARE:
+            raise UserError(f"--resume takes {key} from the log: only {', '.join(CARE)} may be given anew")
+        apply(tree, override)
+    return parse(tree)
+
+
+def apply(tree: dict[str, Any], text: str) -> None:
+    """Put an override KEY=VALUE into a nested mapping; raises UserError where it is none."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"override '{shown(text)}' is not KEY=VALUE, for example rounds=50 or compression.t_end=0.99")
+    if not re.fullmatch(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*){0,9}", key, re.ASCII):
+        raise UserError(f"override '{shown(text)}': '{shown(key)}' is no key: names with dots between them")
+    *parents, last = key.split(".")
+    for parent in parents:
+        if not isinstance(tree.setdefault(parent, {}), dict):
+            raise UserError(f"override '{shown(text)}': {parent} is not a section")
+        tree = tree[parent]
+    try:
+        tree[last] = yaml_loader.parse_override(value)
+    except ValueError as error:
+        raise UserError(f"override '{shown(text)}': the value is not YAML: {error}") from None
+
+
+def _keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _keys(kind, f"{prefix}{name}.")
+
+
+def _hint(key: str) -> str:
+    near = nearest(key, list(_keys()))
+    return f"did you mean {near}?" if near else "--print-config shows all keys"

@@ -1,0 +1,156 @@
+"""The one configuration of a run: frozen and typed; cross checks between its sections."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from fedkd_mpi.common import yaml_loader
+from fedkd_mpi.config.sections import (
+    MANY,
+    NAME,
+    PART,
+    YEARS,
+    AveragingConfig,
+    CheckpointConfig,
+    CompressionConfig,
+    DataConfig,
+    DistillationConfig,
+    EvaluateConfig,
+    LocalConfig,
+    LogConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    PartitionConfig,
+    Section,
+    ServerConfig,
+    WatchdogConfig,
+    seconds_of,
+)
+
+
+class Config(Section):
+    """Everything that decides the bits of a run, apart from the build and the data files, and how it is kept safe."""
+
+    name: str = Field("run", max_length=NAME, pattern=r"^[A-Za-z0-9._-]+$")
+    seed: int = Field(0, ge=0, lt=2**63)
+    rounds: int = Field(ge=1, le=MANY)
+    num_clients: int = Field(ge=1, le=MANY)
+    cohort_size: int | None = Field(None, ge=1, le=MANY, description="clients a round; null = all")
+    clients_in_memory: int | None = Field(
+        None, ge=1, le=MANY, description="clients whose states a process holds at once, the others on disk; null = all"
+    )
+    method: Literal["fedkd", "fedavg", "fedprox", "scaffold", "feddropout", "local", "centralized"] = Field(
+        "fedkd",
+        description="local, centralized: teachers alone, nothing travels; fedavg, fedprox, scaffold: no teacher",
+    )
+    exchange: Literal["delta", "gradient_sum"] = Field(
+        "delta", description="what a client sends: its student's change, or minus the sum of its gradients"
+    )
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:[0-9]{1,4})?)$")
+    stack: int = Field(
+        1, ge=1, le=MANY, description="clients trained at once in a process, as one stacked network; for small ones"
+    )
+    compile: bool = Field(False, description="local training through torch.compile; on GPUs, CUDA graphs")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 = autocast in local training")
+    threads_per_rank: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = Field(
+        1, description="at most a node's cores; auto = cores / ranks of the node: bits then depend on it"
+    )
+    balance: bool = Field(
+        True, description="a node's processes train its clients together, not each its own; on CPUs, states in memory"
+    )
+    on_nonfinite: Literal["abort", "skip"] = "abort"
+    task: str = Field("image_classification", pattern=PART)
+    data: DataConfig
+    partition: PartitionConfig = PartitionConfig()
+    teacher: NetworkConfig | None = Field(None, description="the same architecture for every client")
+    teachers: list[NetworkConfig] | None = Field(
+        None,
+        min_length=1,
+        max_length=1000,
+        description="in place of teacher: a list of architectures, handed to the clients in turn",
+    )
+    student: NetworkConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    local: LocalConfig
+    server: ServerConfig = ServerConfig()
+    distillation: DistillationConfig = DistillationConfig()
+    compression: CompressionConfig = CompressionConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    averaging: AveragingConfig = AveragingConfig()
+    log: LogConfig = LogConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
+    time_limit: Annotated[float | None, BeforeValidator(seconds_of)] = Field(
+        None, gt=0, le=YEARS, description="seconds or [D-]HH:MM:SS, within which the run stops with a checkpoint"
+    )
+
+    @model_validator(mode="after")
+    def _cross_checks(self) -> Config:
+        if (self.teacher is None) == (self.teachers is None):
+            raise ValueError(
+                "give one of teacher (all clients have the same) and teachers (a list, in turn); set the other to null"
+            )
+        if self.averages and self.averaging.network == "teacher" and len(self.architectures) > 1:
+            raise ValueError(
+                f"method={self.method} with averaging.network=teacher averages teachers, which takes one architecture:"
+                " give teacher in place of teachers, or set averaging.network=student"
+            )
+        if self.cohort_size is not None and self.cohort_size > self.num_clients:
+            raise ValueError(f"cohort_size ({self.cohort_size}) must not exceed num_clients ({self.num_clients})")
+        if self.compression.error_feedback == "ef21" and self.server.weighting != "uniform":
+            raise ValueError("compression.error_feedback=ef21 needs server.weighting=uniform")
+        if self.stack > self.num_clients:
+            raise ValueError(f"stack ({self.stack}) must not exceed num_clients ({self.num_clients})")
+        if self.compile and self.stack > 1:
+            raise ValueError("compile=true trains clients one at a time: set stack=1, or compile=false")
+        if self.method == "centralized" and self.num_clients != 1:
+            raise ValueError("method=centralized trains one model on all data: set num_clients=1")
+        if self.method == "scaffold" and (self.server.weighting != "uniform" or self.server.buffers != "average"):
+            raise ValueError("method=scaffold needs server.weighting=uniform and server.buffers=average")
+        if self.method == "scaffold" and (self.exchange != "delta" or self.server.optimizer != "sgd"):
+            raise ValueError("method=scaffold needs exchange=delta and server.optimizer=sgd")
+        return self
+
+    @property
+    def averages(self) -> bool:
+        """Whether the method trains and exchanges one network, with no teacher beside it."""
+        return self.method not in ("fedkd", "local", "centralized")
+
+    @property
+    def clients_per_round(self) -> int:
+        """Clients that take part in a round."""
+        return self.cohort_size or self.num_clients
+
+    @property
+    def architectures(self) -> list[NetworkConfig]:
+        """The teachers' architectures, one or more."""
+        return self.teachers or [self.teacher]
+
+    def architecture(self, client: int) -> int:
+        """Return which of the architectures a client's teacher has: they are handed out in turn."""
+        return client % len(self.architectures)
+
+    def by_client(self, values: Sequence[int]) -> list[int]:
+        """Return values given for each architecture as one for each client."""
+        return [values[self.architecture(client)] for client in range(self.num_clients)]
+
+    def network(self, role: str) -> NetworkConfig:
+        """Return the section of a network that is the same for all clients: the student, or the one teacher."""
+        return self.student if role == "student" else self.architectures[0]
+
+    def threshold(self, round_index: int) -> float:
+        """Return the energy threshold T of a round (0-based): t_start at first, t_end in the last, linear between."""
+        share = round_index / max(self.rounds - 1, 1)
+        return self.compression.t_start + (self.compression.t_end - self.compression.t_start) * share
+
+    def to_yaml(self) -> str:
+        """Return the resolved configuration as YAML text that load() reads back."""
+        return yaml_loader.dump(self.model_dump(mode="json"))
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the resolved configuration, as hexadecimal text."""
+        return hashlib.sha256(self.to_yaml().encode()).hexdigest()

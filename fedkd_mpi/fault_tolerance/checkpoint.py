@@ -1,0 +1,222 @@
+"""All that a run carries from round to round, on disk by client id and not by process.
+
+A checkpoint is a folder `round-000012` (its completed rounds) beside the log: safetensors files under one manifest. It
+is written under another name and put in place by one rename, so that it is there whole or not at all; the last two are
+kept. Random streams are keyed by round and client (common/random_streams.py) and have no position to save.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedkd_mpi.errors import RunFault, UserError
+from fedkd_mpi.fault_tolerance import manifest as manifests
+from fedkd_mpi.fault_tolerance.manifest import Manifest
+from fedkd_mpi.simulation.restore import SERVER, restore, states
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedkd_mpi.communication.world import World
+    from fedkd_mpi.simulation.state import Simulation
+
+KEPT = 2  # checkpoints: if the newest is damaged, there is one before it
+SHARD_BYTES = 2**28  # files of about this size bound the memory that writing and reading take
+PREFIX, PARTIAL = "round-", ".partial-"
+NUMBER = re.compile("[0-9]{6,12}", re.ASCII)
+
+
+class Checkpoints:
+    """The checkpoints of one log; `save`, `newest` and `restore` are collective.
+
+    `owner` says whose they are (digest of the configuration, start of the run): others are refused.
+    """
+
+    def __init__(self, log: Path, owner: Mapping[str, Any], world: World):
+        self.folder = log.parent / f"{log.name}.checkpoints"
+        self.owner, self.world = dict(owner), world
+
+    def path(self, rounds: int) -> Path:
+        """Return the folder of the checkpoint after so many rounds."""
+        return self.folder / f"{PREFIX}{rounds:06d}"
+
+    def rounds(self) -> list[int]:
+        """Return the completed rounds of every checkpoint there is, the newest first."""
+        names = {path.name for path in self.folder.glob(f"{PREFIX}*") if path.is_dir()}
+        found = [int(name) for name in (name.removeprefix(PREFIX) for name in names) if NUMBER.fullmatch(name)]
+        return sorted((number for number in found if self.path(number).name in names), reverse=True)
+
+    def require_none(self) -> None:
+        """Raise UserError where checkpoints of an earlier log are left."""
+        if self.rounds():
+            raise UserError(f"{self.folder} holds checkpoints of an earlier run: remove it, or pass --overwrite")
+
+    def require_writable(self) -> None:
+        """Raise UserError where no checkpoint could be written; worth a call before a long start."""
+        probe, new = self.folder / f"{PARTIAL}probe", not self.folder.exists()
+        try:
+            probe.mkdir(parents=True, exist_ok=True)
+            probe.rmdir()
+            if new:  # a run that is refused after this leaves nothing
+                self.folder.rmdir()
+        except OSError as error:
+            raise UserError(f"cannot write checkpoints to {self.folder}: {error.strerror}") from None
+
+    def clear(self) -> None:
+        """Remove the checkpoints of the log that a new one has replaced; raises UserError where that is refused."""
+        try:
+            for left in (*self.folder.glob(f"{PREFIX}*"), *self.folder.glob(f"{PARTIAL}*")):
+                _remove(left)
+            if self.folder.exists() and not self.folder.is_symlink() and not any(self.folder.iterdir()):
+                self.folder.rmdir()
+        except OSError as error:
+            raise UserError(f"cannot remove the checkpoints in {self.folder}: {error.strerror}") from None
+
+    def save(self, run: Simulation, rounds: int) -> None:
+        """Write the state after `rounds` completed rounds, all processes at once, and drop all but the last two.
+
+        Raises RunFault naming the folder where it cannot be written; the checkpoints before stay as they are.
+        """
+        target, partial = self.path(rounds), self.folder / f"{PARTIAL}{rounds:06d}"
+        try:
+            if self.world.is_root:
+                for left in self.folder.glob(f"{PARTIAL}*"):
+                    _remove(left)
+            self.world.barrier()
+            partial.mkdir(parents=True, exist_ok=True)
+            files = [_write(partial / name, tensors, clients) for name, tensors, clients in _shards(run)]
+            everyone = self._collect(files)
+            if everyone is not None:
+                manifests.write(partial, rounds, self.owner, everyone)
+                self._put_in_place(partial, target)
+                self._prune(rounds)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)  # on a full disk the log needs the room
+            kept = [number for number in self.rounds() if number != rounds]
+            safe = f"the one after round {kept[0]} is whole" if kept else "the log is whole"
+            text = f"cannot write the checkpoint {target}: {error.strerror}; {safe}"
+            raise RunFault(text, round=max(rounds - 1, 0)) from error
+
+    def newest(self, limit: int, trained: Callable[[int], set[int]]) -> tuple[Manifest | None, list[str]]:
+        """Return the newest whole checkpoint of at most `limit` rounds, and why newer ones were refused, file by file.
+
+        `trained` gives the clients whose states the checkpoint after so many rounds must hold. (None, []) where there
+        are none at all; raises UserError where there are some and none is whole.
+        """
+        refused: list[str] = []
+        listed = self.world.first_message(json.dumps(self.rounds()) if self.world.is_root else None)
+        for rounds in json.loads(listed or "[]"):
+            manifest = error = None
+            try:
+                manifest = manifests.read(self.path(rounds))
+                self._check(manifest, limit, trained)
+            except UserError as refusal:
+                error = str(refusal)
+            error = self.world.first_message(error)
+            if error is None:
+                return manifest, refused
+            refused.append(error)
+        if refused:
+            raise UserError(f"{'; '.join(refused)}; remove {self.folder} to begin again at round 0")
+        return None, []
+
+    def restore(self, run: Simulation, manifest: Manifest) -> None:
+        """Load the state of this process's clients and, on the server, of the server; on any number of processes."""
+        self.world.collectively(lambda: restore(run, manifest))
+
+    def _check(self, manifest: Manifest, limit: int, trained: Callable[[int], set[int]]) -> None:
+        path = manifest.folder / manifests.FILE
+        if manifest.owner != self.owner:
+            differs = [name for name in self.owner if manifest.owner.get(name) != self.owner[name]]
+            raise UserError(f"{path} belongs to another run ({', '.join(differs)} differs)")
+        if manifest.rounds > limit:
+            raise UserError(f"{path} is after round {manifest.rounds}, the log holds {limit} rounds")
+        held = {client for file in manifest.files for client in file["clients"]}
+        if missing := trained(manifest.rounds) - held:
+            raise UserError(f"{path} lacks client {min(missing)}, which the log has trained before")
+        for file in manifest.files[self.world.mpi_rank :: self.world.world_size]:
+            manifests.verify(manifest.folder, file)
+
+    def _collect(self, files: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+        import numpy as np
+
+        text = np.frombuffer(json.dumps(files).encode() + b"\n", np.uint8)
+        gathered = self.world.gather(text)
+        if gathered is None:
+            return None
+        return [file for line in gathered.tobytes().splitlines() for file in json.loads(line)]
+
+    def _put_in_place(self, partial: Path, target: Path) -> None:
+        _sync(partial)
+        if target.exists():  # a damaged one, which a resumed run has passed by
+            target.rename(partial.with_name(f"{partial.name}-replaced"))
+        partial.rename(target)
+        _sync(self.folder)
+
+    def _prune(self, rounds: int) -> None:
+        numbers = self.rounds()
+        kept = [number for number in numbers if number <= rounds][:KEPT]
+        for number in set(numbers) - set(kept):  # newer ones: refused on resuming, and their rounds are played anew
+            gone = self.folder / f"{PARTIAL}{number:06d}-dropped"
+            self.path(number).rename(gone)  # a half-removed checkpoint must not be taken for a damaged one
+        for left in self.folder.glob(f"{PARTIAL}*"):
+            _remove(left)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or the link or file that stands in its place: what a link leads to is not ours."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _shards(run: Simulation) -> Iterator[tuple[str, dict[str, Tensor], list[int]]]:
+    """Yield (file name, tensors, clients) of all that this process has to save, in files of bounded size."""
+    if run.server:
+        named = {f"{part}/{name}": tensor for part, state in states(run).items() for name, tensor in state.items()}
+        yield SERVER, {"replica": run.replica, **named}, []
+    tensors: dict[str, Tensor] = {}
+    clients: list[int] = []
+    size = 0
+    for client in run.clients.values():
+        state = client.copy()
+        if not state:
+            continue
+        tensors |= {f"{client.id}/{name}": tensor for name, tensor in state.items()}
+        clients.append(client.id)
+        size += sum(tensor.nbytes for tensor in state.values())
+        if size >= SHARD_BYTES:
+            yield _name(clients), tensors, clients
+            tensors, clients, size = {}, [], 0
+    if clients:
+        yield _name(clients), tensors, clients
+
+
+def _name(clients: list[int]) -> str:
+    return f"clients-{clients[0]:06d}-{clients[-1]:06d}.safetensors"
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], clients: list[int]) -> dict[str, Any]:
+    from safetensors.torch import save
+
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"name": path.name, "bytes": len(data), "sha256": manifests.digest(data), "clients": clients}
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,94 @@
+"""Stopping well: what asks a run to stop, and what happens between two rounds: agree, save, stop."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from fedkd_mpi.fault_tolerance import early_signals
+
+if TYPE_CHECKING:
+    from fedkd_mpi.communication.world import World
+
+
+STOP = "STOP"  # a file of this name beside the log
+
+
+ASKING = 10.0  # seconds to wait for Slurm's answer
+
+
+class StopRequests:
+    """Hears signals in every process, and in rank 0's looks for the STOP file and the clock.
+
+    As a context manager it notes SIGTERM, SIGUSR1, SIGINT and SIGHUP inside the block, and what came before it; a
+    second SIGINT ends the job at once. SIGUSR1, the warning of the job's end, lets a round be played first: with a time
+    limit shorter than its own warning no start would get anywhere.
+    `time_limit` is in seconds from now, `slurm_end` in seconds since 1970.
+    """
+
+    def __init__(self, world: World, log: Path, time_limit: float | None, slurm_end: float | None = None):
+        self.world, self.file = world, log.parent / STOP
+        self.heard: str | None = None
+        self._interrupted = self._warned = False  # _warned: by nothing but warnings of the end so far
+        limits = [] if time_limit is None else [(time.time() + time_limit, f"time_limit ({time_limit:.0f} s)")]
+        if slurm_end is not None:
+            past = ", which was over at the start" if slurm_end <= time.time() else ""
+            limits.append((slurm_end, f"the end of the Slurm job{past}"))
+        self._limit = min(limits, default=None)
+
+    def __enter__(self) -> StopRequests:
+        for number in early_signals.heard:
+            self._note(number, None)
+        self._before = [(number, signal.signal(number, self._note)) for number in early_signals.obeyed()]
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, early_signals.SIGNALS)  # a launcher that blocks one may pass that on
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before:
+            signal.signal(number, handler)
+        if signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:  # it may come while a run that is done leaves
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+    def reason(self, seconds_needed: float) -> str | None:
+        """Return what asks this process to stop; on rank 0 also that `seconds_needed` do not fit any more."""
+        if self.heard and (seconds_needed or not self._warned):  # 0 = no round was played yet
+            return self.heard
+        if not self.world.is_root:
+            return None
+        if self.file.exists():
+            return f"the file {self.file}"
+        if self._limit and seconds_needed and time.time() + seconds_needed > self._limit[0]:
+            return f"another round would not end before {self._limit[1]}"
+        return None
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        where = f"rank {self.world.mpi_rank} on {self.world.hostname}"
+        if number == signal.SIGINT and self._interrupted:
+            self.world.fault(f"fedkd_mpi: {where}: second SIGINT, ended at once")
+        self._interrupted |= number == signal.SIGINT
+        self._warned = number == signal.SIGUSR1 and (self._warned or not self.heard)
+        self.heard = f"{signal.Signals(number).name} at {where}"
+
+
+def slurm_end() -> float | None:
+    """Return when Slurm will end the job this process is part of, in seconds since 1970; None where it will not."""
+    if end := os.environ.get("SLURM_JOB_END_TIME"):  # since Slurm 23.02
+        with suppress(ValueError):  # stale or odd: ask Slurm itself
+            return float(end)
+    if not (job := os.environ.get("SLURM_JOB_ID")) or not shutil.which("squeue"):
+        return None
+    command = ["squeue", "--noheader", "--format=%e", f"--jobs={job}"]
+    try:
+        environment = os.environ | {"SLURM_TIME_FORMAT": "standard"}
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=ASKING, env=environment, check=True)
+        return datetime.fromisoformat(asked.stdout.strip()).timestamp()
+    except (OSError, subprocess.SubprocessError, ValueError):  # "N/A" without a limit; --signal tells the rest
+        return None

@@ -1,0 +1,1 @@
+"""Factorisations of updates; knows nothing of messages."""

@@ -1,0 +1,169 @@
+"""A module whose tensors are views of one flat vector: copied, subtracted and optimised in single operations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedkd_mpi.errors import RunFault
+from fedkd_mpi.models.layer import Layer
+from fedkd_mpi.models.module_tensors import Slot, frozen_names, own_tensors, require_plain
+
+ALIGNMENT = 16  # float32 entries: each tensor starts on a 64-byte boundary, wherever the flat vector is
+
+
+class FlatModel:
+    """A module with its trainable parameters, then its floating-point buffers, in the flat vector `state`.
+
+    `layers` names them in order; frozen and empty parameters are in neither. `trainable` is the part of `state` that an
+    optimiser moves, with the flat gradient as its `.grad`. `others` are the bytes of all other buffers (counters,
+    masks): they belong to whoever trains the network and never travel. Raises UserError, naming the tensor, for a
+    module that cannot be laid out so.
+    """
+
+    def __init__(self, module: nn.Module, device: str, *, exchange_buffers: bool = True):
+        require_plain(module, exchanged=exchange_buffers)
+        # Convolutions and poolings are faster with channels last: an order in memory, the shapes stay.
+        self.module = module.to(device, memory_format=torch.channels_last)
+        parameters, buffers, others = own_tensors(self.module)
+        self.layers = [Layer(slot.name, tuple(slot.tensor.shape), slot.tensor.dim() >= 2) for slot in parameters]
+        self.layers += [Layer(slot.name, tuple(slot.tensor.shape), False) for slot in buffers]
+        self.frozen = frozen_names(self.module)
+        self._strides = [_strides(slot.tensor) for slot in parameters + buffers]
+        self._offsets, size = [], 0
+        for layer in self.layers:
+            self._offsets.append(size)
+            size += -(-layer.numel // ALIGNMENT) * ALIGNMENT
+        first_buffer = self._offsets[len(parameters)] if buffers else size
+        self.state = torch.zeros(size, device=device)
+        self.gradient = torch.zeros_like(self.state)
+        self.trainable = nn.Parameter(self.state[:first_buffer])
+        self.trainable.grad = self.gradient[:first_buffer]
+        self.parameter_layers, buffer_layers = self.layers[: len(parameters)], self.layers[len(parameters) :]
+        self.exchanged_buffers = buffer_layers if exchange_buffers else []
+        self.exchanged_layers = self.parameter_layers + self.exchanged_buffers
+        self.local_buffers = self.state[first_buffer:] if not exchange_buffers and buffers else None
+        self._tied = {slot.name: slot.names for slot in parameters}
+        self._buffers: list[tuple[Slot, Tensor]] = []
+        self._install(parameters, buffers)
+        self.others = self._install_others(others)
+        self._first_others = self.others.clone()
+
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """Return the layers' tensors as views of a flat vector laid out as `state`, or of rows of them [n, size]."""
+        places = zip(self.layers, self._strides, self._offsets, strict=True)
+        count, step, at = flat.shape[:-1], flat.stride()[:-1], flat.storage_offset()
+        return [
+            flat.as_strided((*count, *layer.shape), (*step, *strides), at + start) for layer, strides, start in places
+        ]
+
+    def flat(self, module: nn.Module) -> Tensor:
+        """Return the values of another module of this architecture, on the CPU, laid out and placed as `state`."""
+        parameters, buffers, _ = own_tensors(module)
+        flat = torch.zeros(self.state.shape)
+        for slot, view in zip(parameters + buffers, self.views(flat), strict=True):
+            view.copy_(slot.tensor.detach())
+        return flat.to(self.state.device)
+
+    def exchanged(self, flat: Tensor) -> list[Tensor]:
+        """Return the views of those layers that travel: parameters, then buffers."""
+        return self.views(flat)[: len(self.exchanged_layers)]
+
+    def exchanged_parts(self, flat: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the views of the parameters, which a codec encodes, and of the buffers that travel as they are."""
+        views, count = self.exchanged(flat), len(self.parameter_layers)
+        return views[:count], views[count:]
+
+    def spectrum(self, flat: Tensor) -> list[float]:
+        """Return the singular values, falling, of one compressible layer after another of those that travel."""
+        pairs = zip(self.exchanged_layers, self.exchanged(flat), strict=True)
+        matrices = [view.reshape(layer.matrix_shape) for layer, view in pairs if layer.compressible]
+        return torch.cat([torch.linalg.svdvals(matrix.cpu()) for matrix in matrices]).tolist() if matrices else []
+
+    def names_of(self, layer: Layer) -> tuple[str, ...]:
+        """Return all names by which the module calls a layer: several where parameters are tied."""
+        return self._tied.get(layer.name, (layer.name,))
+
+    def part(self, prefix: str) -> slice:
+        """Return where the layers whose names begin with a prefix lie in a flat vector, one behind another."""
+        found = [index for index, layer in enumerate(self.layers) if layer.name.startswith(prefix)]
+        ends = [*self._offsets, self.state.numel()]
+        if found != list(range(found[0], found[-1] + 1)):
+            raise ValueError(f"layers {prefix}* are not neighbours")
+        return slice(ends[found[0]], ends[found[-1] + 1])
+
+    def zero_grad(self) -> None:
+        """Set the gradient to zero, in place: the modules' .grad tensors are views of it."""
+        self.gradient.zero_()
+
+    def gather(self) -> None:
+        """Take up buffers that the module has replaced by new tensors instead of writing into the old ones."""
+        for slot, view in self._buffers:
+            current = slot.current()
+            if current is view:
+                continue
+            if current is None or current.shape != view.shape or current.is_complex() != view.is_complex():
+                found = "nothing" if current is None else f"shape {list(current.shape)}"
+                raise RunFault(f"the module has put {found} in place of a buffer of shape {list(view.shape)}: a buffer"
+                               " keeps its shape and type", layer=slot.name)  # fmt: skip
+            view.copy_(current)
+            slot.install(view)
+
+    def load(self, flat: Tensor) -> None:
+        """Take the values of a flat vector, whatever the module has put in place of its buffers meanwhile."""
+        for slot, view in self._buffers:
+            if slot.current() is not view:
+                slot.install(view)
+        self.state.copy_(flat)
+
+    def reset_others(self) -> None:
+        """Give the buffers that never travel the values of the new module, as the global student has them."""
+        self.others.copy_(self._first_others)
+
+    def require_finite(self, flat: Tensor, what: str, round_index: int, client: int | None = None) -> None:
+        """Raise RunFault, naming the layer, if a vector laid out as `state` holds NaN or infinity."""
+        # a sum is finite only if every term is; one that overflows has them looked at
+        if torch.isfinite(flat.sum()) or torch.isfinite(flat).all():
+            return
+        for layer, view in zip(self.layers, self.views(flat), strict=True):
+            if not torch.isfinite(view).all():
+                raise RunFault(f"the {what} is not finite", round=round_index, client=client, layer=layer.name)
+
+    def _install(self, parameters: Sequence[Slot], buffers: Sequence[Slot]) -> None:
+        views, gradients = self.views(self.state), self.views(self.gradient)
+        for slot, view, gradient in zip(parameters, views, gradients, strict=False):
+            view.copy_(slot.tensor.detach())
+            slot.tensor.data = view
+            slot.tensor.grad = gradient
+        for slot, view in zip(buffers, views[len(parameters) :], strict=True):
+            view.copy_(slot.tensor)
+            self._keep(slot, view)
+
+    def _install_others(self, others: Sequence[Slot]) -> Tensor:
+        """Lay the buffers of other types into one vector of bytes, each on a boundary of 64."""
+        starts, size = [], 0
+        for slot in others:
+            starts.append(size)
+            size += -(-slot.tensor.nbytes // 64) * 64
+        room = torch.zeros(size, dtype=torch.uint8, device=self.state.device)
+        for slot, start in zip(others, starts, strict=True):
+            view = room[start : start + slot.tensor.nbytes].view(slot.tensor.dtype).view(slot.tensor.shape)
+            view.copy_(slot.tensor)
+            self._keep(slot, view)
+        return room
+
+    def _keep(self, slot: Slot, view: Tensor) -> None:
+        slot.install(view)
+        self._buffers.append((slot, view))
+
+
+def _strides(tensor: Tensor) -> tuple[int, ...]:
+    """The strides of the tensor in a flat vector: dense, rows first or channels last, whatever memory it came in."""
+    formats: dict[int, Any] = {4: torch.channels_last, 5: torch.channels_last_3d}
+    form = formats.get(tensor.dim())
+    if form is not None and tensor.is_contiguous(memory_format=form) and not tensor.is_contiguous():
+        return tuple(tensor.stride())
+    return torch.empty(tensor.shape, device="meta").stride()

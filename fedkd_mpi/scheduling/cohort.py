@@ -1,0 +1,65 @@
+"""Who takes part in a round and which process hosts which client: pure functions that every process evaluates alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from heapq import heapreplace
+from itertools import pairwise
+
+import numpy as np
+
+from fedkd_mpi.common.random_streams import generator
+
+
+def sample(seed: int, round_index: int, num_clients: int, cohort_size: int) -> list[int]:
+    """Return the ids of the clients of a round, rising; drawn without replacement from the seed alone."""
+    if cohort_size == num_clients:
+        return list(range(num_clients))
+    chosen = generator(seed, "cohort", round_index).choice(num_clients, cohort_size, replace=False)
+    return sorted(int(client) for client in chosen)
+
+
+def families(work: Sequence[int], kinds: Sequence[int], size: int) -> np.ndarray:
+    """Return the family of each client: up to `size` of one kind and of about the same work, on one process.
+
+    A family's members in a cohort are trained at once, whatever the number of processes.
+    """
+    order = sorted(range(len(work)), key=lambda client: (kinds[client], -work[client], client))
+    found = np.zeros(len(work), np.int64)
+    sizes: list[int] = []
+    last = None
+    for client in order:
+        if not sizes or sizes[-1] == size or kinds[client] != last:
+            sizes.append(0)
+        sizes[-1] += 1
+        last, found[client] = kinds[client], len(sizes) - 1
+    return found
+
+
+def placement(work: Sequence[int], world_size: int) -> np.ndarray:
+    """Return the mpi rank that hosts each client, given the work of each; rank 0 hosts none unless it is alone.
+
+    Longest first, each to the process that has the least so far (Graham 1969: at most a third above the best possible).
+    Processes come in the order of their first clients; with one a process, client i is on rank i + 1.
+    """
+    rank_of_client = np.zeros(len(work), np.int64)
+    if world_size == 1:
+        return rank_of_client
+    loads = [(0, 0, worker) for worker in range(world_size - 1)]  # a heap: the least loaded is first
+    for client in sorted(range(len(work)), key=lambda client: -work[client]):
+        load, count, worker = loads[0]
+        heapreplace(loads, (load + work[client], count + 1, worker))
+        rank_of_client[client] = worker
+    _, first, which = np.unique(rank_of_client, return_index=True, return_inverse=True)
+    return 1 + first.argsort().argsort()[which]
+
+
+def arrival(rank_of_client: np.ndarray) -> np.ndarray:
+    """Return where what each client sends stands in what is gathered rank by rank; hosts are the clients' ranks."""
+    return rank_of_client.argsort(kind="stable").argsort()
+
+
+def shares(chunks: int, world_size: int) -> list[range]:
+    """Return near-equal contiguous shares of numbered work for all processes, the server's included."""
+    starts = [chunks * process // world_size for process in range(world_size + 1)]
+    return [range(first, last) for first, last in pairwise(starts)]

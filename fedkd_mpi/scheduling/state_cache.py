@@ -1,0 +1,71 @@
+"""Where a process keeps the states of its clients between rounds: in memory, or on disk, read ahead of their turn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import zip_longest
+from typing import TYPE_CHECKING
+
+from fedkd_mpi.communication.world import World
+from fedkd_mpi.errors import RunFault, UserError
+from fedkd_mpi.scheduling.array_store import DiskArrayStore
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedkd_mpi.client.client import Client
+
+
+class ClientStateCache:
+    """Keeps at most `in_memory` of `count` clients of a process awake (None = all of them).
+
+    The others' states lie in a file under TMPDIR that is of no use to anybody else: a checkpoint holds all states.
+    """
+
+    def __init__(self, in_memory: int | None, device: str, count: int):
+        self.in_memory, self.device = in_memory, device
+        self._resident: dict[int, Client] = {}  # those used longest ago first
+        self._count, self._slots = count, dict[int, int]()
+        self._store: DiskArrayStore | None = None
+        self._reader = ThreadPoolExecutor(1, "states") if in_memory else None
+
+    def each(self, groups: Iterable[Sequence[Client]]) -> Iterator[Sequence[Client]]:
+        """Yield groups of clients, reading the next one's states meanwhile, and lay to rest those used longest ago.
+
+        Raises RunFault where a state cannot be written.
+        """
+        groups = list(groups)
+        for group, following in zip_longest(groups, groups[1:], fillvalue=()):
+            if self._reader:
+                for client in following:
+                    client.prefetch(self._reader)
+            yield group
+            for client in group:
+                self.release(client)
+
+    def release(self, client: Client) -> None:
+        """Note that a client has been used, and lay others to rest if too many are awake."""
+        if self.in_memory is None or client.offloaded:
+            return
+        self._resident.pop(client.id, None)
+        self._resident[client.id] = client
+        while len(self._resident) > self.in_memory:
+            oldest = self._resident.pop(next(iter(self._resident)))
+            if oldest.tensors:
+                self._offload(oldest)
+
+    def _offload(self, client: Client) -> None:
+        try:
+            self._store = self._store or DiskArrayStore(World(), self._count, 0)
+        except UserError as error:
+            raise RunFault(str(error), client=client.id) from error
+        slot = self._slots.setdefault(client.id, len(self._slots))
+        self._store.put(slot, {name: tensor.numpy(force=True) for name, tensor in client.tensors.items()})
+        client.offload(partial(self._read, self._store, slot))
+
+    def _read(self, store: DiskArrayStore, slot: int) -> dict[str, Tensor]:
+        import torch
+
+        return {name: torch.from_numpy(array).to(self.device) for name, array in store.read(slot).items()}

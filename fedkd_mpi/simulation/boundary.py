@@ -1,0 +1,68 @@
+"""Between two rounds: agree whether to stop, save what is due."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from fedkd_mpi.fault_tolerance.stopping import StopRequests
+
+if TYPE_CHECKING:
+    from fedkd_mpi.fault_tolerance.checkpoint import Checkpoints
+    from fedkd_mpi.simulation.state import Simulation
+
+
+MARGIN = 1.2  # the next round may take so many times as long as the longest so far
+
+
+CLOSING = 2.0  # seconds to close the log and to leave MPI
+
+
+class Boundary:
+    """Called by all processes between two rounds: saves what is due and returns why to stop, None to go on.
+
+    `settle` logs what is not yet logged: a checkpoint never holds more rounds than the log. `saved` is the number of
+    rounds in the newest checkpoint, None without one.
+    """
+
+    def __init__(
+        self,
+        run: Simulation,
+        checkpoints: Checkpoints,
+        stop: StopRequests,
+        saved: int | None,
+        settle: Callable[[], None],
+    ):
+        self.run, self.checkpoints, self.stop, self.saved, self.settle = run, checkpoints, stop, saved, settle
+        self.seconds_saving = 0.0
+        self._seconds_round = self._seconds_save = 0.0  # the longest so far
+        self._left: float | None = None
+
+    def __call__(self, done: int) -> str | None:
+        """Return the reason to stop after `done` rounds, the same everywhere. Collective."""
+        config, now = self.run.config, time.monotonic()
+        ended = done == config.rounds
+        if self._left is not None:
+            self._seconds_round = max(self._seconds_round, now - self._left)
+        reason = None if ended else self.run.world.first_message(self.stop.reason(self._needed()))
+        every = config.checkpoint.every
+        if self.saved != done and (reason or (every and done and (ended or done % every == 0))):
+            self._save(done)
+        self._left = time.monotonic()
+        return reason
+
+    def _needed(self) -> float:
+        if self._seconds_round == 0:  # nothing to go by, and a run that does not play a round gets nowhere
+            return 0.0
+        return MARGIN * self._seconds_round + (self._seconds_save or self._seconds_round) + CLOSING
+
+    def _save(self, done: int) -> None:
+        began = time.monotonic()
+        self.settle()
+        self.run.world.status.at(done, "writing the checkpoint")
+        self.checkpoints.save(self.run, done)
+        self.saved = done
+        seconds = time.monotonic() - began
+        self.seconds_saving += seconds
+        self._seconds_save = max(self._seconds_save, seconds)

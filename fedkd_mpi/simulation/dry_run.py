@@ -1,0 +1,133 @@
+"""--dry-run: what a run would be, found by building it and training a client of each teacher's kind for one batch.
+
+Nothing is logged. Where the files of a data set are not there, black images of its official numbers and sizes will do.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from rich.table import Table
+
+from fedkd_mpi import datasets
+from fedkd_mpi.client.client import Client
+from fedkd_mpi.common.console import drawn
+from fedkd_mpi.common.units import bytes_text
+from fedkd_mpi.communication.world import World
+from fedkd_mpi.config.schema import Config
+from fedkd_mpi.config.sections import LocalConfig
+from fedkd_mpi.simulation.setup import assign_clients, load_data, prepare
+from fedkd_mpi.simulation.state import Simulation
+
+
+def forecast(config: Config, world_size: int) -> str:
+    """Return the text of a dry run on `world_size` processes; raises UserError as the run itself would.
+
+    Memory is measured: the peak of this process after those batches, plus the states of the clients it would host.
+    """
+    return _table(config, _train_each_kind(config), world_size)
+
+
+def process_bytes(config: Config, world_size: int) -> int:
+    """Return the memory that the fullest of `world_size` processes needs; raises UserError as the run itself would."""
+    return _fullest(config, _train_each_kind(config), world_size)
+
+
+def _train_each_kind(config: Config) -> Simulation:
+    world = World()
+    threads = config.threads_per_rank  # of the machine that the run is for, which may have more cores than this one
+    here = {"threads_per_rank": threads if threads == "auto" else min(threads, os.cpu_count() or 1)}
+    one_batch = config.model_copy(update={"local": LocalConfig(steps=1, batch_size=config.local.batch_size), **here})
+    run = prepare(one_batch, world, load_data(config, world, datasets.load_or_stand_in))
+    for kind in range(_kinds(config)):
+        family = np.flatnonzero(run.families == run.families[kind])[: config.stack].tolist()
+        for client in {kind, *family}:
+            held_out = run.clients[client].test_indices[: config.local.batch_size]
+            run.clients[client] = Client(client, run.clients[client].train_indices, held_out)
+        run.trainer.train(run.clients[kind], 0, run.replica, evaluate=True)
+        if len(family) > 1:
+            run.trainer.train_stack([run.clients[client] for client in family], 0, run.replica, evaluate=True)
+    return run
+
+
+def _kinds(config: Config) -> int:
+    return min(len(config.architectures), config.num_clients)
+
+
+def _fullest(config: Config, run: Simulation, world_size: int) -> int:
+    trained = sum(_state(run, kind) for kind in range(_kinds(config)))
+    return _peak() - trained + max(_states(run, own) for own in _hosted(config, run, world_size))
+
+
+def _hosted(config: Config, run: Simulation, world_size: int) -> list[np.ndarray]:
+    """The clients of every process that has any."""
+    _, rank_of_client = assign_clients(config, run.data, world_size)
+    return [np.flatnonzero(rank_of_client == mpi_rank) for mpi_rank in np.unique(rank_of_client)]
+
+
+def _states(run: Simulation, block: Iterable[int]) -> int:
+    """What the largest of these states take that may be in memory at once."""
+    return sum(sorted((_state(run, client) for client in block), reverse=True)[: run.config.clients_in_memory])
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _state(run: Simulation, client: int) -> int:
+    return sum(tensor.nbytes for tensor in run.clients[run.config.architecture(client)].tensors.values())
+
+
+def _span(values: list[int], text: Callable[[int], str]) -> str:
+    low, high = text(min(values)), text(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def _table(config: Config, run: Simulation, world_size: int) -> str:
+    hosted = _hosted(config, run, world_size)
+    most = max(map(len, hosted))
+    samples = np.array([len(train) for train, _ in run.data.clients])
+    loads = np.array([samples[own].sum() for own in hosted])
+    numbers = sum(layer.numel for layer in run.student.exchanged_layers) if run.student else 0
+    data = sum(array.nbytes for part in (run.data.train, run.data.test) for array in part.values())
+    table = Table(title=f"dry run of {config.name}", show_header=False, title_justify="left")
+    table.add_row(
+        "method, codec", f"{config.method}, {config.compression.codec if run.student else 'nothing is exchanged'}"
+    )
+    table.add_row(
+        "processes",
+        f"{world_size}: {most} of {config.num_clients} clients on the fullest, {config.clients_per_round} a round",
+    )
+    alone = not config.balance or run.device != "cpu"  # as scheduling/work_queue.py has it
+    if alone and config.local.epochs and len(hosted) > 1:
+        table.add_row("imbalance", f"{loads.max() / loads.mean():.2f} times the mean to train on the busiest process")
+    table.add_row("device of this process", run.device)
+    if run.data.meta.get("stand_in"):
+        table.add_row("data", f"{config.data.name} is not here: blank samples of the official numbers and sizes")
+    table.add_row("training samples a client", f"{min(samples)} to {max(samples)}, {sum(samples):,} in all")
+    table.add_row("samples in the global test set", f"{run.test_size:,}")
+    for kind in range(_kinds(config)):
+        who = f"teacher of client {kind}, {kind + len(config.architectures)}, ..." if config.teachers else "teacher"
+        table.add_row(who, f"{config.architectures[kind].name}, {run.teacher_numbers[kind]:,} numbers")
+    teachers = sum(run.teacher_numbers) * config.clients_per_round // config.num_clients
+    if run.student:
+        table.add_row(
+            "exchanged network",
+            f"{config.network(run.trainer.method.role).name}, {numbers:,} numbers"
+            f" in {len(run.student.exchanged_layers)} layers",
+        )
+        for what, count in (("it", numbers * config.clients_per_round), ("the teacher", teachers)):
+            table.add_row(
+                f"a dense exchange of {what}, each round", f"{bytes_text(2 * 4 * count)} up and down, all clients"
+            )
+    table.add_row("data, once a node", bytes_text(data))
+    states = [_state(run, kind) for kind in range(_kinds(config))]
+    table.add_row("state of a client", _span(states, bytes_text))
+    table.add_row(
+        "memory of the fullest process",
+        f"about {bytes_text(_fullest(config, run, world_size))} (measured here, {bytes_text(_peak())}, plus states)",
+    )
+    return drawn(table, 120)

@@ -1,0 +1,107 @@
+"""Puts the tensors of a checkpoint where they belong, each checked against what this run has there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedkd_mpi.errors import UserError, shown
+from fedkd_mpi.fault_tolerance.manifest import FILE, Manifest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedkd_mpi.simulation.state import Simulation
+
+SERVER = "server.safetensors"
+SERVER_PARTS = ("downlink", "sender", "uplink")
+OPTIMIZER = ("step", "momentum_buffer", "exp_avg", "exp_avg_sq")
+
+
+def restore(run: Simulation, manifest: Manifest) -> None:
+    """Load what a checkpoint holds of this process's clients and, of the server, what this process keeps.
+
+    Raises UserError naming the file and the tensor that is missing, too many, or of another type or shape.
+    """
+    if run.student:
+        path = manifest.folder / SERVER
+        if all(file["name"] != SERVER for file in manifest.files):
+            raise UserError(f"{manifest.folder / FILE}: files lacks {SERVER}, the global student")
+        with _opened(path) as file:
+            server = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
+        if "replica" not in server:
+            raise UserError(f"{path} lacks the tensor replica, the global student")
+        _require_like("replica", server["replica"], run.replica, path)
+        run.replica.copy_(server.pop("replica"))
+        kept = states(run)
+        for key, tensor in server.items():
+            part, _, name = key.partition("/")
+            if part not in SERVER_PARTS or not name:
+                raise UserError(f"{path} holds the tensor {shown(key)}, which no run writes")
+            if part in kept:
+                kept[part][name] = tensor.to(run.device)
+    for file in manifest.files:
+        if not run.clients.keys().isdisjoint(file["clients"]):
+            _restore_clients(run, manifest.folder / file["name"], file["clients"])
+
+
+def _restore_clients(run: Simulation, path: Path, ids: list[int]) -> None:
+    with _opened(path) as file:
+        for key in file.keys():  # noqa: SIM118 - no mapping
+            client, _, name = key.partition("/")
+            if not client.isdecimal() or int(client) not in ids or not name:
+                raise UserError(f"{path} holds the tensor {shown(key)}, which is of none of its clients")
+            if int(client) in run.clients:
+                tensor, own = file.get_tensor(key).clone(), _own_tensor(run, int(client), name)
+                if own is not None:
+                    _require_like(key, tensor, own, path)
+                run.clients[int(client)].tensors[name] = tensor.to(run.device)
+    for client in ids:
+        if client in run.clients:
+            if "private" not in run.clients[client].tensors:
+                raise UserError(f"{path} lacks the tensor {client}/private")
+            (run.work_queue or run.state_cache).release(run.clients[client])
+
+
+def _own_tensor(run: Simulation, client: int, name: str) -> Tensor | None:
+    """Return a tensor of the type and shape that part of a client's state has here; None where only its owner knows."""
+    network = run.trainer.networks_for(client)
+    if name == "private":
+        return network.state
+    if name == "buffers" and run.student:
+        return run.student.local_buffers
+    _, kind, key = name.split(".", 2) if name.startswith("optimizer.") and name.count(".") >= 2 else ("", "", "")
+    vector = {"private": network, "student": run.student}.get(kind)
+    if vector is None or key not in OPTIMIZER:
+        return None
+    return vector.trainable.detach()[0] if key == "step" else vector.trainable.detach()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a file of tensors: names by keys(), each read by get_tensor()."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read the checkpoint {path}: {error}") from None
+
+
+def _require_like(key: str, saved: Tensor, own: Tensor, path: Path) -> None:
+    if saved.dim() == own.dim() == 1 and saved.shape != own.shape:
+        raise UserError(f"{path} holds a network of {saved.numel()} numbers, this run's has {own.numel()} ({key})")
+    if saved.dtype != own.dtype or saved.shape != own.shape:
+        kinds = [f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}" for tensor in (saved, own)]
+        raise UserError(f"{path}: {key} is {kinds[0]}, in this run {kinds[1]}")
+
+
+def states(run: Simulation) -> dict[str, dict[str, Tensor]]:
+    """Return what the codec remembers beside the clients: on every process, and as the server on rank 0."""
+    states = {"downlink": run.downlink_state}
+    if run.server:
+        states |= {"sender": run.server.codec_state, "uplink": run.server.uplink_state}
+    return states

@@ -1,0 +1,212 @@
+"""How a run begins, anew or from the checkpoint of an interrupted one: data, networks, clients and the log."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedkd_mpi import __version__, costlog
+from fedkd_mpi.common.console import say
+from fedkd_mpi.config.schema import Config
+from fedkd_mpi.errors import UserError
+from fedkd_mpi.fault_tolerance.checkpoint import Checkpoints, Manifest
+from fedkd_mpi.fault_tolerance.stopping import STOP
+
+if TYPE_CHECKING:
+    from fedkd_mpi.communication.world import World
+    from fedkd_mpi.scheduling.work_queue import NodeWorkQueue
+    from fedkd_mpi.simulation.state import Simulation
+
+COPIES = 4  # of a client's networks, about what its state takes: values, moments, residuals
+
+
+@dataclass
+class Session:
+    """A run that is ready to play its rounds from `first` on; `writer` is None but on rank 0.
+
+    `saved` is the number of rounds in the newest checkpoint, None without one.
+    """
+
+    simulation: Simulation
+    writer: costlog.Writer | None
+    checkpoints: Checkpoints
+    first: int = 0
+    saved: int | None = None
+
+
+def begin(config: Config, world: World, output: Path, overwrite: bool) -> Session:
+    """Read the data, build everything and create the log; raises the same UserError on every process. Collective."""
+    started = world.first_message(datetime.now().astimezone().isoformat(timespec="seconds"))
+    checkpoints = Checkpoints(output, {"config_digest": config.digest(), "started": started}, world)
+
+    def check() -> None:
+        costlog.check_output(output, overwrite)
+        if not overwrite:
+            checkpoints.require_none()
+        checkpoints.require_writable()
+        require_no_stop(output)
+
+    world.collectively(lambda: check() if world.is_root else None)
+    simulation = build(config, world)
+
+    def create() -> costlog.Writer:
+        writer = create_log(simulation, output, overwrite, started)
+        checkpoints.clear()
+        return writer
+
+    return Session(simulation, world.collectively(lambda: create() if world.is_root else None), checkpoints)
+
+
+def resume(config: Config, world: World, output: Path) -> Session:
+    """Go on with the log of an interrupted run from its newest whole checkpoint, or from round 0 where there is none.
+
+    `config` is that of the log. Raises the same UserError on every process. Collective.
+    """
+
+    def look() -> tuple[dict, int, np.ndarray, np.ndarray]:
+        require_no_stop(output)
+        with costlog.open(output) as log:
+            training = log["training"]
+            return log.attrs, log.rounds_completed, training["client"], training["round"]
+
+    attrs, logged, clients, of_round = world.collectively(look)
+    owner = {name: attrs[name] for name in ("config_digest", "started")}
+    checkpoints = Checkpoints(output, owner, world)
+    world.collectively(lambda: checkpoints.require_writable() if world.is_root else None)
+    simulation = build(config, world)
+    world.collectively(lambda: require_same_data(simulation, output))
+    manifest, refused = checkpoints.newest(logged, lambda rounds: set(clients[of_round < rounds].tolist()))
+    if manifest:
+        checkpoints.restore(simulation, manifest)
+    first = manifest.rounds if manifest else 0
+    where = {"mpi_library": world.library, "hostnames": world.hostnames}
+
+    def reopen() -> costlog.Writer:
+        writer = costlog.Writer.resume(output, first, world_size=world.world_size, attrs=where)
+        announce(writer, simulation, manifest, refused, logged)
+        return writer
+
+    writer = world.collectively(lambda: reopen() if world.is_root else None)
+    return Session(simulation, writer, checkpoints, first, manifest and manifest.rounds)
+
+
+def announce(
+    writer: costlog.Writer, run: Simulation, manifest: Manifest | None, refused: list[str], logged: int
+) -> None:
+    """Say on the screen and in the log where a run goes on, and which checkpoints could not be used."""
+    first = manifest.rounds if manifest else 0
+    origin = manifest.folder.name if manifest else "the start (there is no checkpoint)"
+    text = f"goes on with round {first} of {run.config.rounds} from {origin} on {run.world.world_size} process(es)"
+    if logged > first:
+        text += f"; the log's {logged - first} later round(s) are played again"
+    for level, message in [*(("warning", reason) for reason in refused), ("info", text)]:
+        say(f"fedkd_mpi: {message}")
+        writer.event(max(first - 1, 0), None, level, message)
+
+
+def build(config: Config, world: World) -> Simulation:
+    """Read the data and build this process's networks and clients; raises the same UserError on every process."""
+    from fedkd_mpi.simulation.setup import load_data, prepare
+
+    world.status.at(0, "reading the data")
+    data = load_data(config, world)
+    world.status.at(0, "building networks and clients")
+    run = world.collectively(lambda: prepare(config, world, data))
+    run.work_queue = make_work_queue(run)
+    return run
+
+
+def make_work_queue(run: Simulation) -> NodeWorkQueue | None:
+    """Return the crew of this process, None where its node's processes train each their own clients. Collective.
+
+    So it is on GPUs, where clients live on the device, with balance=false, and where on every node one process trains
+    all its clients, or every client has a core and a process of its own.
+    """
+    from fedkd_mpi.client.client import Client
+    from fedkd_mpi.scheduling.array_store import DiskArrayStore, SharedArrayStore
+    from fedkd_mpi.scheduling.work_queue import NodeWorkQueue, ranks_with_cores
+
+    config, world = run.config, run.world
+    if not config.balance or world.world_size == 1:
+        return None
+    told = world.allgather(np.array([world.broadcast_on_node(world.mpi_rank), run.device != "cpu"])).view(np.int64)
+    nodes, on_gpu = told.T
+    if on_gpu.any():
+        return None
+    own = np.flatnonzero(nodes[run.rank_of_client] == nodes[world.mpi_rank]).tolist()
+    rank_of_client = sorted(set(run.rank_of_client[own].tolist()))
+    workers = ranks_with_cores(world, rank_of_client)
+    helps = len(rank_of_client) > 1 and len(own) > len(workers)
+    if not world.allgather(np.array([helps])).any():
+        return None
+    clients = {client: run.clients.get(client) or Client(client, *run.data.clients[client]) for client in own}
+    numbers = sum(run.teacher_numbers[client] for client in own)
+    numbers += len(own) * (run.student.state.numel() if run.student else 0)
+    store = (DiskArrayStore if config.clients_in_memory else SharedArrayStore)(
+        world, 2 * len(own), COPIES * 4 * numbers
+    )
+    return NodeWorkQueue(world, clients, run.rank_of_client, workers, config.local, store)
+
+
+def create_log(run: Simulation, output: Path, overwrite: bool, started: str) -> costlog.Writer:
+    """Create the cost log of a run."""
+    config = run.config
+    attrs = {
+        "config": config.to_yaml(),
+        "config_digest": config.digest(),
+        "package_version": __version__,
+        "mpi_library": run.world.library,
+        "hostnames": run.world.hostnames,
+        "seed": config.seed,
+        "started": started,
+    }
+    layers = [tuple(layer) for layer in run.student.exchanged_layers] if run.student else []
+    columns = client_columns(run)
+    size, spectra = run.world.world_size, config.log.spectra
+    return costlog.Writer.create(
+        output,
+        attrs,
+        layers,
+        columns,
+        run.task.metrics,
+        size,
+        overwrite,
+        spectra,
+        lower_is_better=getattr(run.task, "lower_is_better", ()),
+        paper=bool(run.codec and run.codec.paper_rank),
+    )
+
+
+def client_columns(run: Simulation) -> dict[str, np.ndarray]:
+    """Return the log's table of clients."""
+    clients = run.data.clients
+    columns = {
+        "train_samples": np.array([len(train) for train, _ in clients]),
+        "test_samples": np.array([len(test) for _, test in clients]),
+        "mpi_rank": run.rank_of_client,
+    }
+    labels = run.task.labels(run.data.train)
+    if run.task.num_classes and labels.ndim == 1:
+        counts = [np.bincount(labels[np.concatenate(split)], minlength=run.task.num_classes) for split in clients]
+        columns["label_histogram"] = np.array(counts)
+    return columns
+
+
+def require_same_data(run: Simulation, output: Path) -> None:
+    """Raise UserError where the clients' samples are not those that the log was begun with."""
+    columns = client_columns(run)
+    with costlog.open(output) as log:
+        for name, values in log["clients"].items():
+            if name != "mpi_rank" and not np.array_equal(values, columns.get(name)):
+                raise UserError(f"the data are not those of {output}: {name} of the clients differ")
+
+
+def require_no_stop(output: Path) -> None:
+    """Raise UserError where a STOP file would end the run before its first round."""
+    file = output.parent / STOP
+    if file.exists():
+        raise UserError(f"the file {file} asks the runs that log beside it to stop: remove it to run")

@@ -1,0 +1,206 @@
+"""From a configuration to everything a run needs in this process: data, clients, networks, codec."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedkd_mpi import codecs, datasets, methods, tasks
+from fedkd_mpi.client.batches import work
+from fedkd_mpi.client.client import Client
+from fedkd_mpi.client.trainer import LocalTrainer, initial_student, under_key
+from fedkd_mpi.client.trial import require_fit
+from fedkd_mpi.codecs.wire import RECORD_BYTES
+from fedkd_mpi.common.random_streams import generator, torch_scope
+from fedkd_mpi.communication.sameness import require_same_data
+from fedkd_mpi.communication.world import World
+from fedkd_mpi.config import capacity, pairs
+from fedkd_mpi.config.schema import Config
+from fedkd_mpi.datasets import partition as partitions
+from fedkd_mpi.errors import UserError
+from fedkd_mpi.models import module_tensors
+from fedkd_mpi.scheduling import cohort
+from fedkd_mpi.scheduling.state_cache import ClientStateCache
+from fedkd_mpi.server import Server
+from fedkd_mpi.simulation.state import Data, Simulation
+from fedkd_mpi.tasks import Task
+
+if TYPE_CHECKING:
+    pass
+
+
+def load_data(config: Config, world: World, read: Callable[..., datasets.Dataset] | None = None) -> Data:
+    """Read the data on one process a node, share it in memory, and divide it among the clients.
+
+    `read` takes the place of datasets.load. Collective. Raises the same UserError on every process.
+    """
+    pairs.check(config)
+    arrays = meta = error = None
+    if world.is_node_leader:
+        try:
+            dataset = (read or datasets.load)(config.data.name, data_root(config), config.seed, config.data.options())
+            parts = (("train", dataset.train | dataset.tables), ("test", dataset.test))
+            arrays = {f"{part}/{name}": array for part, group in parts for name, array in group.items()}
+            meta = dataset.meta
+            pairs.require(config.task, config.data.name, {"train": dataset.train, "test": dataset.test}, meta)
+            if not meta.get("stand_in") and (":" in config.data.name or ":" in config.task):
+                tasks.check_data(config.task, config.data.name, parts[0][1], dataset.test, meta)
+        except UserError as problem:
+            error = str(problem)
+    if first := world.first_message(error):
+        raise UserError(first)
+    shared, meta = world.share(arrays, meta)
+    require_same_data(world, shared, meta)
+    train, test = (
+        {name.removeprefix(part): array for name, array in shared.items() if name.startswith(part)}
+        for part in ("train/", "test/")
+    )
+    task = tasks.find(config.task)(meta, train)
+    return Data(train, test, meta, divide(config, task.labels(train), train.get("group"), train.get("document")))
+
+
+def data_root(config: Config) -> Path | None:
+    """Return the folder of the data sets: data.root, else $FEDKD_DATA, else None."""
+    if config.data.root:
+        return config.data.root
+    return Path(os.environ["FEDKD_DATA"]) if os.environ.get("FEDKD_DATA") else None
+
+
+def divide(
+    config: Config, labels: np.ndarray, groups: np.ndarray | None, documents: np.ndarray | None = None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return every client's own (train, test) indices; a pure function of configuration and labels."""
+    settings = config.partition
+    shares = partitions.partition(
+        settings.kind,
+        labels,
+        config.num_clients,
+        generator(config.seed, "partition"),
+        alpha=settings.alpha,
+        classes_per_client=settings.classes_per_client,
+        groups=groups,
+        min_samples=settings.min_samples,
+    )
+    return [
+        partitions.split(indices, labels, settings.test_fraction, generator(config.seed, "split", client), documents)
+        for client, indices in enumerate(shares)
+    ]
+
+
+def prepare(config: Config, world: World, data: Data) -> Simulation:
+    """Build this process's networks, codec and clients; raises UserError where configuration and data do not fit."""
+    device = choose_device(config.device, world.local_rank)
+    set_threads(config, world.node_size)
+    task = tasks.find(config.task)(data.meta, data.train)
+    if config.data.augment and getattr(task, "augment", None) is None:
+        raise UserError(f"data.augment: task={config.task} knows no augmentation; set data.augment=false")
+    capacity.require_networks(config, task)
+    method = methods.build(config, task)
+    families, rank_of_client = assign_clients(config, data, world.world_size)
+    own = np.flatnonzero(rank_of_client == world.mpi_rank).tolist()
+    clients = {client: Client(client, *data.clients[client]) for client in own}
+    student = codec = server = trainer = None
+    if method.exchanges:
+        student = initial_student(config, method, device)
+        if not student.parameter_layers:
+            raise UserError(f"{method.role}: none of its parameters is trained, so nothing would be exchanged")
+        codec = codecs.build(
+            config.compression,
+            student.parameter_layers,
+            config.rounds,
+            config.clients_per_round,
+            reserved=sum(RECORD_BYTES + 4 * layer.numel for layer in student.exchanged_buffers),
+        )
+        if world.is_root:
+            server = Server(config.server, student, codec, device, config.seed, config.num_clients)
+    if clients:
+        trainer = LocalTrainer(config, task, method, student, data.train, device)
+        tried = set()  # a network that cannot be built or trained is refused here
+        for client in clients.values():
+            if len(client.train_indices) == 1 or config.architecture(client.id) not in tried:
+                require_fit(trainer, client)
+            tried.add(config.architecture(client.id))
+        if config.stack > 1:
+            for client in clients.values():
+                trainer.stack(client)
+    return Simulation(
+        config=config,
+        world=world,
+        data=data,
+        task=task,
+        device=device,
+        families=families,
+        rank_of_client=rank_of_client,
+        clients=clients,
+        trainer=trainer,
+        state_cache=ClientStateCache(config.clients_in_memory, device, len(clients)),
+        student=student,
+        replica=student.state.clone() if student else None,
+        codec=codec,
+        server=server,
+        teacher_numbers=count_numbers(config, task),
+    )
+
+
+def assign_clients(config: Config, data: Data, world_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return each client's family and the mpi rank that hosts it, so that all processes have about as much to do."""
+    samples = [work(len(train), config.local) for train, _ in data.clients]
+    size = (
+        config.stack * config.num_clients // config.clients_per_round if config.stack > 1 else 1
+    )  # a stack in a usual cohort
+    families = cohort.families(samples, config.by_client(range(len(config.architectures))), size)
+    _, first, family = np.unique(families, return_index=True, return_inverse=True)
+    in_order = first.argsort().argsort()[family]  # families by their first clients
+    of_family = np.bincount(in_order, samples).astype(np.int64)
+    return families, cohort.placement(of_family.tolist(), world_size)[in_order]
+
+
+def count_numbers(config: Config, task: Task) -> list[int]:
+    """Return how many numbers an exchange of each client's teacher would send: trainable ones and float buffers."""
+    import torch
+
+    counts = []
+    for architecture in range(len(config.architectures)):
+        with torch_scope(config.seed, "teacher shapes"), torch.device("meta"):
+            teacher = methods.make_teacher(config, task, architecture)
+        with under_key(f"teachers.{architecture}" if config.teachers else "teacher"):
+            counts.append(module_tensors.count_numbers(teacher))
+    return config.by_client(counts)
+
+
+def choose_device(device: str, local_rank: int) -> str:
+    """Return the torch device of this process; auto = GPU (local rank modulo the node's GPUs), or the CPU."""
+    if device == "cpu":
+        return device
+    import torch
+
+    if not torch.cuda.is_available():
+        if device == "auto":
+            return "cpu"
+        raise UserError(f"device={device}, but torch sees no GPU on this node; use device=cpu or device=auto")
+    # Bit-identical repetition on a GPU needs this before the first matrix product.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    count = torch.cuda.device_count()
+    index = int(device.split(":")[1]) if ":" in device else local_rank % count
+    if index >= count:
+        raise UserError(f"device={device}, but this node has {count} GPU(s)")
+    torch.cuda.set_device(index)
+    return f"cuda:{index}"
+
+
+def set_threads(config: Config, node_size: int) -> int:
+    """Set and return torch's threads: threads_per_rank, or for auto the node's cores over its processes."""
+    import torch
+
+    if config.threads_per_rank == "auto":
+        threads = max(1, len(os.sched_getaffinity(0)) // node_size)
+    else:
+        threads = config.threads_per_rank
+        capacity.require_threads(threads)
+    torch.set_num_threads(threads)
+    return threads

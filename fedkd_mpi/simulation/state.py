@@ -1,0 +1,96 @@
+"""Everything that one process holds of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedkd_mpi import codecs
+from fedkd_mpi.client.client import Client
+from fedkd_mpi.client.trainer import EVALUATION_BATCH, Arrays, LocalTrainer
+from fedkd_mpi.communication.world import World
+from fedkd_mpi.config.schema import Config
+from fedkd_mpi.models.flat import FlatModel
+from fedkd_mpi.scheduling import cohort
+from fedkd_mpi.scheduling.state_cache import ClientStateCache
+from fedkd_mpi.server import Server
+from fedkd_mpi.tasks import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedkd_mpi.communication.exchange import Message
+    from fedkd_mpi.scheduling.work_queue import NodeWorkQueue
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data set as every process sees it (one copy a node) and who holds which of its training samples."""
+
+    train: Arrays
+    test: Arrays
+    meta: dict[str, Any]
+    clients: list[tuple[np.ndarray, np.ndarray]]  # (train, test) indices into `train`, by client id
+
+
+@dataclass
+class Simulation:
+    """One process's part of a run.
+
+    `student` is the module all work is done on, `replica` the flat global student, the same bits everywhere after each
+    round, but for `answers` of the server that this process has not yet applied to it; student and replica are None
+    where nothing is exchanged. `workbench` is None on a process without clients, `server` but on rank 0.
+    """
+
+    config: Config
+    world: World
+    data: Data
+    task: Task
+    device: str
+    families: np.ndarray  # of every client: those that are trained at once
+    rank_of_client: np.ndarray  # the mpi rank of every client
+    clients: dict[int, Client]
+    state_cache: ClientStateCache
+    trainer: LocalTrainer | None
+    student: FlatModel | None
+    replica: Tensor | None
+    codec: codecs.Codec | None
+    server: Server | None
+    teacher_numbers: list[int]  # what a dense exchange of each client's teacher would send, for comparison
+    downlink_state: dict[str, Tensor] = field(default_factory=dict)  # what the codec's receiver keeps, like the replica
+    pending_downlinks: list[Message] = field(default_factory=list)
+    work_queue: NodeWorkQueue | None = (
+        None  # with whom this process trains the clients of its node, None = alone those it hosts
+    )
+
+    @property
+    def test_size(self) -> int:
+        """Number of samples in the global test set."""
+        return len(next(iter(self.data.test.values())))
+
+    @property
+    def scores_student(self) -> bool:
+        """Whether the global student has a score: it exists, and BatchNorm's statistics are not kept local."""
+        return self.student is not None and self.student.local_buffers is None
+
+    def needs_replica(self, round_index: int, evaluated: bool) -> bool:
+        """Whether this process must have its replica up to date at the end of a round; all do after the last."""
+        scores = evaluated and self.scores_student and len(self.test_chunks(self.world.mpi_rank)) > 0
+        works = self.work_queue is None or self.work_queue.works or self.server is not None
+        return works or scores or round_index == self.config.rounds - 1
+
+    def evaluates(self, round_index: int) -> bool:
+        """Whether a round ends with an evaluation: every so many, and the last one."""
+        return round_index == self.config.rounds - 1 or (round_index + 1) % self.config.evaluate.every == 0
+
+    def scores_teachers(self, round_index: int) -> bool:
+        """Whether every teacher is scored on the global test set in this round."""
+        return self.config.evaluate.global_teachers and round_index == self.config.rounds - 1
+
+    def test_chunks(self, mpi_rank: int) -> range:
+        """Return the first samples of the chunks of the global test set that a process scores."""
+        chunks = -(-self.test_size // EVALUATION_BATCH)
+        share = cohort.shares(chunks, self.world.world_size)[mpi_rank]
+        return range(share.start * EVALUATION_BATCH, share.stop * EVALUATION_BATCH, EVALUATION_BATCH)

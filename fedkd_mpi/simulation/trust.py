@@ -1,0 +1,94 @@
+"""What of a log is believed when a run goes on with it: a configuration that its digest agrees with, and named code.
+
+A log may have come from elsewhere. Its configuration can name code (package.module:Name), which a resumed run imports
+and calls: it does so only if the command line names that code again, or says that the log is trusted.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedkd_mpi.common import yaml_loader
+from fedkd_mpi.config import load as configuration
+from fedkd_mpi.config.schema import Config
+from fedkd_mpi.costlog.door import digest
+from fedkd_mpi.errors import UserError
+
+
+def own_parts(config: Config) -> dict[str, str]:
+    """Return the code that a configuration names beside this package's own: key -> package.module:Name."""
+    named = {"task": config.task, "data.name": config.data.name, "compression.codec": config.compression.codec}
+    named |= {f"{key}.name": getattr(config, key).name for key in ("teacher", "student") if getattr(config, key)}
+    named |= {f"teachers.{index}.name": network.name for index, network in enumerate(config.teachers or [])}
+    return {key: name for key, name in named.items() if ":" in name}
+
+
+def again(path: Path, config: Config) -> str:
+    """Return the command that goes on with the log of a run."""
+    words = ["--resume", str(path), *(f"{key}={name}" for key, name in own_parts(config).items())]
+    return f"python -m fedkd_mpi.run {shlex.join(words)}"
+
+
+def configuration_in(path: Path, attrs: Mapping[str, Any]) -> Config:
+    """Return the configuration in a log's attributes; raises UserError where the log was changed."""
+    text, told = attrs["config"], attrs["config_digest"]
+    found = digest(text)
+    if found != told:
+        raise UserError(f"{path} was changed: the digest of its configuration is {found}, its config_digest is {told}")
+    try:
+        config = configuration.parse(yaml_loader.parse_mapping(text, "it"))
+    except UserError as error:
+        raise UserError(f"the configuration in {path}: {error}") from None
+    for key, value in (("num_clients", config.num_clients), ("seed", config.seed)):
+        if attrs[key] != value:
+            raise UserError(f"{path} was changed: its attribute {key} is {attrs[key]}, its configuration has {value}")
+    return config
+
+
+def require_one_name(path: Path) -> None:
+    """Raise UserError where a log has another name too (a hard link): lock and checkpoints go by one alone."""
+    if (names := path.stat().st_nlink) > 1:
+        raise UserError(
+            f"{path} is one of {names} names of the same file: copy it, or remove the others, and resume one"
+        )
+
+
+def accept(path: Path, config: Config, overrides: Sequence[str], trusted: bool) -> list[str]:
+    """Return the overrides that are not just what the log has too.
+
+    Raises UserError naming the code that the log would run, where it is neither named again nor `trusted`.
+    """
+    logged = dict(_leaves(config.model_dump(mode="json")))
+    fresh, repeated = [], set()
+    parts = own_parts(config)
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if parts.get(key) == value:
+            repeated.add(key)
+            continue
+        tree: dict[str, Any] = {}
+        configuration.apply(tree, override)
+        leaves = dict(_leaves(tree))
+        if all(key in logged and logged[key] == value for key, value in leaves.items()):
+            repeated |= leaves.keys()
+        else:
+            fresh.append(override)
+    unnamed = {key: name for key, name in parts.items() if key not in repeated}
+    if unnamed and not trusted:
+        told = ", ".join(f"{key}={name}" for key, name in unnamed.items())
+        how = f"name it again ({again(path, config)}), or pass --trust-log"
+        raise UserError(f"{path} names code to run, {told}: if it is yours, {how}")
+    return fresh
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of all that is no section."""
+    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else None
+    if not pairs:
+        yield prefix, tree
+        return
+    for key, value in pairs:
+        yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))

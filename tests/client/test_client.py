@@ -1,0 +1,222 @@
+"""A client: its update, what it keeps from round to round, its scores, its faults, its batches."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
+from trainer import BATCH_NORM, Bench, make
+
+from fedkd_mpi.client.batches import batches
+from fedkd_mpi.client.client import Client
+from fedkd_mpi.common.random_streams import generator
+from fedkd_mpi.config.sections import LocalConfig
+from fedkd_mpi.errors import RunFault
+
+
+def test_the_update_is_a_difference_and_the_replica_stays():
+    # .detach() and .numpy() are views: a "copy" of that kind follows the training and every update is zero
+    bench = make()
+    before = bench.replica.clone()
+    outcome = bench.train(0)
+    assert torch.equal(bench.replica, before)
+    assert outcome.update.abs().max() > 1e-3
+    assert torch.equal(outcome.update, bench.trainer.student.state - before)
+    kept = outcome.update.clone()
+    bench.train(1)
+    assert torch.equal(outcome.update, kept)
+
+
+@pytest.mark.parametrize(
+    "optimizer", [["optimizer.momentum=0.9"], ["optimizer.name=adam", "optimizer.momentum=0"]], ids=["sgd", "adam"]
+)
+def test_optimizers_live_with_their_client(optimizer: list[str]):
+    bench = make(*optimizer)
+    bench.train(0)
+    outcomes = []
+    for forgotten in ("nothing", "optimizer.private.", "optimizer.student."):
+        client = bench.clients[0]
+        kept = {name: tensor.clone() for name, tensor in client.tensors.items() if not name.startswith(forgotten)}
+        assert (len(kept) < len(client.tensors)) == (forgotten != "nothing")
+        again = Client(0, client.train_indices, client.test_indices, kept)
+        outcomes.append((bench.trainer.train(again, 1, bench.replica, evaluate=False).update, kept["private"]))
+    (update, teacher), (_, fresh_teacher), (fresh_update, _) = outcomes
+    assert not torch.equal(teacher, fresh_teacher)
+    assert not torch.equal(update, fresh_update)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["optimizer.name=adam", "optimizer.momentum=0"],
+        [*BATCH_NORM, "server.buffers=local"],
+        [*BATCH_NORM, "server.buffers=average"],
+    ],
+    ids=["sgd", "adam", "buffers local", "buffers average"],
+)
+def test_what_a_client_learns_does_not_depend_on_who_else_is_trained(overrides: list[str]):
+    visits = {"alone": [1], "after others": [0, 1, 2], "before others": [1, 2, 0]}
+    results = []
+    for order in visits.values():
+        bench = make(*overrides, side=8)
+        updates = {}
+        for round_index in range(2):
+            for client in order:
+                updates[round_index, client] = bench.train(client, round_index, evaluate=True).update
+        results.append((bench.clients[1].tensors, updates[0, 1], updates[1, 1]))
+    (tensors, *updates), *others = results
+    for other, *more in others:
+        assert other.keys() == tensors.keys()
+        assert all(torch.equal(tensors[name], other[name]) for name in tensors)
+        assert all(map(torch.equal, updates, more))
+
+
+@pytest.mark.parametrize("on_nonfinite", ["abort", "skip"])
+@pytest.mark.parametrize(
+    ("overrides", "message", "layer"),
+    [
+        (["student.learning_rate=1e30"], "the update of the student is not finite", "layers.0.weight"),
+        (
+            ["teacher.learning_rate=1e30"],
+            "the private state (teacher and W_h) is not finite",
+            "teacher.layers.0.weight",
+        ),
+    ],
+    ids=["student", "teacher"],
+)
+def test_what_is_not_finite_is_named(overrides: list[str], message: str, layer: str, on_nonfinite: str):
+    alone = ["distillation.logits=false", "distillation.hidden=false"]
+    bench = make(*overrides, *alone, f"on_nonfinite={on_nonfinite}")
+    before = bench.replica.clone()
+    with pytest.raises(RunFault) as caught:
+        bench.train(2, 3)
+    assert (str(caught.value), caught.value.location()) == (message, f"round 3, client 2, layer {layer}")
+    assert torch.equal(bench.replica, before)
+
+
+@pytest.mark.parametrize("buffers", ["local", "average"])
+@pytest.mark.parametrize("first", [True, False], ids=["first round", "later round"])
+def test_skip_leaves_the_client_as_it_was(first: bool, buffers: str):
+    bench = make("on_nonfinite=skip", *BATCH_NORM, f"server.buffers={buffers}", "optimizer.momentum=0.9", side=8)
+    healthy = make("on_nonfinite=skip", *BATCH_NORM, f"server.buffers={buffers}", "optimizer.momentum=0.9", side=8)
+    if not first:
+        bench.train(0), healthy.train(0)
+    before = {name: tensor.clone() for name, tensor in bench.clients[0].tensors.items()}
+    replica, bench.replica = bench.replica, bench.replica * float("nan")
+    with pytest.raises(RunFault):
+        bench.train(0, 1)
+    bench.replica = replica
+    after = bench.clients[0].tensors
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert torch.equal(bench.train(0, 2).update, healthy.train(0, 2).update)
+
+
+def stem_mean(bench: Bench, client: int, round_index: int) -> Tensor:
+    """The batch mean that the first BatchNorm layer sees in a first step from the replica."""
+    indices = bench.clients[client].train_indices
+    order = generator(bench.config.seed, "batches", round_index, client)
+    index = next(batches(len(indices), bench.config.local, order)).numpy()
+    x = (torch.from_numpy(bench.trainer.arrays["x"][indices[index]]).float() / 16 - 0.3) / 0.4
+    return functional.conv2d(x, bench.views(bench.replica)["stem.weight"], padding=1).mean((0, 2, 3))
+
+
+ONE_STEP = [*BATCH_NORM, "local.epochs=null", "local.steps=1"]
+
+
+def test_batch_statistics_are_part_of_the_update():
+    bench = make(*ONE_STEP, side=8)
+    assert "norm.running_mean" in [layer.name for layer in bench.trainer.student.exchanged_layers]
+    outcome = bench.train(0)
+    assert "buffers" not in bench.clients[0].tensors
+    expected = 0.1 * stem_mean(bench, 0, 0)
+    torch.testing.assert_close(bench.views(outcome.update)["norm.running_mean"], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_batch_statistics_kept_local_stay_with_their_client():
+    bench = make(*ONE_STEP, "server.buffers=local", side=8)
+    student, start = bench.trainer.student, bench.replica.clone()
+    assert not any("running" in layer.name for layer in student.exchanged_layers)
+    expected = torch.zeros(2)
+    for round_index in range(3):
+        bench.train(0, round_index)
+        bench.train(1, round_index)
+        expected = 0.9 * expected + 0.1 * stem_mean(bench, 0, round_index)
+        flat = torch.cat([bench.replica[: -len(student.local_buffers)], bench.clients[0].tensors["buffers"]])
+        torch.testing.assert_close(bench.views(flat)["norm.running_mean"], expected, rtol=1e-4, atol=1e-6)
+    assert torch.equal(bench.replica, start)
+
+
+def test_scores_count_right_answers_on_the_clients_own_test_samples():
+    bench = make(*BATCH_NORM, side=8)
+    outcome = bench.train(1, evaluate=True)
+    client, arrays, student = bench.clients[1], bench.trainer.arrays, bench.trainer.student
+    state = student.state.clone()
+    x = (torch.from_numpy(arrays["x"][client.test_indices]).float() / 16 - 0.3) / 0.4
+    for model, sums in (
+        (bench.trainer.private.module["teacher"], outcome.teacher_sums),
+        (student.module, outcome.student_sums),
+    ):
+        assert model.training
+        model.eval()
+        right = (model(x).logits.argmax(1).numpy() == arrays["y"][client.test_indices]).sum()
+        assert sums.tolist() == [right, 9]
+    assert torch.equal(student.state, state)
+    silent = make(*BATCH_NORM, side=8).train(1)
+    assert not silent.teacher_sums.any()
+    assert not silent.student_sums.any()
+    assert torch.equal(silent.update, outcome.update)
+
+
+def test_a_teachers_score_elsewhere_is_that_of_its_client():
+    bench = make()
+    indices = bench.clients[1].test_indices
+    own = bench.train(1, evaluate=True).teacher_sums
+    bench.train(0)
+    assert bench.trainer.score_teacher(bench.clients[1], bench.trainer.arrays, indices).tolist() == own.tolist()
+
+
+def test_teachers_differ_from_client_to_client_and_the_student_does_not():
+    bench, other = make(), make("seed=1")
+    starts = []
+    for client in bench.clients:
+        bench.trainer.score_teacher(client, bench.trainer.arrays, client.test_indices)
+        starts.append(client.tensors["private"])
+    assert not any(torch.equal(one, two) for one, two in pairwise(starts))
+    assert torch.equal(make().replica, bench.replica)
+    assert not torch.equal(other.replica, bench.replica)
+
+
+@given(st.integers(1, 60), st.integers(1, 12), st.integers(1, 3), st.integers(0, 5))
+def test_an_epoch_visits_every_sample_once(count: int, size: int, epochs: int, seed: int):
+    visited = list(batches(count, LocalConfig(epochs=epochs, batch_size=size), np.random.default_rng(seed)))
+    left_out = count % size == 1 and size > 1 and count > 1  # a last batch of a single sample
+    assert len(visited) == epochs * (-(-count // size) - left_out)
+    per_epoch = len(visited) // epochs
+    for epoch in range(epochs):
+        own = visited[epoch * per_epoch : (epoch + 1) * per_epoch]
+        assert [len(index) for index in own[:-1]] == [size] * (per_epoch - 1)
+        samples = torch.cat(own).tolist()
+        assert len(samples) == count - left_out
+        assert len(set(samples)) == len(samples)
+        assert set(samples) <= set(range(count))
+
+
+@given(st.integers(1, 60), st.integers(1, 12), st.integers(1, 20))
+def test_steps_are_the_first_batches_of_as_many_epochs_as_it_takes(count: int, size: int, steps: int):
+    some = list(batches(count, LocalConfig(steps=steps, batch_size=size), np.random.default_rng(0)))
+    many = list(batches(count, LocalConfig(epochs=steps, batch_size=size), np.random.default_rng(0)))
+    assert len(some) == steps
+    assert all(map(torch.equal, some, many))
+
+
+def test_every_epoch_has_an_order_of_its_own():
+    visited = list(batches(30, LocalConfig(epochs=2, batch_size=30), np.random.default_rng(0)))
+    assert not torch.equal(visited[0], visited[1])
