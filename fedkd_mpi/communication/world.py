@@ -1,6 +1,6 @@
 """The processes of a run: buffer collectives, sleeping waits, byte counters, shared arrays, the end of a failing job.
 
-Waiting costs nearly no CPU: each process sends rank 0 a message when it arrives, and sleeps (communication/wakeup.py) until another
+Waiting costs nearly no CPU: each process sends rank 0 a message when it arrives, and sleeps (wakeup.py) until another
 lets it go on. A few bytes, such as lengths, travel in these; payloads then move in blocking calls, at full speed.
 """
 

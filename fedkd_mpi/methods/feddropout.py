@@ -39,7 +39,9 @@ class FedDropout(FedAvg):
                     f" {type(layer).__name__}, which would mix them with the others or keep them: take a network"
                     " without it (norm=none), or another method"
                 )
-        *hidden, _ = (layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d)))
+        *hidden, last = (layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d)))
+        if (head := getattr(model, "head", last)) in hidden:  # registered first: it gives the logits all the same
+            hidden = [layer for layer in [*hidden, last] if layer is not head]
         self._shapes = [(layer.weight.shape[0], *(1,) * (layer.weight.dim() - 2)) for layer in hidden]
         for index, layer in enumerate(hidden):
             layer.register_forward_hook(partial(self._leave_out, index))

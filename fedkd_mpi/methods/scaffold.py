@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +13,13 @@ from fedkd_mpi.models.flat import FlatModel
 from fedkd_mpi.models.module_tensors import own_tensors
 
 CONTROL = "scaffold_control"  # a submodule of the network, of its parameters' names
+
+
+class _Control(nn.Module):
+    """Room for the control variate; where a network calls all of its children in turn, it changes nothing."""
+
+    def forward(self, x: Any) -> Any:
+        return x
 
 
 class Scaffold(FedAvg):
@@ -24,7 +33,7 @@ class Scaffold(FedAvg):
         model = super().student()
         if hasattr(model, CONTROL):
             raise UserError(f"the network has a {CONTROL} of its own, which method=scaffold needs: rename it")
-        control = nn.Module()
+        control = _Control()
         for slot in own_tensors(model)[0]:
             *path, last = slot.name.split(".")
             room = control

@@ -77,7 +77,7 @@ def stack_groups(run: Simulation, cohort: Iterable[int]) -> list[list[Client]]:
 def take_part(run: Simulation, watch: Stopwatch, this: Round, accounting: Accounting) -> list[ClientResult]:
     """Train clients of the cohort on the student replica and encode their updates for the uplink.
 
-    Returns the contributions of those that this process hosts, whoever on its node has trained them (scheduling/work_queue.py).
+    Returns the contributions of those that this process hosts, whoever on its node has trained them (work_queue.py).
     """
     contributions: list[ClientResult] = []
     waiting: list[tuple[Client, TrainingResult | RunFault]] = []

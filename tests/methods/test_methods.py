@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
+from simulate import play
 from torch import Tensor, nn
 
 from fedkd_mpi import codecs, methods
@@ -227,3 +230,20 @@ def test_feddropout_draws_the_same_part_for_all_clients_of_a_round_and_another_i
 def test_what_a_method_cannot_do_is_refused(overrides, word):
     with pytest.raises(UserError, match=word):
         load(overrides=overrides)
+
+
+class Chain(nn.Sequential):
+    """Calls all of its children in turn."""
+
+    def __init__(self, input_shape: tuple[int, ...], num_classes: int):
+        super().__init__(nn.Flatten(), nn.Linear(math.prod(input_shape), num_classes))
+        self.hidden_sizes = ()
+
+    def forward(self, x: torch.Tensor) -> Output:
+        return Output(super().forward(x))
+
+
+def test_scaffold_takes_a_network_that_calls_all_of_its_children():
+    how = ["method=scaffold", "averaging.network=student", "compression.codec=none", "rounds=2", "num_clients=2"]
+    _, log = play(*how, "student={name: test_methods:Chain, learning_rate: 0.1}", "optimizer.momentum=0")
+    assert log["rounds"]["global_student_accuracy"][-1] > 0.3
