@@ -116,7 +116,7 @@ def test_an_error_that_rank_0_does_not_share_is_told_too() -> None:
         pytest.skip("needs Open MPI")
     body = """
 import time
-from fedkd_mpi import mpi
+from fedkd_mpi.communication import launch as mpi
 mpi.ROOT_SPEAKS_FIRST = 0.5
 if mpi.launched()[0] == 1:
     mpi.leave(2, "no such file on this node")

@@ -52,7 +52,7 @@ class Pair:
 
         self.first = json.dumps(first)
 
-    def gather_all(self, own: np.ndarray) -> np.ndarray:
+    def allgather(self, own: np.ndarray) -> np.ndarray:
         import hashlib
 
         other = hashlib.blake2b(self.first.encode(), digest_size=own.nbytes).digest()
@@ -62,7 +62,7 @@ class Pair:
     def broadcast_on_node(self, message: object) -> object:
         return message
 
-    def agree(self, text: str | None) -> str:
+    def first_message(self, text: str | None) -> str:
         return text or self.first
 
 

@@ -20,7 +20,7 @@ TESTS = Path(__file__).parents[1]
 HELLO = """
 import os, sys, time
 import numpy as np
-from fedkd_mpi import faults
+from fedkd_mpi.communication import abort
 from fedkd_mpi.communication.launch import install_excepthook, open_world
 
 world = open_world()
@@ -240,12 +240,12 @@ FAULTS = {
     "all": ("raise ValueError('boom')", "012", True),
     "long": ("if world.mpi_rank == 1: raise ValueError('boom' + ' ' * 100_000)", "1", True),
     "root busy": (
-        "faults.GRACE = 0.5\nif world.mpi_rank: raise ValueError('boom')\nwhile True: np.ones(1000).sum()",
+        "abort.GRACE = 0.5\nif world.mpi_rank: raise ValueError('boom')\nwhile True: np.ones(1000).sum()",
         "12",
         False,
     ),
     "in a blocking call": (
-        "faults.GRACE = 0.5\nif world.mpi_rank == 1: raise ValueError('boom')\n"
+        "abort.GRACE = 0.5\nif world.mpi_rank == 1: raise ValueError('boom')\n"
         "world.gather(np.ones(10**7), [8 * 10**7] * 3)",
         "1",
         False,

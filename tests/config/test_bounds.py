@@ -63,7 +63,7 @@ LEAVES = [leaf for model in MODELS for leaf in leaves(model)]
 
 
 def test_the_walk_finds_the_numbers():
-    assert {"Config.seed", "Config.threads_per_rank", "Network.learning_rate", "Watchdog.abort_seconds"} < {
+    assert {"Config.seed", "Config.threads_per_rank", "NetworkConfig.learning_rate", "WatchdogConfig.abort_seconds"} < {
         name for name, *_ in LEAVES
     }
     assert len(LEAVES) > 60

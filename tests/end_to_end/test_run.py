@@ -26,7 +26,8 @@ def test_the_default_output_is_named_after_run_and_date(command: Command):
 
 def test_all_processes_agree_on_the_default_output(mpi_vendor: str, tmp_path: Path):
     # The processes of a large job reach this point at different seconds.
-    late = "import os, sys, time; from fedkd_mpi import mpi, run; time.sleep(1.1 * mpi.launched()[0]); "
+    late = "import os, sys, time; from fedkd_mpi import run; from fedkd_mpi.communication import launch as mpi; "
+    late += "time.sleep(1.1 * mpi.launched()[0]); "
     finished = mpirun(
         2, "-c", late + "sys.exit(run.main(sys.argv[1:]))", *COMMAND[2:], mpi=mpi_vendor, cwd=tmp_path, timeout=120
     )

@@ -40,7 +40,7 @@ def environment(launcher: str, sleep: float = 0) -> dict[str, str]:
     installation = find(vendor)
     if installation is None:
         pytest.skip(how_to_install(vendor))
-    tests = str(REPOSITORY / "tests")
+    tests = str(REPOSITORY / "tests" / "helpers")
     found = mpi_environment(installation.launcher, installation.library)
     return {**found, "FEDKD_MPI": launcher, "FEDKD_TEST_SLEEP": str(sleep), "PYTHONPATH": f"{REPOSITORY}:{tests}"}
 
