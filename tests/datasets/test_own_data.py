@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mpirun import mpirun
+from mpirun import REPOSITORY, mpirun
 
 from fedkd_mpi import tasks
 from fedkd_mpi.datasets import Dataset, checks
@@ -156,7 +156,8 @@ def one_based(root: Path | None, seed: int) -> Dataset:
 
 def test_three_processes_say_it_once(mpi_vendor: str, tmp_path: Path):
     keys = ["rounds=1", "num_clients=2", "partition={kind: iid}", "data.name=test_own_data:one_based"]
-    done = mpirun(3, "-m", "fedkd_mpi.run", *keys, mpi=mpi_vendor, cwd=tmp_path)
+    path = {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY}/tests/helpers:{Path(__file__).parent}"}
+    done = mpirun(3, "-m", "fedkd_mpi.run", *keys, mpi=mpi_vendor, cwd=tmp_path, env=path)
     assert done.returncode == 2
     assert done.stderr.count("fedkd_mpi: data.name=test_own_data:one_based: test['y'] has 10 at index 9") == 1
     assert done.stderr.count("fedkd_mpi") == 1
