@@ -57,18 +57,25 @@ class Watchdog:
         self.on_abort: Callable[[], None] = lambda: None  # before rank 1 ends the run in rank 0's place
         self.beat = min(BEAT, self.limit / BEATS)
         self._done = threading.Event()
+        self._thread: threading.Thread | None = None
         self._warned: set[int] = set()
         if world.world_size == 1:
             return
-        self._socket, _ = datagrams.open_socket(one_node=world.one_node)
+        self._socket, host = datagrams.open_socket(one_node=world.one_node)
+        self._host = host or datagrams.LOOPBACK
         self._observers, self._number = self._meet(), 0
         self._seen = [Sighting() for _ in range(world.world_size)]
         self._forget_times(time.monotonic())
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
 
     def stop(self) -> None:
-        """End the thread."""
+        """End the thread, and wait for it: one that still runs while the interpreter ends can take the process down."""
         self._done.set()
+        if self._thread:
+            with suppress(OSError):  # it has ended, or ends with its beat
+                self._socket.sendto(b"", (self._host, self._socket.getsockname()[1]))
+            self._thread.join(self.beat + 1.0)
 
     def _meet(self) -> list[tuple[str, int]]:
         """Return the observers' addresses. Collective."""
