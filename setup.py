@@ -12,7 +12,7 @@ extras = {
     "images": ["Pillow>=10"],
     "ct": ["pydicom>=3", "scikit-image>=0.22"],
     "report": ["pandas>=2", "matplotlib>=3.8"],
-    "test": ["pytest>=8", "pytest-mpi>=0.6", "hypothesis>=6", "ruff>=0.6", "psutil>=5"],
+    "test": ["pytest>=8", "pytest-mpi>=0.6", "pytest-timeout>=2.2", "hypothesis>=6", "ruff>=0.6", "psutil>=5"],
     "dev": ["mypy>=1.16", "types-PyYAML", "ruff>=0.6", "codespell>=2.3", "import-linter>=2", "build>=1.2"],
 }
 extras["all"] = sorted(

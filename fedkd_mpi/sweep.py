@@ -37,7 +37,7 @@ from fedkd_mpi.config import load as configuration
 from fedkd_mpi.config import pairs
 from fedkd_mpi.config.sections import NAME, Section
 from fedkd_mpi.errors import UserError, shown
-from fedkd_mpi.fault_tolerance.log_lock import Lock
+from fedkd_mpi.fault_tolerance.log_lock import HeldError, Lock
 
 EX_TEMPFAIL = 75  # a run stopped early with a checkpoint: so does the sweep
 
@@ -208,7 +208,7 @@ def _alone(item: Item) -> Iterator[None]:
             try:
                 lock.take()
                 break
-            except UserError:
+            except HeldError:
                 if not told:
                     say(f"{item.log}: waiting for another sweep")
                 told = True

@@ -33,6 +33,10 @@ def reserve(log: Path) -> Lock:
     return Lock(log)  # why it cannot be had is said where it is taken
 
 
+class HeldError(UserError):
+    """Another process holds the lock: it is worth waiting for."""
+
+
 class Lock:
     """A lock on `<log>.lock`, held by rank 0 from `take` to the end of the block; the kernel frees it with the process.
 
@@ -57,7 +61,7 @@ class Lock:
             self._descriptor = None
 
     def take(self) -> None:
-        """Take the lock, or say that the file system has none; raises UserError naming the process that holds it."""
+        """Take the lock, or say that the file system has none; raises HeldError naming the process that holds it."""
         while self._descriptor is None:
             descriptor = self._open()
             if descriptor is None:
@@ -68,7 +72,7 @@ class Lock:
                 holder = os.pread(descriptor, 200, 0).decode(errors="replace")
                 os.close(descriptor)
                 if error.errno in (EACCES, EAGAIN):
-                    raise UserError(self._refusal(holder or "another run")) from None
+                    raise HeldError(self._refusal(holder or "another run")) from None
                 self._remove()
                 self._warn(error)
                 return

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
 
 import pytest
 import yaml
@@ -138,10 +139,12 @@ def test_lists_in_a_grid_make_names_of_files(tmp_path):
     assert [item.log.name for item in items] == ["run-hidden_64-s0.h5", "run-hidden_128_64-s0.h5"]
 
 
-def test_two_sweeps_at_once_make_every_log_once(tmp_path, monkeypatch, capsys):
+def test_two_sweeps_at_once_make_every_log_once(tmp_path, monkeypatch):
     path = spell(tmp_path, set={"rounds": 1})
     (item,) = sweep.read(path)
     item.log.parent.mkdir()
+    said: Queue[str] = Queue()
+    monkeypatch.setattr(sweep, "say", lambda text, error=False: said.put(text))
     monkeypatch.setattr(sweep, "PATIENCE", 0.02)
     holder = [sys.executable, "-c", HOLDER, f"{item.log}.sweep"]
     with (
@@ -151,14 +154,22 @@ def test_two_sweeps_at_once_make_every_log_once(tmp_path, monkeypatch, capsys):
         try:
             other.stdout.readline()
             second = pool.submit(sweep.main, [str(path)])
-            while "waiting for another sweep" not in (said := capsys.readouterr().out):
-                assert not second.done(), said
+            while "waiting for another sweep" not in said.get(timeout=60):
+                pass
             write_log(item, "completed")
         finally:
             other.stdin.close()  # whatever happens, the lock is given back and nobody waits for ever
-        assert second.result() == 0
-    assert "done by another sweep" in capsys.readouterr().out
+        assert second.result(timeout=60) == 0
+    assert any("done by another sweep" in text for text in said.queue)
     assert [file.name for file in item.log.parent.iterdir()] == [item.log.name]
+
+
+def test_what_is_no_lock_is_refused_instead_of_waited_for(tmp_path, capsys):
+    path = spell(tmp_path, set={"rounds": 1})
+    (item,) = sweep.read(path)
+    item.log.with_name(f"{item.log.name}.sweep.lock").mkdir(parents=True)
+    assert sweep.main([str(path)]) == 2
+    assert "is no lock of a run" in capsys.readouterr().err
 
 
 def test_a_log_of_another_configuration_is_never_replaced(tmp_path, capsys):
