@@ -35,7 +35,7 @@ from fedkd_mpi.communication import exchange
 from fedkd_mpi.config.sections import CompressionConfig
 from fedkd_mpi.config.sections import ServerConfig as Settings
 from fedkd_mpi.models.flat import FlatModel
-from fedkd_mpi.server import Server
+from fedkd_mpi.simulation.server import Server
 
 CLIENTS, FEW = 32, 4
 STUDENTS = {"text_bert": "blocks.0.", "cifar_resnet": ""}  # and which of their layers

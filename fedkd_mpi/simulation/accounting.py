@@ -17,8 +17,8 @@ from fedkd_mpi.costlog import Writer
 from fedkd_mpi.costlog.schema import components
 from fedkd_mpi.models.layer import Layer
 from fedkd_mpi.scheduling.cohort import arrival
-from fedkd_mpi.server import catchup_state_bytes
 from fedkd_mpi.simulation.client_scores import ROLES, ClientScores, mean, nan_scores
+from fedkd_mpi.simulation.server import catchup_state_bytes
 from fedkd_mpi.simulation.state import Simulation
 
 COUNTERS = ("bytes_sent", "bytes_received", "payload_bytes_sent", "payload_bytes_received")

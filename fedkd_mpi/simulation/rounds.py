@@ -16,8 +16,8 @@ from fedkd_mpi.common.stopwatch import Stopwatch
 from fedkd_mpi.communication import exchange
 from fedkd_mpi.errors import RunFault, located
 from fedkd_mpi.scheduling import cohort
-from fedkd_mpi.server import apply
 from fedkd_mpi.simulation.accounting import Accounting, Round
+from fedkd_mpi.simulation.server import apply
 from fedkd_mpi.simulation.state import Simulation
 
 WAITING = 8 * 2**20  # bytes of updates that wait: encoded between trainings, small ones would take a third longer

@@ -25,7 +25,7 @@ from fedkd_mpi.errors import UserError
 from fedkd_mpi.models import module_tensors
 from fedkd_mpi.scheduling import cohort
 from fedkd_mpi.scheduling.state_cache import ClientStateCache
-from fedkd_mpi.server import Server
+from fedkd_mpi.simulation.server import Server
 from fedkd_mpi.simulation.state import Data, Simulation
 from fedkd_mpi.tasks import Task
 

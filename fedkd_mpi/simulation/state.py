@@ -15,7 +15,7 @@ from fedkd_mpi.config.schema import Config
 from fedkd_mpi.models.flat import FlatModel
 from fedkd_mpi.scheduling import cohort
 from fedkd_mpi.scheduling.state_cache import ClientStateCache
-from fedkd_mpi.server import Server
+from fedkd_mpi.simulation.server import Server
 from fedkd_mpi.tasks import Task
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from fedkd_mpi.codecs import CODECS, Codec
 from fedkd_mpi.codecs.wire import Record, WireError, pack
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.linalg.layout import canonical
-from fedkd_mpi.server import Server
+from fedkd_mpi.simulation.server import Server
 
 OPTIONS: dict[str, dict[str, Any]] = {
     **{name: {"codec": name} for name in CODECS},

@@ -17,7 +17,7 @@ from fedkd_mpi.config.sections import CompressionConfig
 from fedkd_mpi.config.sections import ServerConfig as Settings
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.models.flat import FlatModel
-from fedkd_mpi.server import Server, apply
+from fedkd_mpi.simulation.server import Server, apply
 
 CODECS = ("none", "svd", "rdsvd", "float16", "quantize", "topk", "powersgd")
 UPDATE = [random(24, 40), random(1, 24).reshape(24), random(8, 54, seed=2).reshape(8, 6, 3, 3)]

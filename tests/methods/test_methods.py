@@ -17,7 +17,7 @@ from fedkd_mpi.config.load import load
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.models.output import Output
-from fedkd_mpi.server import apply
+from fedkd_mpi.simulation.server import apply
 
 SAMPLES, STEPS, RATE = (8, 12, 20), 5, 0.05
 RNG = np.random.default_rng(0)

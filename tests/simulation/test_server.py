@@ -18,7 +18,7 @@ from fedkd_mpi.config.sections import ServerConfig as Settings
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.models.flat import FlatModel
 from fedkd_mpi.models.layer import Layer
-from fedkd_mpi.server import Server, apply, catchup_state_bytes
+from fedkd_mpi.simulation.server import Server, apply, catchup_state_bytes
 
 ROUND = 4
 
