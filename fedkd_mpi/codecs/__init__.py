@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedkd_mpi.codecs.tags import RAW
 from fedkd_mpi.codecs.wire import Record, WireError
 from fedkd_mpi.common.registry import resolve, subclass_of
 from fedkd_mpi.models.layer import Layer
@@ -27,7 +28,6 @@ CODECS = {
     "fetchsgd": "fedkd_mpi.codecs.fetchsgd:FetchSgd",
     "submatrix": "fedkd_mpi.codecs.submatrix:Submatrix",
 }
-RAW = 0  # the encoding every codec may fall back on: float32, little endian
 
 State = dict[str, "Tensor"]
 

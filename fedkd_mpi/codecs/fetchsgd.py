@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from fedkd_mpi.codecs import Codec, State, read_floats, require
+from fedkd_mpi.codecs.tags import SKETCH
 from fedkd_mpi.codecs.topk import read_sparse, share, sparse
 from fedkd_mpi.codecs.wire import Record, WireError
 from fedkd_mpi.common.random_streams import generator
 from fedkd_mpi.config.sections import CompressionConfig
 from fedkd_mpi.linalg.layout import canonical
 from fedkd_mpi.models.layer import Layer
-
-SKETCH = 48  # in the first record: float32 [hash functions, buckets]; the others are empty
 
 
 class FetchSgd(Codec):

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from fedkd_mpi.codecs import require
 from fedkd_mpi.codecs.rate_distortion import kept
+from fedkd_mpi.codecs.tags import BYTE_FACTORS, HALF, HALF_FACTORS
 from fedkd_mpi.codecs.wire import Record, WireError
 from fedkd_mpi.linalg.layout import canonical
 from fedkd_mpi.linalg.low_rank import exact
 from fedkd_mpi.linalg.scaling import checked_exponent, there_and_back, times_power_of_two
 from fedkd_mpi.models.layer import Layer
 
-HALF, HALF_FACTORS, BYTE_FACTORS = 8, 9, 10
 NARROW = (HALF, HALF_FACTORS, BYTE_FACTORS)
 EXPONENT = np.dtype("<i2")
 TINY = 2.0**-126  # in place of zero, where a direction is asked for that holds nothing

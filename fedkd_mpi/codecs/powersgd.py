@@ -8,15 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd_mpi.codecs import RAW, Codec, State, floats, raw, read_floats, read_raw
+from fedkd_mpi.codecs import Codec, State, floats, raw, read_floats, read_raw
+from fedkd_mpi.codecs.tags import POWER, RAW
 from fedkd_mpi.codecs.wire import Record, WireError
 from fedkd_mpi.config.sections import CompressionConfig
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.linalg.layout import canonical
 from fedkd_mpi.linalg.scaling import exponent_of, times_power_of_two
 from fedkd_mpi.models.layer import Layer
-
-POWER = 40  # P [P, r] orthonormal, then Q [Q, r], float32
 
 
 class PowerSgd(Codec):

@@ -8,15 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd_mpi.codecs import RAW, Codec, State, raw, read_raw, require
-from fedkd_mpi.codecs.narrow import HALF, narrow, read_narrow
+from fedkd_mpi.codecs import Codec, State, raw, read_raw, require
+from fedkd_mpi.codecs.narrow import narrow, read_narrow
+from fedkd_mpi.codecs.tags import HALF, QUANTIZED, RAW
 from fedkd_mpi.codecs.wire import Record, WireError
 from fedkd_mpi.config.sections import CompressionConfig
 from fedkd_mpi.linalg.layout import canonical
 from fedkd_mpi.linalg.scaling import exponent_of, times_power_of_two
 from fedkd_mpi.models.layer import Layer
-
-QUANTIZED = 24  # float32 scale, then integers: int16, int8, or two 4-bit ones a byte
 
 
 class Quantize(Codec):

@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd_mpi.codecs import RAW, Codec, State, raw, read_raw, require, symbols
-from fedkd_mpi.codecs.narrow import BYTE_FACTORS, HALF, HALF_FACTORS, NARROW, narrow, read_narrow
+from fedkd_mpi.codecs import Codec, State, raw, read_raw, require, symbols
+from fedkd_mpi.codecs.narrow import NARROW, narrow, read_narrow
 from fedkd_mpi.codecs.rate_distortion import Integers, Plan, checked, dense, factors, plan, rebuilt, share_out
 from fedkd_mpi.codecs.staging import to_device, to_host
+from fedkd_mpi.codecs.tags import BYTE_FACTORS, DENSE, FACTORS, HALF, HALF_FACTORS, POOLED, RAW
 from fedkd_mpi.codecs.unfolding import fold, unfold, unfolded_shape, unfoldings
-from fedkd_mpi.codecs.vectors import POOLED, pool, unpool
+from fedkd_mpi.codecs.vectors import pool, unpool
 from fedkd_mpi.codecs.wire import Record, WireError
 from fedkd_mpi.config.sections import CompressionConfig
 from fedkd_mpi.errors import RunFault
@@ -31,7 +32,6 @@ from fedkd_mpi.linalg.low_rank import directions, zero_rows
 from fedkd_mpi.linalg.scaling import checked_exponent, exponent_of, ordinary_exponent, times_power_of_two
 from fedkd_mpi.models.layer import Layer
 
-FACTORS, DENSE = 16, 17
 HEAD = struct.Struct("<Bhf")  # unfolding (and whether zero rows are left out), exponent of the scale, step
 MASKED = 128
 TINY = 4096  # entries, above which factors in 16 or 8 bits a number cannot win

@@ -8,14 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd_mpi.codecs import RAW, Codec, State, floats, raw, read_floats, read_raw, require
+from fedkd_mpi.codecs import Codec, State, floats, raw, read_floats, read_raw, require
+from fedkd_mpi.codecs.tags import RAW, SUBMATRIX
 from fedkd_mpi.codecs.wire import Record, WireError
 from fedkd_mpi.config.sections import CompressionConfig
 from fedkd_mpi.models.layer import Layer
-
-SUBMATRIX = (
-    56  # a bit for every row, a bit for every column (both padded to bytes), then the entries of those set, float32
-)
 
 
 class Submatrix(Codec):

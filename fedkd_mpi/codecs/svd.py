@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd_mpi.codecs import RAW, Codec, State, Sum, floats, raw
+from fedkd_mpi.codecs import Codec, State, Sum, floats, raw
 from fedkd_mpi.codecs.staging import to_device
+from fedkd_mpi.codecs.tags import LOW_RANK, RAW
 from fedkd_mpi.codecs.wire import Record, WireError
 from fedkd_mpi.config.sections import CompressionConfig
 from fedkd_mpi.errors import RunFault
@@ -20,7 +21,6 @@ from fedkd_mpi.models.layer import Layer
 ENTRIES = 2**18  # numbers that messages may always collect before they are added up: below, calls take longer than work
 NUMBER = np.dtype("<f4")
 ROUNDING = 1e-7  # energy that the factors' rounding to float32 may take
-LOW_RANK = 1  # U diag(s) [P, K] then V [K, Q], float32
 
 Part = bytes | np.ndarray  # data of a record
 

@@ -9,13 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd_mpi.codecs import RAW, Codec, State, raw, read_raw, require
+from fedkd_mpi.codecs import Codec, State, raw, read_raw, require
+from fedkd_mpi.codecs.tags import RAW, SPARSE
 from fedkd_mpi.codecs.wire import Record, WireError
 from fedkd_mpi.config.sections import CompressionConfig
 from fedkd_mpi.linalg.layout import canonical
 from fedkd_mpi.models.layer import Layer
-
-SPARSE = 32  # places, rising (u16 where the tensor is small enough, else u32), then float32 values
 
 
 class TopK(Codec):

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from fedkd_mpi.codecs import symbols
 from fedkd_mpi.codecs.rate_distortion import checked, dense
+from fedkd_mpi.codecs.tags import POOLED
 from fedkd_mpi.codecs.wire import Record, WireError
 from fedkd_mpi.linalg.scaling import checked_exponent, exponent_of, times_power_of_two
 from fedkd_mpi.models.layer import Layer
 
-POOLED = 18  # exponent i16, step f32, symbols of all of them; in the first one's record, those of the others are empty
 HEAD = struct.Struct("<hf")
 
 

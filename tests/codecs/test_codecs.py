@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from matrices import MATRICES, energy, random, smallest_ranks, with_spectrum
 
 from fedkd_mpi import codecs
-from fedkd_mpi.codecs import CODECS, RAW
-from fedkd_mpi.codecs.svd import LOW_RANK
+from fedkd_mpi.codecs import CODECS
+from fedkd_mpi.codecs.tags import LOW_RANK, RAW
 from fedkd_mpi.codecs.wire import RECORD_BYTES, Record, WireError, pack
 from fedkd_mpi.config.sections import CompressionConfig
 from fedkd_mpi.errors import RunFault, UserError

@@ -10,11 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matrices import MATRICES, energy, random, with_spectrum
 
-from fedkd_mpi.codecs import RAW
-from fedkd_mpi.codecs.fetchsgd import SKETCH
-from fedkd_mpi.codecs.powersgd import POWER
-from fedkd_mpi.codecs.quantize import QUANTIZED
-from fedkd_mpi.codecs.topk import SPARSE
+from fedkd_mpi.codecs.tags import POWER, QUANTIZED, RAW, SKETCH, SPARSE
 from fedkd_mpi.codecs.wire import Record, WireError
 
 SETTINGS = {"float16": {}, "quantize": {}, "topk": {"density": 0.1}, "powersgd": {"rank": 2}, "fetchsgd": {}}

@@ -10,11 +10,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from matrices import MATRICES, energy, random, smallest_ranks, with_spectrum
 
-from fedkd_mpi.codecs import RAW, rice, symbols
+from fedkd_mpi.codecs import rice, symbols
 from fedkd_mpi.codecs.rate_distortion import LEFT_UNUSED
-from fedkd_mpi.codecs.rdsvd import DENSE, FACTORS, HEAD
+from fedkd_mpi.codecs.rdsvd import HEAD
+from fedkd_mpi.codecs.tags import DENSE, FACTORS, POOLED, RAW
 from fedkd_mpi.codecs.unfolding import fold, unfold, unfolded_shape, unfoldings
-from fedkd_mpi.codecs.vectors import POOLED
 from fedkd_mpi.codecs.wire import RECORD_BYTES, Record, WireError, pack
 
 int16_matrices = st.builds(

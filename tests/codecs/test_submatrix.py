@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from fedkd_mpi import codecs
-from fedkd_mpi.codecs import RAW
-from fedkd_mpi.codecs.submatrix import SUBMATRIX
+from fedkd_mpi.codecs.tags import RAW, SUBMATRIX
 from fedkd_mpi.codecs.wire import Record, WireError
 from fedkd_mpi.config.sections import CompressionConfig
 from fedkd_mpi.models.layer import Layer

@@ -11,6 +11,7 @@ from torch import nn
 
 from fedkd_mpi import codecs
 from fedkd_mpi.codecs import svd
+from fedkd_mpi.codecs.tags import LOW_RANK, RAW
 from fedkd_mpi.codecs.wire import SKIPPED, Header, Record
 from fedkd_mpi.communication.exchange import make_message
 from fedkd_mpi.config.sections import CompressionConfig
@@ -70,7 +71,7 @@ def test_a_sum_of_factors_and_raw_tensors_is_that_of_float64(
             left, right = rng.normal(size=(rows, max(rank, 0))), rng.normal(size=(max(rank, 0), columns))
             numbers = [left.ravel(), right.ravel()] if rank >= 0 else [rng.normal(size=layer.numel)]
             sent = np.concatenate(numbers).astype("<f4")
-            records.append(Record(svd.LOW_RANK if rank >= 0 else codecs.RAW, rank, sent.view(np.uint8)))
+            records.append(Record(LOW_RANK if rank >= 0 else RAW, rank, sent.view(np.uint8)))
             dense = (left @ right if rank >= 0 else numbers[0]).reshape(layer.shape)
             each += weight * dense
         total.add(records, weight)

@@ -1,0 +1,71 @@
+"""The encoding number of every record, in one table that docs/codecs.md repeats. A number is never given out twice."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Tag(NamedTuple):
+    """What an encoding number stands for: the codecs that send it and the layout of the data, little endian."""
+
+    name: str
+    codecs: tuple[str, ...]
+    data: str
+
+
+RAW = 0
+LOW_RANK = 1
+OWN = 7
+HALF = 8
+HALF_FACTORS = 9
+BYTE_FACTORS = 10
+FACTORS = 16
+DENSE = 17
+POOLED = 18
+QUANTIZED = 24
+SPARSE = 32
+POWER = 40
+SKETCH = 48
+SUBMATRIX = 56
+
+TAGS = {
+    RAW: Tag(
+        "raw",
+        ("none", "svd", "rdsvd", "float16", "quantize", "topk", "powersgd", "fetchsgd", "submatrix"),
+        "float32 of every entry",
+    ),
+    LOW_RANK: Tag("low rank", ("svd",), "U diag(s) [P, K], V [K, Q], float32"),
+    OWN: Tag("own", ("package.module:Class",), "what a codec of one's own puts there"),
+    HALF: Tag("half", ("float16", "rdsvd"), "exponent i16, float16 of every entry"),
+    HALF_FACTORS: Tag("half factors", ("rdsvd",), "exponent i16, float16 of U diag(s) [P, K] and V [K, Q]"),
+    BYTE_FACTORS: Tag(
+        "byte factors", ("rdsvd",), "exponent i16, a float32 per direction, int8 of U diag(s) / max and of V / max"
+    ),
+    FACTORS: Tag(
+        "factors",
+        ("rdsvd",),
+        "unfolding u8, exponent i16, step f32, mask of rows (if unfolding >= 128), symbols of both factors;"
+        " nothing at all for a tensor of zeros",
+    ),
+    DENSE: Tag("dense", ("rdsvd",), "the same head, symbols of the matrix"),
+    POOLED: Tag(
+        "pooled",
+        ("rdsvd",),
+        "exponent i16, step f32, symbols of all vectors, in the record of the first; the others' are empty",
+    ),
+    QUANTIZED: Tag("quantized", ("quantize",), "scale f32, integers of 16, 8 or 4 bits, of 4 two per byte"),
+    SPARSE: Tag(
+        "sparse",
+        ("topk", "fetchsgd"),
+        "rising places (u16 where a tensor has at most 65,536 entries, else u32), then their float32 values",
+    ),
+    POWER: Tag("power", ("powersgd",), "P [P, r] orthonormal, Q [Q, r], float32"),
+    SKETCH: Tag(
+        "sketch", ("fetchsgd",), "float32 [hash functions, buckets] in the first record; the others' are empty"
+    ),
+    SUBMATRIX: Tag(
+        "submatrix",
+        ("submatrix",),
+        "a bit per row and a bit per column, each padded to bytes, then float32 of the entries of those that are set",
+    ),
+}
