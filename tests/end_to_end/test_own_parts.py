@@ -74,9 +74,10 @@ class Wide(nn.Module):
 '''
 
 
-def readme_codec() -> str:
-    """Return the README's example of a codec."""
-    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+def shortest_codec() -> str:
+    """Return the shortest codec of docs/extending.md."""
+    page = (REPOSITORY / "docs/extending.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     (block,) = [block for block in blocks if "halves.py" in block]
     return block
 
@@ -86,7 +87,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder on the path with files of a user's own."""
     folder = tmp_path / "path"
     folder.mkdir()
-    (folder / "halves.py").write_text(readme_codec())
+    (folder / "halves.py").write_text(shortest_codec())
     (folder / "own_parts.py").write_text(OWN_PARTS)
     monkeypatch.syspath_prepend(folder)
     yield folder

@@ -1,0 +1,40 @@
+"""README, CONTRIBUTING, CHANGELOG and docs/: every link leads somewhere, and the words are those of the field."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from mpirun import REPOSITORY
+
+PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])
+DIALECT = r"(?i)\b(crew|shelf|shelves|doorbells?|rings?|naps?|lay|brings?|workbench|last words)\b"
+
+
+def prose(page: Path) -> str:
+    """Return a page without its blocks and spans of code."""
+    return re.sub(r"(?s)```.*?```|`[^`\n]*`", "", page.read_text(encoding="utf-8"))
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub and MkDocs both give a page's headings."""
+    titles = re.findall(r"(?m)^#+ (.*)$", re.sub(r"(?s)```.*?```", "", page.read_text(encoding="utf-8")))
+    return {re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", title.lower()).strip()) for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_to_a_file_and_a_heading(page: Path):
+    targets = re.findall(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"", prose(page))
+    for target in (first or second for first, second in targets):
+        if re.match(r"https?://", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = page.parent / path if path else page
+        assert file.is_file(), f"{page.name}: {target} is no file"
+        assert not anchor or anchor in anchors(file), f"{page.name}: {target} is no heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_page_has_a_private_dialect(page: Path):
+    assert not re.findall(DIALECT, prose(page))
