@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from fedkd_mpi.common import yaml_loader
+from fedkd_mpi.config import methods
 from fedkd_mpi.config.sections import (
     MANY,
     NAME,
@@ -43,9 +44,11 @@ class Config(Section):
     clients_in_memory: int | None = Field(
         None, ge=1, le=MANY, description="clients whose states a process holds at once, the others on disk; null = all"
     )
-    method: Literal["fedkd", "fedavg", "fedprox", "scaffold", "feddropout", "local", "centralized"] = Field(
+    method: Annotated[str, AfterValidator(methods.known)] = Field(
         "fedkd",
-        description="local, centralized: teachers alone, nothing travels; fedavg, fedprox, scaffold: no teacher",
+        description="local, centralized: teachers alone, nothing travels; "
+        + ", ".join(methods.AVERAGING)
+        + ": no teacher",
     )
     exchange: Literal["delta", "gradient_sum"] = Field(
         "delta", description="what a client sends: its student's change, or minus the sum of its gradients"
@@ -118,7 +121,7 @@ class Config(Section):
     @property
     def averages(self) -> bool:
         """Whether the method trains and exchanges one network, with no teacher beside it."""
-        return self.method not in ("fedkd", "local", "centralized")
+        return methods.averages(self.method)
 
     @property
     def clients_per_round(self) -> int:

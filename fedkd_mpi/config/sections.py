@@ -219,7 +219,7 @@ class EvaluateConfig(Section):
 
 class AveragingConfig(Section):
     network: Literal["teacher", "student"] = Field(
-        "student", description="architecture that fedavg, fedprox, feddropout and scaffold train and exchange"
+        "student", description="architecture that methods without a teacher train and exchange"
     )
     proximal: float = Field(0.01, ge=0, le=HUGE, description="mu of fedprox: loss + mu/2 |w - w_global|^2")
     keep: float = Field(0.75, gt=0, le=1, description="share of every hidden layer's units that feddropout trains")

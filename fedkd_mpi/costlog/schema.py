@@ -44,6 +44,23 @@ def _number(unit: str, description: str, axis: str = "") -> Column:
     return Column("float64", unit, description, axis)
 
 
+class Phase(NamedTuple):
+    """A part of a round; the log holds its seconds on the slowest process, or on rank 0 where that alone counts."""
+
+    description: str
+    shared: bool = False
+
+
+PHASES = {
+    "train": Phase("local training, on the slowest process", shared=True),
+    "encode": Phase("encoding the updates, on the slowest process", shared=True),
+    "wait": Phase("rank 0 waiting for the other processes to arrive"),
+    "gather": Phase("moving the updates to rank 0"),
+    "aggregate": Phase("decoding and averaging the updates, encoding the broadcast"),
+    "broadcast": Phase("moving the broadcast to the clients"),
+    "evaluate": Phase("evaluation, on the slowest process", shared=True),
+}
+
 # Attributes of the root group. The writer sets those in OWN_ATTRS, the caller gives the others.
 ATTRS = {
     "schema_version": "version of this layout",
@@ -121,13 +138,7 @@ GROWING = {
         ),
         "student_loss": _number("1", "mean local training loss of the students"),
         "teacher_loss": _number("1", "mean local training loss of the teachers"),
-        "seconds_train": _seconds("local training, on the slowest process"),
-        "seconds_encode": _seconds("encoding the updates, on the slowest process"),
-        "seconds_wait": _seconds("rank 0 waiting for the other processes to arrive"),
-        "seconds_gather": _seconds("moving the updates to rank 0"),
-        "seconds_aggregate": _seconds("decoding and averaging the updates, encoding the broadcast"),
-        "seconds_broadcast": _seconds("moving the broadcast to the clients"),
-        "seconds_evaluate": _seconds("evaluation, on the slowest process"),
+        **{f"seconds_{name}": _seconds(phase.description) for name, phase in PHASES.items()},
         "seconds_total": _seconds("the whole round, on rank 0"),
     },
     "uplink": {

@@ -8,21 +8,12 @@ from torch import Tensor, nn
 
 from fedkd_mpi import models
 from fedkd_mpi.common.registry import resolve, subclass_of
+from fedkd_mpi.config.methods import METHODS
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.tasks import Examples, Task
 
 if TYPE_CHECKING:
     from fedkd_mpi.models.flat import FlatModel
-
-METHODS = {
-    "fedkd": "fedkd_mpi.methods.fedkd:FedKD",
-    "fedavg": "fedkd_mpi.methods.fedavg:FedAvg",
-    "fedprox": "fedkd_mpi.methods.fedprox:FedProx",
-    "feddropout": "fedkd_mpi.methods.feddropout:FedDropout",
-    "scaffold": "fedkd_mpi.methods.scaffold:Scaffold",
-    "local": "fedkd_mpi.methods.local:Local",
-    "centralized": "fedkd_mpi.methods.local:Local",
-}
 
 
 class Method:
@@ -81,4 +72,5 @@ def make_teacher(config: Config, task: Task, architecture: int) -> nn.Module:
 
 def build(config: Config, task: Task) -> Method:
     """Return the method that the configuration names."""
-    return resolve(config.method, METHODS, "method", subclass_of(Method, "method"))(config, task)
+    paths = {name: entry.path for name, entry in METHODS.items()}
+    return resolve(config.method, paths, "method", subclass_of(Method, "method"))(config, task)

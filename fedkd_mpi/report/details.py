@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedkd_mpi.common.plain_text import plain
+from fedkd_mpi.costlog.schema import PHASES
 from fedkd_mpi.report.energy import layers
-from fedkd_mpi.report.runs import PHASES, Run
+from fedkd_mpi.report.runs import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

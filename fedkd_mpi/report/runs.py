@@ -14,7 +14,9 @@ import yaml
 from fedkd_mpi import costlog
 from fedkd_mpi.common import yaml_loader
 from fedkd_mpi.common.plain_text import plain
+from fedkd_mpi.config.methods import averages
 from fedkd_mpi.costlog import door
+from fedkd_mpi.costlog.schema import PHASES
 from fedkd_mpi.errors import UserError
 
 SCORES = {
@@ -24,7 +26,6 @@ SCORES = {
     "teacher_weighted": "teachers, own test samples of all clients together",
     "global_teacher": "teachers, global test set",
 }
-PHASES = ("train", "encode", "wait", "gather", "aggregate", "broadcast", "evaluate")
 LONGEST = 120  # characters of a name or setting that is shown
 STRAGGLER = 2.0  # a local training this many times as long as the median of its round
 
@@ -74,9 +75,7 @@ class Run:
     def method(self) -> str:
         """The method, with the network that it averages where that is a choice."""
         method, network = self._setting("method"), self._setting("averaging", "network")
-        return (
-            f"{method} ({network})" if network and method in ("fedavg", "fedprox", "feddropout", "scaffold") else method
-        )
+        return f"{method} ({network})" if network and averages(method) else method
 
     @property
     def codec(self) -> str:

@@ -14,7 +14,7 @@ from fedkd_mpi.client.result import ClientResult
 from fedkd_mpi.common.stopwatch import Stopwatch
 from fedkd_mpi.communication.exchange import Receipt
 from fedkd_mpi.costlog import Writer
-from fedkd_mpi.costlog.schema import components
+from fedkd_mpi.costlog.schema import PHASES, components
 from fedkd_mpi.models.layer import Layer
 from fedkd_mpi.scheduling.cohort import arrival
 from fedkd_mpi.simulation.client_scores import ROLES, ClientScores, mean, nan_scores
@@ -22,14 +22,8 @@ from fedkd_mpi.simulation.server import catchup_state_bytes
 from fedkd_mpi.simulation.state import Simulation
 
 COUNTERS = ("bytes_sent", "bytes_received", "payload_bytes_sent", "payload_bytes_received")
-SHARED_PHASES = (
-    "train",
-    "encode",
-    "evaluate",
-)  # every process goes through them: the log holds the slowest one's seconds
-SERVER_PHASES = ("aggregate", "wait", "gather", "broadcast")  # rank 0's own seconds
+SHARED_PHASES = tuple(name for name, phase in PHASES.items() if phase.shared)
 LOSSES = ("teacher_loss", "student_loss")
-PHASES = SHARED_PHASES + SERVER_PHASES
 Counts = dict[str, tuple[np.dtype, np.ndarray]]
 
 
@@ -203,8 +197,10 @@ class Accounting:
                 f"global_teacher_{metric}": mean(values, teachers)
                 for metric, values in self._scores.metrics(teachers).items()
             },
-            **{f"seconds_{phase}": float(process[phase].max()) for phase in SHARED_PHASES},
-            **{f"seconds_{phase}": float(process[phase][0]) for phase in SERVER_PHASES},
+            **{
+                f"seconds_{name}": float(process[name].max() if phase.shared else process[name][0])
+                for name, phase in PHASES.items()
+            },
             "seconds_total": seconds_total,
         }
         training = {name: clients[name] for name in (*LOSSES, *(f"seconds_{phase}" for phase in SHARED_PHASES))}

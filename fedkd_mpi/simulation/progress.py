@@ -16,9 +16,9 @@ from fedkd_mpi import costlog
 from fedkd_mpi.common.console import Lenient, drawn, say
 from fedkd_mpi.common.units import bytes_text
 from fedkd_mpi.config.schema import Config
+from fedkd_mpi.costlog.schema import PHASES
 
 QUIET_SECONDS = 5.0  # between two plain lines, where the output is no terminal
-PHASES = ("train", "encode", "wait", "gather", "aggregate", "broadcast", "evaluate")
 
 
 class Progress:
