@@ -25,13 +25,12 @@ from math import prod
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from fedkd_mpi.common import yaml_loader
 from fedkd_mpi.common.command_line import Parser, count
 from fedkd_mpi.common.console import say, tell
-from fedkd_mpi.common.options import explain
-from fedkd_mpi.common.registry import nearest
+from fedkd_mpi.common.options import Hint, validated
 from fedkd_mpi.common.units import seconds_text
 from fedkd_mpi.config import load as configuration
 from fedkd_mpi.config import pairs
@@ -104,11 +103,11 @@ def read(path: Path) -> list[Item]:
     """
     path = configuration.shipped(path)
     try:
-        sweep = Sweep.model_validate(yaml_loader.read_mapping(path, "the sweep"))
+        tree = yaml_loader.read_mapping(path, "the sweep")
     except FileNotFoundError:
         raise UserError(f"cannot read the sweep {shown(path)}: there is none") from None
-    except ValidationError as error:
-        raise UserError(f"sweep {shown(path)}: {explain(error, _hint)}") from None
+    hint = Hint(list(Sweep.model_fields), f"the keys are {', '.join(Sweep.model_fields)}")
+    sweep = validated(Sweep, tree, hint, where=f"sweep {shown(path)}: ")
     total = len(sweep.seeds) * len(sweep.runs) * prod(map(len, sweep.grid.values()))
     if total > MOST:
         raise UserError(f"sweep {shown(path)}: {total} runs are more than {MOST}")
@@ -133,11 +132,6 @@ def _lost(keys: Mapping[str, Any]) -> str | None:
         if inside:
             return f"{shown(section)} replaces {shown(inside)}: put that into it"
     return None
-
-
-def _hint(key: str) -> str:
-    near = nearest(key, list(Sweep.model_fields))
-    return f"did you mean {near}?" if near else f"the keys are {', '.join(Sweep.model_fields)}"
 
 
 def _runs(sweep: Sweep) -> Iterator[tuple[str, str, dict[str, Any]]]:

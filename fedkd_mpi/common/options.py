@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -12,6 +12,7 @@ from fedkd_mpi.common.registry import nearest
 from fedkd_mpi.config.sections import STRICT, WIDE
 from fedkd_mpi.errors import UserError, shown
 
+Model = TypeVar("Model", bound=BaseModel)
 Count = Annotated[int, Field(ge=1, le=WIDE)]
 
 
@@ -29,16 +30,32 @@ def check(
     `key` is the section of the configuration that errors are to name, `others` its keys beside these. Raises UserError
     for an unknown option or a wrong value.
     """
+    known = [*others, *kind.model_fields]
+    hint = Hint(known, f"keys of {name}: {', '.join(known)}", f"{key}.")
+    return validated(kind, dict(options), hint, section=key).model_dump(mode="json")
+
+
+class Hint(NamedTuple):
+    """What is said of an unknown key: the nearest of the known ones, behind a prefix, or else something else."""
+
+    known: Sequence[str]
+    otherwise: str
+    prefix: str = ""
+
+    def __call__(self, key: str) -> str:
+        near = nearest(key, self.known)
+        return f"did you mean {self.prefix}{near}?" if near else self.otherwise
+
+
+def validated(kind: type[Model], tree: Mapping[str, Any], hint: Hint, *, section: str = "", where: str = "") -> Model:
+    """Return the model of a nested mapping.
+
+    Raises UserError with one line that begins with `where` and names every wrong key, in `section`.
+    """
     try:
-        return kind.model_validate(dict(options)).model_dump(mode="json")
+        return kind.model_validate(tree)
     except ValidationError as error:
-        known = [*others, *kind.model_fields]
-
-        def unknown(place: str) -> str:
-            near = nearest(place, known)
-            return f"did you mean {key}.{near}?" if near else f"keys of {name}: {', '.join(known)}"
-
-        raise UserError(explain(error, unknown, key)) from None
+        raise UserError(where + _explain(error, hint, section)) from None
 
 
 WORDS = {
@@ -55,7 +72,7 @@ WORDS = {
 TOLD = 5  # mistakes; with more, the first is mostly the reason of the others
 
 
-def explain(error: ValidationError, unknown: Callable[[str], str], section: str = "") -> str:
+def _explain(error: ValidationError, unknown: Hint, section: str) -> str:
     """Return in a line what is wrong with every key; `unknown` says what a key that there is not may have meant."""
     lines: dict[str, str] = {}
     for fault in error.errors(include_url=False):
@@ -70,7 +87,7 @@ def explain(error: ValidationError, unknown: Callable[[str], str], section: str 
     return "; ".join(told[:TOLD]) + more
 
 
-def _line(fault: Mapping[str, Any], key: str, unknown: Callable[[str], str], place: list[str]) -> str:
+def _line(fault: Mapping[str, Any], key: str, unknown: Hint, place: list[str]) -> str:
     if fault["type"] == "extra_forbidden":
         return f"unknown key {key}; {unknown('.'.join(place))}"
     if fault["type"] == "missing":

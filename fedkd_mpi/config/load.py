@@ -8,16 +8,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from fedkd_mpi.common import yaml_loader
-from fedkd_mpi.common.options import explain
-from fedkd_mpi.common.registry import nearest
+from fedkd_mpi.common.options import Hint, validated
 from fedkd_mpi.config.schema import Config
-from fedkd_mpi.config.sections import (
-    DataConfig,
-    NetworkConfig,
-)
+from fedkd_mpi.config.sections import DataConfig, NetworkConfig
 from fedkd_mpi.errors import UserError, shown
 
 
@@ -55,10 +51,7 @@ def shipped(path: Path) -> Path:
 
 def parse(tree: dict[str, Any]) -> Config:
     """Return the configuration of a nested mapping; raises UserError as load() does."""
-    try:
-        config = Config.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(explain(error, _hint)) from None
+    config = validated(Config, tree, Hint(list(_keys()), "--print-config shows all keys"))
     from fedkd_mpi import datasets, models
 
     def fill(network: NetworkConfig, key: str) -> NetworkConfig:
@@ -112,8 +105,3 @@ def _keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
         for kind in (field.annotation, *get_args(field.annotation)):
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 yield from _keys(kind, f"{prefix}{name}.")
-
-
-def _hint(key: str) -> str:
-    near = nearest(key, list(_keys()))
-    return f"did you mean {near}?" if near else "--print-config shows all keys"

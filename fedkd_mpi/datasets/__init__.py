@@ -90,9 +90,10 @@ def load(name: str, root: Path | None, seed: int, options: Mapping[str, Any] | N
 
     A loader is called as (root, seed, **options); `root` is the folder that holds the data sets' folders. Raises
     UserError where the name is unknown, a file is missing or malformed, or a user's loader gives something else than a
-    well-formed Dataset; MissingData where the data set's folder is not there.
+    well-formed Dataset; MissingData where the data set's folder is not there. Options that are not given have the
+    defaults of datasets/options.py.
     """
-    return _call(name, LOADERS, root, seed, options or {})
+    return _call(name, LOADERS, root, seed, check(name, options or {}))
 
 
 def load_or_stand_in(name: str, root: Path | None, seed: int, options: Mapping[str, Any]) -> Dataset:
@@ -102,7 +103,7 @@ def load_or_stand_in(name: str, root: Path | None, seed: int, options: Mapping[s
     except MissingData:
         if name not in STAND_INS:
             raise
-        dataset = _call(name, STAND_INS, root, seed, options)
+        dataset = _call(name, STAND_INS, root, seed, check(name, options))
         return replace(dataset, meta={**dataset.meta, "stand_in": True})
 
 

@@ -35,11 +35,11 @@ def load(
     root: Path | None,
     seed: int,
     *,
-    tokenizer: str | None = None,
-    vocabulary: int = 8000,
-    length: int = 64,
-    lowercase: bool = True,
-    positive_weight: float = 1.0,
+    tokenizer: str | None,
+    vocabulary: int,
+    length: int,
+    lowercase: bool,
+    positive_weight: float,
 ) -> Dataset:
     """Return the sentences as token ids, y = 1 where an adverse effect is reported; raises UserError.
 
@@ -63,7 +63,7 @@ def load(
 
 
 def stand_in(
-    root: Path | None, seed: int, *, tokenizer: str | None = None, vocabulary: int, length: int, **_: object
+    root: Path | None, seed: int, *, tokenizer: str | None, vocabulary: int, length: int, **_: object
 ) -> Dataset:
     """Return as many blank sentences as the corpus has, in two classes."""
     return blank_texts(16_738, 4_158, vocabulary, length, CLASSES, tokenizer)

@@ -44,11 +44,11 @@ def load(
     root: Path | None,
     seed: int,
     *,
-    corpora: Sequence[str] = ("ade",),
-    tokenizer: str | None = None,
-    vocabulary: int = 8000,
-    length: int = 64,
-    lowercase: bool = True,
+    corpora: Sequence[str],
+    tokenizer: str | None,
+    vocabulary: int,
+    length: int,
+    lowercase: bool,
 ) -> Dataset:
     """Return the texts of the corpora as token ids and BIO tags; raises UserError.
 
@@ -81,7 +81,7 @@ def stand_in(
     seed: int,
     *,
     corpora: Sequence[str],
-    tokenizer: str | None = None,
+    tokenizer: str | None,
     vocabulary: int,
     length: int,
     **_: object,

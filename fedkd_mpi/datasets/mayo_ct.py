@@ -60,7 +60,7 @@ def load_mayo_ct(
     thickness: str,
     photons: float | None,
     angles: int,
-    drop_constant: bool = False,
+    drop_constant: bool,
 ) -> Dataset:
     """Return pairs "x" (low dose) and "y" (full dose) of HU, int16 [n, 1, H, W], from root/mayo-2016.
 

@@ -38,11 +38,11 @@ def _load(
     root: Path | None,
     seed: int,
     *,
-    tokenizer: str | None = None,
-    vocabulary: int = 8000,
-    length: int = 30,
-    lowercase: bool = True,
-    history: int = 50,
+    tokenizer: str | None,
+    vocabulary: int,
+    length: int,
+    lowercase: bool,
+    history: int,
 ) -> Dataset:
     """Return the impressions with a click and a news that was not clicked; the test set is dev. Raises UserError.
 
@@ -69,7 +69,7 @@ def _stand_in(
     root: Path | None,
     seed: int,
     *,
-    tokenizer: str | None = None,
+    tokenizer: str | None,
     vocabulary: int,
     length: int,
     history: int,

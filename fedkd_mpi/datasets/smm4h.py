@@ -33,11 +33,11 @@ def load(
     root: Path | None,
     seed: int,
     *,
-    tokenizer: str | None = None,
-    vocabulary: int = 8000,
-    length: int = 64,
-    lowercase: bool = True,
-    positive_weight: float = 1.0,
+    tokenizer: str | None,
+    vocabulary: int,
+    length: int,
+    lowercase: bool,
+    positive_weight: float,
 ) -> Dataset:
     """Return the tweets of train.tsv and test.tsv as token ids int32 [n, length], y = 1 for a reaction (int64 [n]).
 
@@ -59,7 +59,7 @@ def load(
 
 
 def stand_in(
-    root: Path | None, seed: int, *, tokenizer: str | None = None, vocabulary: int, length: int, **_: object
+    root: Path | None, seed: int, *, tokenizer: str | None, vocabulary: int, length: int, **_: object
 ) -> Dataset:
     """Return as many blank tweets as the task of 2019 had (25,672 and about 5,000), in two classes."""
     return blank_texts(25_672, 5_000, vocabulary, length, CLASSES, tokenizer)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from fedkd_mpi.common import yaml_loader
-from fedkd_mpi.common.options import explain
-from fedkd_mpi.common.registry import nearest
+from fedkd_mpi.common.options import Hint, validated
 from fedkd_mpi.config.sections import MANY, NAME, YEARS, Section
 from fedkd_mpi.errors import UserError, shown
 
@@ -79,16 +78,9 @@ def find(name: str) -> Profile:
     if tree is None:
         tree = _read(Path(name))
         name = Path(name).stem
-    try:
-        return Profile.model_validate({"name": name} | tree)
-    except ValidationError as error:
-        raise UserError(f"--network {shown(name)}: {explain(error, _hint)}") from None
-
-
-def _hint(key: str) -> str:
     keys = ["like", *Profile.model_fields]
-    near = nearest(key, keys)
-    return f"did you mean {near}?" if near else f"the keys are {', '.join(keys)}"
+    hint = Hint(keys, f"the keys are {', '.join(keys)}")
+    return validated(Profile, {"name": name} | tree, hint, where=f"--network {shown(name)}: ")
 
 
 def _read(path: Path) -> dict:
