@@ -9,6 +9,7 @@ from typing import NamedTuple
 SCHEMA_VERSION = 2
 STATUSES = ("running", "interrupted", "completed")
 LEVELS = ("info", "warning", "error")
+STRAGGLER = 2.0  # a local training this many times as long as the median of its round
 
 
 class Column(NamedTuple):
@@ -170,7 +171,11 @@ GROWING = {
         "round": _index("round the event belongs to; written last"),
         "client": _index("client concerned, -1 where there is none"),
         "level": Column("S8", "text", "info, warning or error"),
-        "message": Column("S240", "text", "a straggler, a skipped non-finite update, a requeue; at most 240 bytes"),
+        "message": Column(
+            "S240",
+            "text",
+            "what happened: a straggler, a skipped update, NaN scores, a restart, a stop; at most 240 bytes",
+        ),
     },
 }
 

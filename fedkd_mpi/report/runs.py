@@ -16,7 +16,7 @@ from fedkd_mpi.common import yaml_loader
 from fedkd_mpi.common.plain_text import plain
 from fedkd_mpi.config.methods import averages
 from fedkd_mpi.costlog import door
-from fedkd_mpi.costlog.schema import PHASES
+from fedkd_mpi.costlog.schema import PHASES, STRAGGLER
 from fedkd_mpi.errors import UserError
 
 SCORES = {
@@ -27,7 +27,6 @@ SCORES = {
     "global_teacher": "teachers, global test set",
 }
 LONGEST = 120  # characters of a name or setting that is shown
-STRAGGLER = 2.0  # a local training this many times as long as the median of its round
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from fedkd_mpi.common.units import bytes_text, seconds_text
-from fedkd_mpi.costlog.schema import PHASES
-from fedkd_mpi.report.runs import SCORES, STRAGGLER, Run, Target
+from fedkd_mpi.costlog.schema import PHASES, STRAGGLER
+from fedkd_mpi.report.runs import SCORES, Run, Target
 from fedkd_mpi.report.sheets import Sheet
 
 Rows = Sequence[dict[str, Any]]  # of one group

@@ -20,6 +20,7 @@ from fedkd_mpi.scheduling.cohort import arrival
 from fedkd_mpi.simulation.client_scores import ROLES, ClientScores, mean, nan_scores
 from fedkd_mpi.simulation.server import catchup_state_bytes
 from fedkd_mpi.simulation.state import Simulation
+from fedkd_mpi.simulation.stragglers import straggler
 
 COUNTERS = ("bytes_sent", "bytes_received", "payload_bytes_sent", "payload_bytes_received")
 SHARED_PHASES = tuple(name for name, phase in PHASES.items() if phase.shared)
@@ -182,6 +183,8 @@ class Accounting:
         downlink = self._messages(this.downlink, np.array([this.downlink_energies]), spectrum)
         for client, text in nan_scores(this.cohort, clients, of["scores"]["sums"]):
             self.writer.event(this.index, client, "warning", text)
+        if late := straggler(clients["seconds_train"], rank_of_client, self.run.world.hostnames):
+            self.writer.event(this.index, this.cohort[late.place], "info", late.text)
         finished = self.run.task.finish(of["scores"]["sums"].sum(axis=0))
         rounds = {
             "round": this.index,
