@@ -19,23 +19,11 @@ from typing import NamedTuple
 import numpy as np
 
 MAGIC = b"FKD1"
-
-
 HEADER = struct.Struct("<4sB3xIIIQQI")
-
-
 HEADER_BYTES = HEADER.size
-
-
 RECORD = struct.Struct("<BiQ")
-
-
 RECORD_BYTES = RECORD.size
-
-
 SERVER = 0xFFFFFFFF  # sender of a downlink message
-
-
 UPDATE, SKIPPED = 0, 1  # kinds of message: SKIPPED carries no records (its update was not finite)
 
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 
 STOP = "STOP"  # a file of this name beside the log
-
-
 ASKING = 10.0  # seconds to wait for Slurm's answer
 
 

@@ -20,6 +20,6 @@ class Layer(NamedTuple):
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
-        """P x Q with P = first dimension (conv O,I,kh,kw -> O x I*kh*kw; fedkd.md, encoding one tensor)."""
+        """P x Q with P = first dimension (conv O,I,kh,kw -> O x I*kh*kw)."""
         rows = self.shape[0] if self.shape else 1
         return rows, self.numel // rows if rows else 0

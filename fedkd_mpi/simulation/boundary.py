@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
 
 MARGIN = 1.2  # the next round may take so many times as long as the longest so far
-
-
 CLOSING = 2.0  # seconds to close the log and to leave MPI
 
 

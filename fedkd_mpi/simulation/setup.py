@@ -149,9 +149,8 @@ def prepare(config: Config, world: World, data: Data) -> Simulation:
 def assign_clients(config: Config, data: Data, world_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return each client's family and the mpi rank that hosts it, so that all processes have about as much to do."""
     samples = [work(len(train), config.local) for train, _ in data.clients]
-    size = (
-        config.stack * config.num_clients // config.clients_per_round if config.stack > 1 else 1
-    )  # a stack in a usual cohort
+    # So large that a usual cohort holds one stack of each family.
+    size = config.stack * config.num_clients // config.clients_per_round if config.stack > 1 else 1
     families = cohort.families(samples, config.by_client(range(len(config.architectures))), size)
     _, first, family = np.unique(families, return_index=True, return_inverse=True)
     in_order = first.argsort().argsort()[family]  # families by their first clients

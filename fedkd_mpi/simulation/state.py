@@ -61,9 +61,7 @@ class Simulation:
     teacher_numbers: list[int]  # what a dense exchange of each client's teacher would send, for comparison
     downlink_state: dict[str, Tensor] = field(default_factory=dict)  # what the codec's receiver keeps, like the replica
     pending_downlinks: list[Message] = field(default_factory=list)
-    work_queue: NodeWorkQueue | None = (
-        None  # with whom this process trains the clients of its node, None = alone those it hosts
-    )
+    work_queue: NodeWorkQueue | None = None  # shared with the node's processes; None = trains its own clients alone
 
     @property
     def test_size(self) -> int:

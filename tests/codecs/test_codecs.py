@@ -1,4 +1,4 @@
-"""The codecs none and svd, with one regression test for each of the faults of fedkd.md that a codec can have."""
+"""The codecs none and svd, with one regression test for each known fault that a codec can have."""
 
 from __future__ import annotations
 

@@ -29,10 +29,8 @@ print("OPEN", world.mpi_rank, world.world_size)
         ({"PMI_RANK": "1", "PMI_SIZE": "2"}, (1, 2)),
         ({"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8"}, (5, 8)),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, (0, 1)),  # a batch script, outside srun
-        (
-            {"PMI_RANK": "1", "PMI_SIZE": "2", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "9"},
-            (1, 2),
-        ),  # mpirun in a step
+        # mpirun in a step.
+        ({"PMI_RANK": "1", "PMI_SIZE": "2", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "9"}, (1, 2)),
     ],
 )
 def test_the_environment_tells_who_we_are(

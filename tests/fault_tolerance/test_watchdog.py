@@ -29,8 +29,6 @@ from fedkd_mpi.config.sections import WatchdogConfig as Settings
 from fedkd_mpi.fault_tolerance.watchdog import Watchdog, _parse
 
 PROGRAM = Path(__file__).parents[1] / "helpers" / "stalling.py"
-
-
 STALLS = {"barrier 2": ("barrier", 2), "barrier 0": ("barrier", 0), "bulk 1": ("bulk", 1)}  # what, and who is stopped
 
 
@@ -147,11 +145,8 @@ def observer(places: list[ProcessStatus], idle: list[float]) -> tuple[Watchdog, 
     [
         ([ProcessStatus(arrived=5, waiting=1), ProcessStatus(arrived=4)], [11, 11], [1]),
         ([ProcessStatus(arrived=5, waiting=1), ProcessStatus(arrived=4)], [9, 11], []),  # not waited for that long yet
-        (
-            [ProcessStatus(arrived=5, waiting=1), ProcessStatus(arrived=4)],
-            [100, 9],
-            [],
-        ),  # slow, but it goes from client to client
+        # Slow, but it goes from client to client.
+        ([ProcessStatus(arrived=5, waiting=1), ProcessStatus(arrived=4)], [100, 9], []),
         ([ProcessStatus(arrived=5), ProcessStatus(arrived=5)], [100, 100], []),  # all compute: nobody waits
         ([ProcessStatus(arrived=5, waiting=1), ProcessStatus(arrived=4), ProcessStatus(arrived=4)], [11, 11, 3], [1]),
         ([ProcessStatus(arrived=4), ProcessStatus(arrived=5, waiting=1)], [30, 30], [0]),  # the server itself

@@ -13,8 +13,6 @@ import yaml
 from fedkd_mpi import costlog
 
 MB = 1_000_000
-
-
 CLIENTS = 2
 
 

@@ -23,8 +23,6 @@ KINDS = st.sampled_from(["<f4", "<i8", "|u1"])
 SHAPES = st.lists(st.integers(0, 40), max_size=2).map(tuple)
 CONTENTS = st.dictionaries(st.text(min_size=1, max_size=5), st.tuples(KINDS, SHAPES), max_size=4)
 ACTIONS = st.lists(st.tuples(st.integers(0, BOXES - 1), st.sampled_from(["fill", "update", "change"]), CONTENTS))
-
-
 BOTH = pytest.mark.parametrize("kind", [SharedArrayStore, DiskArrayStore])
 
 

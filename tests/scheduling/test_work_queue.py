@@ -73,9 +73,8 @@ def test_a_fault_in_somebody_elses_client_is_told_once_with_its_place(mpi_vendor
     log = costlog.read(tmp_path / "0.h5")
     assert log["attrs"]["status"] == "completed"
     assert log["rounds"]["skipped_clients"].tolist() == [1, 1, 1]
-    skipped = [
-        text for text in log["events"]["message"] if "logits are NaN" not in text
-    ]  # the test set is poisoned too
+    # The test set is poisoned too, and on a busy machine a client may be late.
+    skipped = [text for text in log["events"]["message"] if text.startswith("update skipped")]
     assert len(skipped) == 3
     assert all("teacher.layers.0.weight" in text for text in skipped)
     assert (tmp_path / "1.h5").exists()
