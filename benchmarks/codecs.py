@@ -9,7 +9,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from benchmarks.recorded import cpu_seconds, geometric_mean, matrices, smallest_rank
-from fedkd_mpi import codecs
+from fedkd_mpi.codecs import State, factory
 from fedkd_mpi.codecs.wire import RECORD_BYTES
 from fedkd_mpi.common.random_streams import generator
 from fedkd_mpi.config.sections import CompressionConfig
@@ -28,10 +28,10 @@ def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
     for recorded in matrices():
         rows_, columns = recorded.matrix.shape
         layers = [Layer(recorded.layer, tuple(recorded.update.shape), True)]
-        codec = codecs.build(CompressionConfig(codec="rdsvd"), layers)
+        codec = factory.build(CompressionConfig(codec="rdsvd"), layers)
         array = recorded.matrix.numpy()
         for threshold in (0.95, 0.98):
-            state: codecs.State = {}
+            state: State = {}
             codec.encode([recorded.before], threshold, state, generator(0, "benchmark"))
 
             def encode(state=state, codec=codec, recorded=recorded, threshold=threshold):

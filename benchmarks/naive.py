@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader
 
 from fedkd_mpi import methods, tasks
 from fedkd_mpi.client.batches import batches
-from fedkd_mpi.common.random_streams import generator, torch_scope
+from fedkd_mpi.common.random_streams import generator
+from fedkd_mpi.common.torch_streams import torch_scope
 from fedkd_mpi.communication.world import World
 from fedkd_mpi.config import load as configuration
 from fedkd_mpi.config.schema import Config

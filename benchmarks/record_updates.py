@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkd_mpi import datasets, models
-from fedkd_mpi.common.random_streams import generator, torch_scope
+from fedkd_mpi.common.random_streams import generator
+from fedkd_mpi.common.torch_streams import torch_scope
 
 FOLDER = Path(os.environ.get("FEDKD_UPDATES", Path(__file__).parent / "updates"))
 CLIENTS, RECORDED = 2, 3

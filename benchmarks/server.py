@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from benchmarks.record_updates import FOLDER
 from benchmarks.recorded import SMALLEST, cpu_seconds
-from fedkd_mpi import codecs
+from fedkd_mpi.codecs import factory
+from fedkd_mpi.codecs.message import Message, make_message
 from fedkd_mpi.common.random_streams import generator
 from fedkd_mpi.common.stopwatch import Stopwatch
 from fedkd_mpi.communication import exchange
@@ -102,11 +103,11 @@ def _server(updates: list[dict[str, Tensor]]) -> Server:
     for name, tensor in updates[0].items():
         module.register_parameter(name.replace(".", "_"), nn.Parameter(torch.zeros(tensor.shape)))
     student = FlatModel(module, "cpu")
-    codec = codecs.build(CompressionConfig(codec="svd"), student.layers)
+    codec = factory.build(CompressionConfig(codec="svd"), student.layers)
     return Server(Settings(), student, codec, "cpu", 0, CLIENTS)
 
 
-def message(server: Server, student: str, client: int, threshold: float) -> exchange.Message:
+def message(server: Server, student: str, client: int, threshold: float) -> Message:
     """Return the uplink message of a client."""
     updates = recorded(student)
     rng = generator(0, "columns", client)
@@ -115,16 +116,16 @@ def message(server: Server, student: str, client: int, threshold: float) -> exch
         matrix = tensor.reshape(tensor.shape[0], -1)
         update.append(matrix[:, torch.from_numpy(rng.permutation(matrix.shape[1]))].reshape(tensor.shape))
     records = server.codec.encode(update, threshold, {}, rng)
-    return exchange.make_message(0, client, 1, records)
+    return make_message(0, client, 1, records)
 
 
-def _ours(server: Server, sent: list[exchange.Message], threshold: float) -> None:
+def _ours(server: Server, sent: list[Message], threshold: float) -> None:
     layers = len(server.student.layers)
     update = server.aggregate(0, ((m.parsed, m.records(layers)) for m in sent))
     server.encode(0, update, threshold)
 
 
-def _rebuilt(server: Server, sent: list[exchange.Message], threshold: float) -> None:
+def _rebuilt(server: Server, sent: list[Message], threshold: float) -> None:
     """All dense updates at once, their mean, its SVD, its truncation."""
     layers = server.student.layers
     records = [m.records(len(layers)) for m in sent]

@@ -21,7 +21,7 @@ import numpy as np
 
 from fedkd_mpi.common.command_line import Parser
 from fedkd_mpi.common.console import drawn, tell
-from fedkd_mpi.common.random_streams import torch_scope
+from fedkd_mpi.common.torch_streams import torch_scope
 from fedkd_mpi.communication.launch import launched, launcher, leave, open_world
 from fedkd_mpi.communication.shared_memory import FOLDER
 from fedkd_mpi.config import load as configuration

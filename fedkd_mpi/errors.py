@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import traceback
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import PurePath
 from typing import Any
 
-from fedkd_mpi.common.plain_text import plain
+# Control characters (Cc) and lone surrogates (Cs) drive terminals or break the output; line and paragraph separators
+# (Zl, Zp) end lines; of the format characters (Cf) some turn text around.
+_HIDDEN = {"Cc", "Cs", "Zl", "Zp", "Cf"}
 
 
 class UserError(Exception):
@@ -45,6 +48,18 @@ def shown(value: Any, longest: int = 80) -> str:
     return text if len(text) <= longest else f"{text[: longest - 20]}... ({len(text)} characters)"
 
 
+def plain(text: str, longest: int | None = None) -> str:
+    r"""Return a text as one line in which nothing acts: escape sequences become \x1b[... and can be read.
+
+    A text of more than `longest` characters ends with an ellipsis.
+    """
+    if longest is not None and len(text) > longest:
+        text = text[: longest - 1] + "…"
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_escape(mark) if unicodedata.category(mark) in _HIDDEN else mark for mark in text)
+
+
 @contextmanager
 def located(*, round: int, client: int | None = None) -> Iterator[None]:
     """Let what is raised inside leave as a RunFault naming round and client; a programming error keeps its trace."""
@@ -59,3 +74,7 @@ def located(*, round: int, client: int | None = None) -> Iterator[None]:
     except Exception as error:
         trace = "".join(traceback.format_exception(error)).rstrip()
         raise RunFault(trace, round=round, client=client) from error
+
+
+def _escape(mark: str) -> str:
+    return mark.encode("unicode_escape", "surrogatepass").decode() if ord(mark) < 0x100 else f"\\u{ord(mark):04x}"

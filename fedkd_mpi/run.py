@@ -161,10 +161,10 @@ def run(config: Config, output: Path | None, *, overwrite: bool = False, resumed
     Without `output`, rank 0 finds a name that no other run has.
     """
     from fedkd_mpi.communication.launch import install_excepthook, launched, open_world
-    from fedkd_mpi.communication.sameness import require_same_start
     from fedkd_mpi.costlog.files import real
     from fedkd_mpi.fault_tolerance.log_lock import Lock, reserve
     from fedkd_mpi.fault_tolerance.stopping import StopRequests, slurm_end
+    from fedkd_mpi.simulation.sameness import require_same_start
 
     end = slurm_end() if launched()[0] == 0 else None  # starts a process, which is better done before MPI
     given, mode = output, "--resume" if resumed else "a new run with --overwrite" if overwrite else "a new run"

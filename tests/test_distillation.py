@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedkd_mpi import models
-from fedkd_mpi.common.random_streams import torch_scope
+from fedkd_mpi.common.torch_streams import torch_scope
 from fedkd_mpi.distillation import HiddenMap, fedkd_loss, kl_divergence, squared_error
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.models import Output

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedkd_mpi.communication.exchange import Message
+from fedkd_mpi.codecs.message import Message
 from fedkd_mpi.errors import RunFault
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from fedkd_mpi.client.batches import Batches
 from fedkd_mpi.client.client import Client
 from fedkd_mpi.client.compiled import compiled
 from fedkd_mpi.client.optimizer import Optimizer, clip_, make_optimizer
-from fedkd_mpi.common.random_streams import torch_scope
+from fedkd_mpi.common.torch_streams import torch_scope
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.errors import RunFault, UserError
 from fedkd_mpi.methods import Method

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fedkd_mpi.client.client import Client
 from fedkd_mpi.client.trainer import LocalTrainer
-from fedkd_mpi.common.random_streams import torch_scope
+from fedkd_mpi.common.torch_streams import torch_scope
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.models.output import Output
 

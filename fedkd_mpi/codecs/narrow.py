@@ -14,10 +14,10 @@ from torch import Tensor
 from fedkd_mpi.codecs import require
 from fedkd_mpi.codecs.rate_distortion import kept
 from fedkd_mpi.codecs.tags import BYTE_FACTORS, HALF, HALF_FACTORS
-from fedkd_mpi.codecs.wire import Record, WireError
+from fedkd_mpi.codecs.wire import Record, WireError, checked_exponent
 from fedkd_mpi.linalg.layout import canonical
 from fedkd_mpi.linalg.low_rank import exact
-from fedkd_mpi.linalg.scaling import checked_exponent, there_and_back, times_power_of_two
+from fedkd_mpi.linalg.scaling import there_and_back, times_power_of_two
 from fedkd_mpi.models.layer import Layer
 
 NARROW = (HALF, HALF_FACTORS, BYTE_FACTORS)

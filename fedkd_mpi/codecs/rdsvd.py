@@ -24,12 +24,12 @@ from fedkd_mpi.codecs.staging import to_device, to_host
 from fedkd_mpi.codecs.tags import BYTE_FACTORS, DENSE, FACTORS, HALF, HALF_FACTORS, POOLED, RAW
 from fedkd_mpi.codecs.unfolding import fold, unfold, unfolded_shape, unfoldings
 from fedkd_mpi.codecs.vectors import pool, unpool
-from fedkd_mpi.codecs.wire import Record, WireError
+from fedkd_mpi.codecs.wire import Record, WireError, checked_exponent
 from fedkd_mpi.config.sections import CompressionConfig
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.linalg.layout import canonical
 from fedkd_mpi.linalg.low_rank import directions, zero_rows
-from fedkd_mpi.linalg.scaling import checked_exponent, exponent_of, ordinary_exponent, times_power_of_two
+from fedkd_mpi.linalg.scaling import exponent_of, ordinary_exponent, times_power_of_two
 from fedkd_mpi.models.layer import Layer
 
 HEAD = struct.Struct("<Bhf")  # unfolding (and whether zero rows are left out), exponent of the scale, step

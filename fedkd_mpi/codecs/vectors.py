@@ -13,8 +13,8 @@ from torch import Tensor
 from fedkd_mpi.codecs import symbols
 from fedkd_mpi.codecs.rate_distortion import checked, dense
 from fedkd_mpi.codecs.tags import POOLED
-from fedkd_mpi.codecs.wire import Record, WireError
-from fedkd_mpi.linalg.scaling import checked_exponent, exponent_of, times_power_of_two
+from fedkd_mpi.codecs.wire import Record, WireError, checked_exponent
+from fedkd_mpi.linalg.scaling import exponent_of, times_power_of_two
 from fedkd_mpi.models.layer import Layer
 
 HEAD = struct.Struct("<hf")

@@ -113,3 +113,10 @@ def unpack(header: Header, payload: np.ndarray, layers: int) -> list[Record]:
     if end != length:
         raise WireError(f"{length - end} bytes follow the last record")
     return records
+
+
+def checked_exponent(exponent: int) -> int:
+    """Return an exponent that came over the wire; raises WireError if no float32 has it."""
+    if abs(exponent) > 160:
+        raise WireError(f"impossible exponent {exponent}")
+    return exponent

@@ -9,10 +9,11 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedkd_mpi.common.registry import nearest
-from fedkd_mpi.config.sections import STRICT, WIDE
 from fedkd_mpi.errors import UserError, shown
 
 Model = TypeVar("Model", bound=BaseModel)
+WIDE = 10**6  # units of a layer
+STRICT = {"frozen": True, "strict": True, "allow_inf_nan": False}  # of every model of the configuration
 Count = Annotated[int, Field(ge=1, le=WIDE)]
 
 

@@ -3,76 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 
-from fedkd_mpi.codecs import wire
-from fedkd_mpi.codecs.wire import SERVER, SKIPPED, UPDATE
+from fedkd_mpi.codecs.message import Message
+from fedkd_mpi.codecs.wire import HEADER_BYTES, WireError
 from fedkd_mpi.common.stopwatch import Stopwatch
 from fedkd_mpi.communication.world import NOTHING, World
 from fedkd_mpi.errors import RunFault
-from fedkd_mpi.scheduling.cohort import arrival
-
-__all__ = ["SERVER", "SKIPPED", "UPDATE", "Message", "Receipt", "downlink", "make_message", "uplink"]
-
 
 WINDOW = 8 * 2**20  # bytes of messages that the server holds at a time
 
 
-class Receipt(NamedTuple):
-    """What the log says of a message once it has been read: its length, and rank and bytes of each layer, if any."""
-
-    bytes: int
-    layers: list[tuple[int, int]]
-
-
-@dataclass(frozen=True)
-class Message:
-    """A header and the payload behind it, in one uint8 array."""
-
-    whole: np.ndarray
-
-    @property
-    def header(self) -> np.ndarray:
-        """uint8 [HEADER_BYTES]."""
-        return self.whole[: wire.HEADER_BYTES]
-
-    @property
-    def payload(self) -> np.ndarray:
-        """uint8 [payload bytes]."""
-        return self.whole[wire.HEADER_BYTES :]
-
-    @cached_property
-    def parsed(self) -> wire.Header:
-        """The header's fields; raises WireError if it is none."""
-        return wire.unpack_header(self.header)
-
-    def records(self, layers: int) -> list[wire.Record]:
-        """Return the records of an update (none if skipped); raises RunFault naming the sender if it is damaged."""
-        header = self.parsed
-        if header.kind == SKIPPED:
-            return []
-        try:
-            return wire.unpack(header, self.payload, layers)
-        except wire.WireError as error:
-            client = None if header.sender == SERVER else header.sender
-            raise RunFault(f"damaged message: {error}", round=header.round, client=client) from None
-
-    def receipt(self, records: Sequence[wire.Record]) -> Receipt:
-        """Return what the log says of this message, whose records these are."""
-        layers = [(record.rank, record.data.size) for record in records]
-        return Receipt(self.whole.size, layers)
-
-
-def make_message(round_index: int, sender: int, samples: int, records: Sequence[wire.Record] | None) -> Message:
-    """Return the message of an update, or of a skipped one where records is None."""
-    message = Message(wire.pack(records or [], room=wire.HEADER_BYTES))
-    kind = SKIPPED if records is None else UPDATE
-    message.header[:] = wire.pack_header(kind, round_index, sender, len(records or []), samples, message.payload)
-    return message
+def arrival(rank_of_client: np.ndarray) -> np.ndarray:
+    """Return where what each client sends stands in what is gathered rank by rank; hosts are the clients' ranks."""
+    return rank_of_client.argsort(kind="stable").argsort()
 
 
 def uplink(
@@ -109,7 +54,7 @@ def _lengths(world: World, messages: Sequence[Message], rank_of_client: np.ndarr
     counts = own.itemsize * np.bincount(rank_of_client, minlength=world.world_size)
     lengths = world.allgather_small(own, counts.tolist()).view(np.int64)[arrival(rank_of_client)]
     for mpi_rank, length in zip(rank_of_client, lengths, strict=True):
-        if length < wire.HEADER_BYTES:
+        if length < HEADER_BYTES:
             raise RunFault(f"damaged message: rank {mpi_rank} announces {length} bytes, less than a header has")
     return lengths
 
@@ -117,7 +62,7 @@ def _lengths(world: World, messages: Sequence[Message], rank_of_client: np.ndarr
 def _checked(message: Message, mpi_rank: int) -> Message:
     try:
         _ = message.parsed
-    except wire.WireError as error:
+    except WireError as error:
         raise RunFault(f"damaged message of rank {mpi_rank}: {error}") from None
     return message
 

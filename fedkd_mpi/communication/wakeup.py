@@ -8,14 +8,10 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedkd_mpi.communication import datagrams
-
-if TYPE_CHECKING:
-    from fedkd_mpi.communication.world import World
 
 WARY, TRUSTING = 0.2, 1.0  # sleep between two looks, as a share of the time waited so far, without and with rings ...
 SHORTEST_INTERVAL, LONGEST_INTERVAL = 50e-6, 1.0  # ... within these bounds, in seconds ...
@@ -106,12 +102,18 @@ class WakeupSocket:
                 self._socket.recv(1)
 
 
-def introduce(world: World) -> tuple[list[str | None], bytes]:
-    """Let all processes know each other's bells; return everyone's address and rank 0's key. Collective."""
-    own = world.wakeup.address.encode().ljust(ADDRESS_BYTES, b"\0") + secrets.token_bytes(datagrams.KEY_BYTES)
-    told = world.allgather(np.frombuffer(own, np.uint8))
-    ports = world.allgather(np.array([world.wakeup.port])).view(np.int64)[:, 0]
+def introduce(
+    wakeup: WakeupSocket, allgather: Callable[[np.ndarray], np.ndarray], hostnames: Sequence[str], hostname: str
+) -> tuple[list[str | None], bytes]:
+    """Connect all processes' sockets; return the address of every process and the key of rank 0. Collective.
+
+    `allgather` returns the arrays of all processes as bytes, one row per process. `hostnames` are those of all
+    processes, `hostname` that of this one.
+    """
+    own = wakeup.address.encode().ljust(ADDRESS_BYTES, b"\0") + secrets.token_bytes(datagrams.KEY_BYTES)
+    told = allgather(np.frombuffer(own, np.uint8))
+    ports = allgather(np.array([wakeup.port])).view(np.int64)[:, 0]
     names = [row[:ADDRESS_BYTES].tobytes().rstrip(b"\0").decode() for row in told]
-    addresses, key = datagrams.reachable(names, world.hostnames, world.hostname), told[0, ADDRESS_BYTES:].tobytes()
-    world.wakeup.connect(addresses, ports.tolist(), key)
+    addresses, key = datagrams.reachable(names, hostnames, hostname), told[0, ADDRESS_BYTES:].tobytes()
+    wakeup.connect(addresses, ports.tolist(), key)
     return addresses, key

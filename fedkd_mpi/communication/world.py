@@ -60,7 +60,9 @@ class World:
         name = np.frombuffer(self.hostname.encode()[:HOSTNAME_BYTES].ljust(HOSTNAME_BYTES, b"\0"), np.uint8)
         self.hostnames = [row.tobytes().rstrip(b"\0").decode() for row in self.allgather(name)]
         # How datagrams from here reach every process, and what authenticates them.
-        self.addresses, self.key = introduce(self) if self.wakeup else ([], b"")
+        self.addresses, self.key = [], b""
+        if self.wakeup:
+            self.addresses, self.key = introduce(self.wakeup, self.allgather, self.hostnames, self.hostname)
 
     @property
     def is_root(self) -> bool:

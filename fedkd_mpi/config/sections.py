@@ -12,15 +12,14 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fedkd_mpi.common.options import STRICT, WIDE
+
 MANY = 10**7  # clients, rounds, samples, steps: what is made a list of
-WIDE = 10**6  # units of a layer
 BYTES = 2**62  # what sums of int64 can hold
 TINY, HUGE = 1e-30, 1e30  # factors: what single precision holds
 YEARS = 1e8  # seconds
 NAME = 200  # characters of a name: a file's has 255 bytes, with a date, a seed and suffixes behind it
 PART = r"^[\w.:-]{1,200}$"  # of this package, or package.module:Name
-
-STRICT = {"frozen": True, "strict": True, "allow_inf_nan": False}
 
 
 class Section(BaseModel):

@@ -11,29 +11,34 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedkd_mpi.errors import RunFault, UserError
 from fedkd_mpi.fault_tolerance import manifest as manifests
 from fedkd_mpi.fault_tolerance.manifest import Manifest
-from fedkd_mpi.simulation.restore import SERVER, restore, states
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fedkd_mpi.communication.world import World
-    from fedkd_mpi.simulation.state import Simulation
 
 KEPT = 2  # checkpoints: if the newest is damaged, there is one before it
-SHARD_BYTES = 2**28  # files of about this size bound the memory that writing and reading take
 PREFIX, PARTIAL = "round-", ".partial-"
 NUMBER = re.compile("[0-9]{6,12}", re.ASCII)
 
 
+class Shard(NamedTuple):
+    """A file of a checkpoint: its name, its tensors by their names, and the clients whose states it holds."""
+
+    name: str
+    tensors: dict[str, Tensor]
+    clients: list[int]
+
+
 class Checkpoints:
-    """The checkpoints of one log; `save`, `newest` and `restore` are collective.
+    """The checkpoints of one log; `save` and `newest` are collective.
 
     `owner` says whose they are (digest of the configuration, start of the run): others are refused.
     """
@@ -78,10 +83,11 @@ class Checkpoints:
         except OSError as error:
             raise UserError(f"cannot remove the checkpoints in {self.folder}: {error.strerror}") from None
 
-    def save(self, run: Simulation, rounds: int) -> None:
+    def save(self, shards: Iterable[Shard], rounds: int) -> None:
         """Write the state after `rounds` completed rounds, all processes at once, and drop all but the last two.
 
-        Raises RunFault naming the folder where it cannot be written; the checkpoints before stay as they are.
+        `shards` is the part of this process; each one becomes a file before the next one is asked for. Raises RunFault
+        naming the folder where it cannot be written; the checkpoints before stay as they are.
         """
         target, partial = self.path(rounds), self.folder / f"{PARTIAL}{rounds:06d}"
         try:
@@ -90,7 +96,7 @@ class Checkpoints:
                     _remove(left)
             self.world.barrier()
             partial.mkdir(parents=True, exist_ok=True)
-            files = [_write(partial / name, tensors, clients) for name, tensors, clients in _shards(run)]
+            files = [_write(partial, shard) for shard in shards]
             everyone = self._collect(files)
             if everyone is not None:
                 manifests.write(partial, rounds, self.owner, everyone)
@@ -125,10 +131,6 @@ class Checkpoints:
         if refused:
             raise UserError(f"{'; '.join(refused)}; remove {self.folder} to begin again at round 0")
         return None, []
-
-    def restore(self, run: Simulation, manifest: Manifest) -> None:
-        """Load the state of this process's clients and, on the server, of the server; on any number of processes."""
-        self.world.collectively(lambda: restore(run, manifest))
 
     def _check(self, manifest: Manifest, limit: int, trained: Callable[[int], set[int]]) -> None:
         path = manifest.folder / manifests.FILE
@@ -177,41 +179,15 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def _shards(run: Simulation) -> Iterator[tuple[str, dict[str, Tensor], list[int]]]:
-    """Yield (file name, tensors, clients) of all that this process has to save, in files of bounded size."""
-    if run.server:
-        named = {f"{part}/{name}": tensor for part, state in states(run).items() for name, tensor in state.items()}
-        yield SERVER, {"replica": run.replica, **named}, []
-    tensors: dict[str, Tensor] = {}
-    clients: list[int] = []
-    size = 0
-    for client in run.clients.values():
-        state = client.copy()
-        if not state:
-            continue
-        tensors |= {f"{client.id}/{name}": tensor for name, tensor in state.items()}
-        clients.append(client.id)
-        size += sum(tensor.nbytes for tensor in state.values())
-        if size >= SHARD_BYTES:
-            yield _name(clients), tensors, clients
-            tensors, clients, size = {}, [], 0
-    if clients:
-        yield _name(clients), tensors, clients
-
-
-def _name(clients: list[int]) -> str:
-    return f"clients-{clients[0]:06d}-{clients[-1]:06d}.safetensors"
-
-
-def _write(path: Path, tensors: Mapping[str, Tensor], clients: list[int]) -> dict[str, Any]:
+def _write(folder: Path, shard: Shard) -> dict[str, Any]:
     from safetensors.torch import save
 
-    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    with path.open("wb") as file:
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in shard.tensors.items()})
+    with (folder / shard.name).open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    return {"name": path.name, "bytes": len(data), "sha256": manifests.digest(data), "clients": clients}
+    return {"name": shard.name, "bytes": len(data), "sha256": manifests.digest(data), "clients": shard.clients}
 
 
 def _sync(folder: Path) -> None:

@@ -6,8 +6,6 @@ import math
 
 from torch import Tensor
 
-from fedkd_mpi.codecs.wire import WireError
-
 ORDINARY = 20  # exponent up to which squares and their sums are in float32's range by far
 
 
@@ -20,13 +18,6 @@ def ordinary_exponent(largest: float) -> int:
     """Return exponent_of(largest), or 0 where squares and their sums are in float32's range by far without scaling."""
     exponent = exponent_of(largest)
     return exponent if abs(exponent) > ORDINARY else 0
-
-
-def checked_exponent(exponent: int) -> int:
-    """Return an exponent that came over the wire; raises WireError if no float32 has it."""
-    if abs(exponent) > 160:
-        raise WireError(f"impossible exponent {exponent}")
-    return exponent
 
 
 def there_and_back(tensor: Tensor, exponent: int) -> Tensor:

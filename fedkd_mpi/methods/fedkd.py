@@ -6,7 +6,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from fedkd_mpi.common.random_streams import torch_scope
+from fedkd_mpi.common.torch_streams import torch_scope
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.distillation import HiddenMap, fedkd_loss
 from fedkd_mpi.methods import Method, make_teacher

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedkd_mpi.common.random_streams import torch_scope
+from fedkd_mpi.common.torch_streams import torch_scope
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.models.heads import NewsHead, TextHead, TokenHead
 from fedkd_mpi.models.output import Output, Texts

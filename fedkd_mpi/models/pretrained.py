@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from fedkd_mpi.common.random_streams import torch_scope
+from fedkd_mpi.common.torch_streams import torch_scope
 from fedkd_mpi.datasets.tokens import TRAINED, expanded, fingerprint
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.models.families import OFFSET, why_not

@@ -19,8 +19,7 @@ from typing import Any
 
 from fedkd_mpi.common.command_line import Parser
 from fedkd_mpi.common.console import say, tell
-from fedkd_mpi.common.plain_text import cell, plain
-from fedkd_mpi.errors import UserError
+from fedkd_mpi.errors import UserError, plain
 from fedkd_mpi.report import energy, links, network, runs, sheets, tables
 from fedkd_mpi.report.runs import SCORES, Run, Target
 
@@ -139,7 +138,7 @@ def _exact(
         return json.dumps({"runs": rows, "problems": problems}, indent=2)
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerows([[cell(value) for value in row] for row in (rows[0], *(row.values() for row in rows))])
+    writer.writerows([[sheets.csv_cell(value) for value in row] for row in (rows[0], *(row.values() for row in rows))])
     return buffer.getvalue().rstrip("\n")
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedkd_mpi.common.plain_text import plain
 from fedkd_mpi.costlog.schema import PHASES
+from fedkd_mpi.errors import plain
 from fedkd_mpi.report.energy import layers
 from fedkd_mpi.report.runs import Run
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from fedkd_mpi.common.console import tell
-from fedkd_mpi.common.plain_text import plain
 from fedkd_mpi.common.units import bytes_text, seconds_text
+from fedkd_mpi.errors import plain
 from fedkd_mpi.report.runs import Run, Target
 
 QUIET_SECONDS = 60.0  # without a new round, before the view says so

@@ -13,11 +13,10 @@ import yaml
 
 from fedkd_mpi import costlog
 from fedkd_mpi.common import yaml_loader
-from fedkd_mpi.common.plain_text import plain
 from fedkd_mpi.config.methods import averages
 from fedkd_mpi.costlog import door
 from fedkd_mpi.costlog.schema import PHASES, STRAGGLER
-from fedkd_mpi.errors import UserError
+from fedkd_mpi.errors import UserError, plain
 
 SCORES = {
     "global_student": "global student, global test set",

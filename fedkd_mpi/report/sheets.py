@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # with which a spreadsheet's formulas begin
+
 
 @dataclass(frozen=True)
 class Sheet:
@@ -91,6 +93,14 @@ RENDERERS: dict[str, Callable[[Sheet], str]] = {"table": text, "markdown": markd
 _TEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "\n": " ", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
     mark: f"\\{mark}" for mark in "&%$#_{}"
 }
+
+
+def csv_cell(value: object) -> object:
+    """Return a value of a csv file such that a spreadsheet does not take a text for a formula."""
+    # A dash alone says that there is nothing, and is no formula.
+    if isinstance(value, str) and value.startswith(FORMULA) and value != "-":
+        return f"'{value}"
+    return value
 
 
 def _tex(cell: str) -> str:

@@ -54,11 +54,6 @@ def placement(work: Sequence[int], world_size: int) -> np.ndarray:
     return 1 + first.argsort().argsort()[which]
 
 
-def arrival(rank_of_client: np.ndarray) -> np.ndarray:
-    """Return where what each client sends stands in what is gathered rank by rank; hosts are the clients' ranks."""
-    return rank_of_client.argsort(kind="stable").argsort()
-
-
 def shares(chunks: int, world_size: int) -> list[range]:
     """Return near-equal contiguous shares of numbered work for all processes, the server's included."""
     starts = [chunks * process // world_size for process in range(world_size + 1)]

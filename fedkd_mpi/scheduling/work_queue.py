@@ -17,7 +17,7 @@ import numpy as np
 from fedkd_mpi.client.batches import work
 from fedkd_mpi.client.client import Client
 from fedkd_mpi.client.result import ClientResult
-from fedkd_mpi.communication.exchange import Message
+from fedkd_mpi.codecs.message import Message
 from fedkd_mpi.communication.world import World
 from fedkd_mpi.config.sections import LocalConfig
 from fedkd_mpi.scheduling.array_store import SharedArrayStore

@@ -11,12 +11,12 @@ import numpy as np
 
 from fedkd_mpi import costlog
 from fedkd_mpi.client.result import ClientResult
+from fedkd_mpi.codecs.message import Receipt
 from fedkd_mpi.common.stopwatch import Stopwatch
-from fedkd_mpi.communication.exchange import Receipt
+from fedkd_mpi.communication.exchange import arrival
 from fedkd_mpi.costlog import Writer
 from fedkd_mpi.costlog.schema import PHASES, components
 from fedkd_mpi.models.layer import Layer
-from fedkd_mpi.scheduling.cohort import arrival
 from fedkd_mpi.simulation.client_scores import ROLES, ClientScores, mean, nan_scores
 from fedkd_mpi.simulation.server import catchup_state_bytes
 from fedkd_mpi.simulation.state import Simulation

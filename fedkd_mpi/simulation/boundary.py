@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fedkd_mpi.fault_tolerance.stopping import StopRequests
+from fedkd_mpi.simulation.snapshot import shards
 
 if TYPE_CHECKING:
     from fedkd_mpi.fault_tolerance.checkpoint import Checkpoints
@@ -59,7 +60,7 @@ class Boundary:
         began = time.monotonic()
         self.settle()
         self.run.world.status.at(done, "writing the checkpoint")
-        self.checkpoints.save(self.run, done)
+        self.checkpoints.save(shards(self.run), done)
         self.saved = done
         seconds = time.monotonic() - began
         self.seconds_saving += seconds

@@ -10,7 +10,8 @@ from fedkd_mpi.client.client import Client
 from fedkd_mpi.client.result import ClientResult
 from fedkd_mpi.client.trainer import EVALUATION_BATCH, TrainingResult, score
 from fedkd_mpi.codecs import buffers
-from fedkd_mpi.codecs.wire import Header, Record, WireError
+from fedkd_mpi.codecs.message import Message, Receipt, make_message
+from fedkd_mpi.codecs.wire import SERVER, UPDATE, Header, Record, WireError
 from fedkd_mpi.common.random_streams import generator
 from fedkd_mpi.common.stopwatch import Stopwatch
 from fedkd_mpi.communication import exchange
@@ -129,7 +130,7 @@ def contribute(
     updates: list[tuple[Client, ClientResult]] = []
     for client, outcome in trained:
         if isinstance(outcome, RunFault):
-            skipped = exchange.make_message(this.index, client.id, len(client.train_indices), None)
+            skipped = make_message(this.index, client.id, len(client.train_indices), None)
             contributions.append(ClientResult(client.id, skipped, fault=outcome))
             continue
         watch.add("train", outcome.seconds_train)
@@ -156,7 +157,7 @@ def encode(run: Simulation, watch: Stopwatch, this: Round, updates: Sequence[tup
             with located(round=this.index, client=client.id):
                 records = next(encoded) + buffers.encode(statistics)
             client.tensors.update({f"codec.{name}": tensor for name, tensor in state.items()})
-            part.message = exchange.make_message(this.index, client.id, len(client.train_indices), records)
+            part.message = make_message(this.index, client.id, len(client.train_indices), records)
             part.energies = [record.energy for record in records]
             part.paper_ranks = [record.paper_rank for record in records]
     for _, part in updates:
@@ -182,7 +183,7 @@ def communicate(run: Simulation, watch: Stopwatch, this: Round, own: list[Client
             this.downlink_paper_ranks = [record.paper_rank for record in records or []]
             if run.config.log.spectra and update is not None:
                 this.downlink_spectrum = run.student.spectrum(update)
-            answer = exchange.make_message(this.index, exchange.SERVER, 0, records)
+            answer = make_message(this.index, SERVER, 0, records)
     for _ in arriving:  # elsewhere than on the server nothing comes, but all send
         pass
     run.world.status.at(this.index, "downlink")
@@ -195,12 +196,12 @@ def communicate(run: Simulation, watch: Stopwatch, this: Round, own: list[Client
             apply_pending(run, this.downlink)
 
 
-def apply_pending(run: Simulation, receipts: list[exchange.Receipt]) -> None:
+def apply_pending(run: Simulation, receipts: list[Receipt]) -> None:
     """Apply the server's answers that this process has not looked at to its replica, in their order."""
     pending_downlinks, run.pending_downlinks = run.pending_downlinks, []
     codec = run.codec.downlink()
     for header, records in read(pending_downlinks, len(run.student.exchanged_layers), receipts):
-        if header.kind == exchange.UPDATE:
+        if header.kind == UPDATE:
             count = len(run.student.parameter_layers)
             try:
                 decoded = codec.decode(records[:count], run.device)
@@ -211,9 +212,7 @@ def apply_pending(run: Simulation, receipts: list[exchange.Receipt]) -> None:
             apply(run.student, run.replica, update, run.config.server, run.downlink_state, statistics)
 
 
-def read(
-    messages: Iterable[exchange.Message], layers: int, receipts: list[exchange.Receipt]
-) -> Iterator[tuple[Header, list[Record]]]:
+def read(messages: Iterable[Message], layers: int, receipts: list[Receipt]) -> Iterator[tuple[Header, list[Record]]]:
     """Yield header and records of each message, and keep for the log what it says of them."""
     for message in messages:
         records = message.records(layers)

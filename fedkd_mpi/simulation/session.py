@@ -15,6 +15,7 @@ from fedkd_mpi.config.schema import Config
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.fault_tolerance.checkpoint import Checkpoints, Manifest
 from fedkd_mpi.fault_tolerance.stopping import STOP
+from fedkd_mpi.simulation.snapshot import restore
 
 if TYPE_CHECKING:
     from fedkd_mpi.communication.world import World
@@ -81,7 +82,7 @@ def resume(config: Config, world: World, output: Path) -> Session:
     world.collectively(lambda: require_same_data(simulation, output))
     manifest, refused = checkpoints.newest(logged, lambda rounds: set(clients[of_round < rounds].tolist()))
     if manifest:
-        checkpoints.restore(simulation, manifest)
+        world.collectively(lambda: restore(simulation, manifest))
     first = manifest.rounds if manifest else 0
     where = {"mpi_library": world.library, "hostnames": world.hostnames}
 

@@ -9,22 +9,25 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedkd_mpi import codecs, datasets, methods, tasks
+from fedkd_mpi import datasets, methods, tasks
 from fedkd_mpi.client.batches import work
 from fedkd_mpi.client.client import Client
 from fedkd_mpi.client.trainer import LocalTrainer, initial_student, under_key
 from fedkd_mpi.client.trial import require_fit
+from fedkd_mpi.codecs import factory
 from fedkd_mpi.codecs.wire import RECORD_BYTES
-from fedkd_mpi.common.random_streams import generator, torch_scope
-from fedkd_mpi.communication.sameness import require_same_data
+from fedkd_mpi.common.random_streams import generator
+from fedkd_mpi.common.torch_streams import torch_scope
 from fedkd_mpi.communication.world import World
-from fedkd_mpi.config import capacity, pairs
+from fedkd_mpi.config import pairs
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.datasets import partition as partitions
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.models import module_tensors
 from fedkd_mpi.scheduling import cohort
 from fedkd_mpi.scheduling.state_cache import ClientStateCache
+from fedkd_mpi.simulation import capacity
+from fedkd_mpi.simulation.sameness import require_same_data
 from fedkd_mpi.simulation.server import Server
 from fedkd_mpi.simulation.state import Data, Simulation
 from fedkd_mpi.tasks import Task
@@ -108,7 +111,7 @@ def prepare(config: Config, world: World, data: Data) -> Simulation:
         student = initial_student(config, method, device)
         if not student.parameter_layers:
             raise UserError(f"{method.role}: none of its parameters is trained, so nothing would be exchanged")
-        codec = codecs.build(
+        codec = factory.build(
             config.compression,
             student.parameter_layers,
             config.rounds,

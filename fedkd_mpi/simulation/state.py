@@ -21,7 +21,7 @@ from fedkd_mpi.tasks import Task
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedkd_mpi.communication.exchange import Message
+    from fedkd_mpi.codecs.message import Message
     from fedkd_mpi.scheduling.work_queue import NodeWorkQueue
 
 

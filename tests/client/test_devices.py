@@ -10,7 +10,7 @@ from simulate import play
 
 from fedkd_mpi.codecs import CODECS
 from fedkd_mpi.codecs.staging import to_device, to_host
-from fedkd_mpi.common.random_streams import torch_scope
+from fedkd_mpi.common.torch_streams import torch_scope
 from fedkd_mpi.linalg.low_rank import exact_each, fast
 
 no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")

@@ -11,7 +11,8 @@ from trainer import Bench, make, named
 
 from fedkd_mpi import methods
 from fedkd_mpi.client.batches import batches
-from fedkd_mpi.common.random_streams import generator, torch_scope
+from fedkd_mpi.common.random_streams import generator
+from fedkd_mpi.common.torch_streams import torch_scope
 from fedkd_mpi.models.flat import FlatModel
 
 PAIRS = [(1, 0), (2, 1)]  # (teacher, student) hidden layers: from the top, every 3/2-th

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matrices import MATRICES, energy, random, smallest_ranks, with_spectrum
 
-from fedkd_mpi import codecs
-from fedkd_mpi.codecs import CODECS
+from fedkd_mpi.codecs import CODECS, factory
 from fedkd_mpi.codecs.tags import LOW_RANK, RAW
 from fedkd_mpi.codecs.wire import RECORD_BYTES, Record, WireError, pack
 from fedkd_mpi.config.sections import CompressionConfig
@@ -230,7 +229,7 @@ def test_what_a_sender_sends_does_not_depend_on_those_it_is_encoded_with(options
         for seed in range(5)
     ]
     senders[3][0].mul_(0.8 ** torch.arange(100.0))
-    codec = codecs.build(
+    codec = factory.build(
         CompressionConfig(**options), [Layer(str(i), shape, len(shape) > 1) for i, shape in enumerate(shapes)]
     )
     together, alone = ([{} for _ in senders] for _ in range(2))

@@ -10,8 +10,9 @@ from matrices import random
 from simulate import play
 from torch import nn
 
-from fedkd_mpi.codecs import Codec, build
-from fedkd_mpi.communication.exchange import make_message
+from fedkd_mpi.codecs import Codec
+from fedkd_mpi.codecs.factory import build
+from fedkd_mpi.codecs.message import make_message
 from fedkd_mpi.config.load import parse
 from fedkd_mpi.config.sections import CompressionConfig
 from fedkd_mpi.config.sections import ServerConfig as Settings

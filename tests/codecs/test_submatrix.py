@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from fedkd_mpi import codecs
+from fedkd_mpi.codecs import Codec, factory
 from fedkd_mpi.codecs.tags import RAW, SUBMATRIX
 from fedkd_mpi.codecs.wire import Record, WireError
 from fedkd_mpi.config.sections import CompressionConfig
 from fedkd_mpi.models.layer import Layer
 
 
-def make(*shapes: tuple[int, ...]) -> codecs.Codec:
+def make(*shapes: tuple[int, ...]) -> Codec:
     layers = [Layer(f"l{index}", shape, len(shape) > 1) for index, shape in enumerate(shapes)]
-    return codecs.build(CompressionConfig(codec="submatrix"), layers)
+    return factory.build(CompressionConfig(codec="submatrix"), layers)
 
 
 def send(tensor: torch.Tensor) -> tuple[Record, torch.Tensor]:

@@ -12,7 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedkd_mpi.common.random_streams import generator, torch_scope, torch_seed
+from fedkd_mpi.common.random_streams import generator, torch_seed
+from fedkd_mpi.common.torch_streams import torch_scope
 
 small = st.integers(0, 2**31)
 keys = st.tuples(st.integers(0, 3), st.sampled_from(["cohort", "batches", "split"]), st.lists(small, max_size=3))

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedkd_mpi.codecs.wire import HEADER_BYTES, RECORD_BYTES, Record
+from fedkd_mpi.codecs.message import Message, make_message
+from fedkd_mpi.codecs.wire import HEADER_BYTES, RECORD_BYTES, SERVER, SKIPPED, UPDATE, Record
 from fedkd_mpi.common.stopwatch import Stopwatch
 from fedkd_mpi.communication import exchange
-from fedkd_mpi.communication.exchange import SERVER, SKIPPED, UPDATE, WINDOW, Message, downlink, make_message, uplink
+from fedkd_mpi.communication.exchange import WINDOW, arrival, downlink, uplink
 from fedkd_mpi.communication.launch import World
 from fedkd_mpi.errors import RunFault
 
@@ -173,3 +174,10 @@ def test_a_message_does_not_follow_the_weights_it_was_made_of():
     message = make_message(0, 0, 1, [Record(0, -1, data)])
     data[:] = 0
     assert message.records(1)[0].data.tolist() == list(range(8))
+
+
+@given(st.lists(st.integers(0, 6), max_size=30))
+def test_arrival_undoes_the_order_of_ranks(ranks: list[int]):
+    hosts = np.array(ranks, np.int64)
+    gathered = np.concatenate([np.flatnonzero(hosts == rank) for rank in range(7)])
+    assert gathered[arrival(hosts)].tolist() == list(range(len(ranks)))

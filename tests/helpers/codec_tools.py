@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedkd_mpi import codecs
-from fedkd_mpi.codecs import Codec
+from fedkd_mpi.codecs import Codec, factory
 from fedkd_mpi.codecs.wire import Record, pack, pack_header, unpack, unpack_header
 from fedkd_mpi.config.sections import CompressionConfig
 from fedkd_mpi.models.layer import Layer
@@ -19,7 +18,7 @@ def make(codec: str, *own: torch.Tensor, tensors: Sequence[torch.Tensor] = (), *
     """Return the codec for tensors like these, named layer0, layer1, ..."""
     tensors = own or tensors
     layers = [Layer(f"layer{index}", tuple(t.shape), t.dim() >= 2) for index, t in enumerate(tensors)]
-    return codecs.build(CompressionConfig(codec=codec, **compression), layers)
+    return factory.build(CompressionConfig(codec=codec, **compression), layers)
 
 
 def encode(

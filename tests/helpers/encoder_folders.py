@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from fedkd_mpi.common.random_streams import torch_scope
+from fedkd_mpi.common.torch_streams import torch_scope
 
 WORDS = ("pain", "headache", "rash", "had", "i", "the", "a", "after", "aspirin", "took", "bad", "no")
 STANDARD = {

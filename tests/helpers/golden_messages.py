@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedkd_mpi import codecs
-from fedkd_mpi.codecs import CODECS, Codec, wire
+from fedkd_mpi.codecs import CODECS, Codec, factory, wire
 from fedkd_mpi.config.sections import CompressionConfig
 from fedkd_mpi.models.layer import Layer
 
@@ -75,7 +74,7 @@ def updates() -> list[list[torch.Tensor]]:
 
 def build(case: dict[str, Any]) -> Codec:
     """Return the codec of a case."""
-    return codecs.build(CompressionConfig(**case["compression"]), layers())
+    return factory.build(CompressionConfig(**case["compression"]), layers())
 
 
 def encode(case: dict[str, Any]) -> list[wire.Record]:

@@ -10,9 +10,10 @@ import torch
 from simulate import play
 from torch import Tensor, nn
 
-from fedkd_mpi import codecs, methods
+from fedkd_mpi import methods
 from fedkd_mpi.client.client import Client
 from fedkd_mpi.client.trainer import LocalTrainer, initial_student
+from fedkd_mpi.codecs import factory
 from fedkd_mpi.config.load import load
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.errors import UserError
@@ -196,7 +197,7 @@ def test_feddropout_trains_and_sends_the_sub_network_of_the_kept_units():
     for name, tensor in before.items():
         torch.testing.assert_close(change[name], -0.2 * tensor.grad, atol=1e-6, rtol=1e-4)
     student = bench.trainer.student
-    codec = codecs.build(bench.config.compression, student.exchanged_layers)
+    codec = factory.build(bench.config.compression, student.exchanged_layers)
     records = codec.encode(student.exchanged(update), 0.95, {}, np.random.default_rng(0))
     numbers = [(16, 9), (16, 1), (8, 16), (8, 1), (4, 8), (4, 1)]
     maps = [4 + 2, 4 + 1, 2 + 4, 2 + 1, 1 + 2, 0]  # bytes for rows and columns; the head's bias goes raw

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedkd_mpi import models
-from fedkd_mpi.common.random_streams import torch_scope
+from fedkd_mpi.common.torch_streams import torch_scope
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.models import Output
 from fedkd_mpi.models.norms import norm as make_norm

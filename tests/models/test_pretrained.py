@@ -11,7 +11,7 @@ from encoder_folders import FAMILIES, OTHERS, WORDS, change_config, change_weigh
 from torch import nn
 
 from fedkd_mpi import costlog, datasets, models
-from fedkd_mpi.common.random_streams import torch_scope
+from fedkd_mpi.common.torch_streams import torch_scope
 from fedkd_mpi.datasets.tokens import Tokens
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.models.flat import FlatModel

@@ -14,7 +14,7 @@ from text_data import write_ade
 from torch import Tensor, nn
 
 from fedkd_mpi import models
-from fedkd_mpi.common.random_streams import torch_scope
+from fedkd_mpi.common.torch_streams import torch_scope
 from fedkd_mpi.datasets import load
 from fedkd_mpi.distillation import HiddenMap, attention_error
 from fedkd_mpi.errors import UserError

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedkd_mpi.scheduling.cohort import arrival, families, placement, sample, shares
+from fedkd_mpi.scheduling.cohort import families, placement, sample, shares
 
 cohorts = st.integers(1, 40).flatmap(lambda clients: st.tuples(st.just(clients), st.integers(1, clients)))
 
@@ -77,13 +77,6 @@ def test_equal_work_is_spread_evenly():
 
 def test_the_longest_is_placed_first():
     assert placement([1, 1, 1, 3], 3).tolist() == [1, 1, 1, 2]
-
-
-@given(st.lists(st.integers(0, 6), max_size=30))
-def test_arrival_undoes_the_order_of_ranks(ranks: list[int]):
-    hosts = np.array(ranks, np.int64)
-    gathered = np.concatenate([np.flatnonzero(hosts == rank) for rank in range(7)])
-    assert gathered[arrival(hosts)].tolist() == list(range(len(ranks)))
 
 
 @given(st.integers(0, 60), st.integers(1, 40))

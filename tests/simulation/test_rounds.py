@@ -16,8 +16,8 @@ from simulate import play, start
 from worker_simulation import CASES, LAUNCHES, SMALL
 
 from fedkd_mpi import costlog
+from fedkd_mpi.codecs.message import Message
 from fedkd_mpi.communication import exchange
-from fedkd_mpi.communication.exchange import Message
 from fedkd_mpi.communication.world import World
 from fedkd_mpi.config.load import load
 from fedkd_mpi.models.flat import FlatModel

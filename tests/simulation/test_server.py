@@ -9,11 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fedkd_mpi import codecs
-from fedkd_mpi.codecs import svd
+from fedkd_mpi.codecs import factory, svd
+from fedkd_mpi.codecs.message import make_message
 from fedkd_mpi.codecs.tags import LOW_RANK, RAW
 from fedkd_mpi.codecs.wire import SKIPPED, Header, Record
-from fedkd_mpi.communication.exchange import make_message
 from fedkd_mpi.config.sections import CompressionConfig
 from fedkd_mpi.config.sections import ServerConfig as Settings
 from fedkd_mpi.errors import RunFault
@@ -28,7 +27,7 @@ def make(codec: str = "none", **settings: object) -> Server:
     torch.manual_seed(0)
     student = FlatModel(nn.Sequential(nn.Linear(9, 20), nn.Linear(20, 3)), "cpu")
     compression = CompressionConfig(codec=codec)
-    return Server(Settings(**settings), student, codecs.build(compression, student.exchanged_layers), "cpu", 0, 3)
+    return Server(Settings(**settings), student, factory.build(compression, student.exchanged_layers), "cpu", 0, 3)
 
 
 def updates(server: Server, count: int) -> list[list[torch.Tensor]]:
@@ -62,7 +61,7 @@ def test_a_sum_of_factors_and_raw_tensors_is_that_of_float64(
     """However many messages wait for each other: at rank -1 a matrix is raw; weights may be zero."""
     monkeypatch.setattr(svd, "ENTRIES", most)
     layers = [Layer("a", (6, 2, 2), True), Layer("bias", (3,), False), Layer("b", (4, 9), True), Layer("s", (), False)]
-    total = codecs.build(CompressionConfig(codec="svd"), layers).sum("cpu")
+    total = factory.build(CompressionConfig(codec="svd"), layers).sum("cpu")
     truth, rng = [np.zeros(layer.shape) for layer in layers], np.random.default_rng(0)
     for first, second, weight in messages:
         records = []
@@ -178,7 +177,7 @@ def test_fedadam_is_algorithm_2_of_its_paper_on_the_parameters_alone(rates: dict
 @pytest.mark.parametrize("optimizer", ["sgd", "fedadam"])
 def test_what_a_newcomer_must_fetch_is_what_a_receiver_keeps(optimizer: str, feedback: str):
     student = FlatModel(nn.Linear(5, 4), "cpu")
-    codec = codecs.build(
+    codec = factory.build(
         CompressionConfig(codec="topk", density=0.5, error_feedback=feedback), student.exchanged_layers
     )
     settings, state = Settings(optimizer=optimizer, learning_rate=0.1), {}

@@ -10,9 +10,9 @@ from command import TINY
 from mpirun import mpirun
 from plain_digits import PLAIN_DIGITS
 
-from fedkd_mpi.communication import sameness
 from fedkd_mpi.config.load import load
 from fedkd_mpi.errors import UserError
+from fedkd_mpi.simulation import sameness
 
 
 @pytest.mark.parametrize(

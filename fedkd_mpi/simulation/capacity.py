@@ -63,7 +63,7 @@ def numbers_of(make: Callable[[], nn.Module], seed: int) -> int:
     """Return how many parameters a network has that `make` builds; none of them is allocated."""
     import torch
 
-    from fedkd_mpi.common.random_streams import torch_scope
+    from fedkd_mpi.common.torch_streams import torch_scope
 
     with torch_scope(seed, "shapes"), torch.device("meta"):
         model = make()

@@ -1,4 +1,4 @@
-"""Puts the tensors of a checkpoint where they belong, each checked against what this run has there."""
+"""Which tensors a checkpoint holds: those of a run as its files, and back, each checked against what the run has."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedkd_mpi.errors import UserError, shown
+from fedkd_mpi.fault_tolerance.checkpoint import Shard
 from fedkd_mpi.fault_tolerance.manifest import FILE, Manifest
 
 if TYPE_CHECKING:
@@ -15,9 +16,36 @@ if TYPE_CHECKING:
 
     from fedkd_mpi.simulation.state import Simulation
 
+SHARD_BYTES = 2**28  # files of about this size bound the memory that writing and reading take
 SERVER = "server.safetensors"
 SERVER_PARTS = ("downlink", "sender", "uplink")
 OPTIMIZER = ("step", "momentum_buffer", "exp_avg", "exp_avg_sq")
+
+
+def shards(run: Simulation) -> Iterator[Shard]:
+    """Yield all that this process has to save, in files of bounded size."""
+    if run.server:
+        named = {f"{part}/{name}": tensor for part, state in states(run).items() for name, tensor in state.items()}
+        yield Shard(SERVER, {"replica": run.replica, **named}, [])
+    tensors: dict[str, Tensor] = {}
+    clients: list[int] = []
+    size = 0
+    for client in run.clients.values():
+        state = client.copy()
+        if not state:
+            continue
+        tensors |= {f"{client.id}/{name}": tensor for name, tensor in state.items()}
+        clients.append(client.id)
+        size += sum(tensor.nbytes for tensor in state.values())
+        if size >= SHARD_BYTES:
+            yield Shard(_name(clients), tensors, clients)
+            tensors, clients, size = {}, [], 0
+    if clients:
+        yield Shard(_name(clients), tensors, clients)
+
+
+def _name(clients: list[int]) -> str:
+    return f"clients-{clients[0]:06d}-{clients[-1]:06d}.safetensors"
 
 
 def restore(run: Simulation, manifest: Manifest) -> None:
