@@ -34,11 +34,11 @@ LONGEST = 10**8
 SCRIPT = Template(r"""#!/usr/bin/env bash
 # $title
 #
-#     sbatch $file [KEY=VALUE ...]            touch runs/STOP to end it after a round, and not to be requeued
+#     sbatch $file [KEY=VALUE ...]            touch runs/STOP to end the run after a round, without a requeue
 #
 # Edit before the first use: partition and account, the time, the lines of "your cluster" below.
-# Before the time is up the run stops after a round with a checkpoint (exit code 75), and the job requeues itself
-# and goes on from there: a time limit shorter than the run is fine, if it holds some rounds.
+# Before the time is over the run stops after a round with a checkpoint (exit code 75), and the job requeues itself
+# and continues from there. A time limit shorter than the run is fine, if it is long enough for some rounds.
 ##SBATCH --partition=...
 ##SBATCH --account=...
 #SBATCH --job-name=$name
@@ -58,19 +58,19 @@ PYTHON=(python)                        # or (apptainer exec --nv fedkd.sif pytho
 # export HDF5_USE_FILE_LOCKING=FALSE   # if the file system of runs/ has no locks; the log itself takes none
 # -----------------------------------------------------------------------------------------------------------------
 $choice
-export OMP_NUM_THREADS=$$SLURM_CPUS_PER_TASK   # as many threads as cores a rank
-export SRUN_CPUS_PER_TASK=$$SLURM_CPUS_PER_TASK   # srun does not take it over from sbatch since Slurm 22.05
+export OMP_NUM_THREADS=$$SLURM_CPUS_PER_TASK   # as many threads as cores per rank
+export SRUN_CPUS_PER_TASK=$$SLURM_CPUS_PER_TASK   # since Slurm 22.05 srun does not inherit it from sbatch
 case $$MPI in
     mpirun)
         launch=(mpirun)
-        # Slurm's SIGTERM is for the ranks, which stop after a round: mpirun would kill them a second after it.
+        # Slurm's SIGTERM is for the ranks, which stop after a round. mpirun would kill them a second later.
         env --block-signal=TERM true 2> /dev/null && launch=(env --block-signal=TERM mpirun) ;;   # coreutils 8.31
-    *) launch=(srun --mpi="$$MPI" --cpu-bind=cores --wait=60) ;;   # 60 s after one rank has died all are ended
+    *) launch=(srun --mpi="$$MPI" --cpu-bind=cores --wait=60) ;;   # ends all ranks 60 s after one has died
 esac
-# MPICH names its shared memory by job and step; a killed step leaves its own behind: after each restart another step.
+# MPICH names its shared memory by job and step, and a killed step leaves it behind. So each restart uses another step.
 [ "$$MPI" != pmi2 ] || for ((i = 0; i < $${SLURM_RESTART_COUNT:-0}; i++)); do srun --nodes=1 --ntasks=1 true; done
 
-# Slurm signals this shell alone (B:); the run hears it from here. A trapped signal ends `wait`, not the step.
+# Slurm signals this shell alone (B:), which forwards the signal to the run. A trapped signal ends `wait`, not the step.
 step=0
 trap '[ "$$step" = 0 ] || kill -USR1 "$$step" 2>/dev/null' USR1
 trap 'cancelled=yes' TERM
@@ -85,7 +85,7 @@ while kill -0 "$$step" 2>/dev/null; do
     code=$$?
 done
 
-state=$$(squeue --noheader --format=%T --jobs="$$SLURM_JOB_ID")   # not RUNNING once it was cancelled
+state=$$(squeue --noheader --format=%T --jobs="$$SLURM_JOB_ID")   # not RUNNING after scancel
 if [ "$$code" = 75 ] && [ -z "$${cancelled:-}" ] && [ "$$state" = RUNNING ] && [ ! -e runs/STOP ]; then
     scontrol requeue "$$SLURM_JOB_ID"
 fi

@@ -26,7 +26,7 @@ CLASSES = {"cifar10": 2, "cifar100": 10, "flowers102": 10, "tiny_imagenet": 20}
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_says_whence_it_is_and_divides_data_of_the_official_size(name: str):
     comment = [line for line in PRESETS[name].read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
-    for word in ("Source:", "Known of it:", "Our choice:", "Wants:"):
+    for word in ("Source:", "Known of it:", "Our choice:", "Needs:"):
         assert any(line.startswith(f"# {word}") for line in comment)
     config = load(Path(f"benchmarks/{name}"))
     assert config.name == name

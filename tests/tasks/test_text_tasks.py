@@ -203,7 +203,7 @@ def test_ranks_do_not_matter(tmp_path):
 def test_the_papers_presets_are_planned_without_their_data(command, name, monkeypatch):
     monkeypatch.setattr("conftest.TINY", [])
     comment = (presets() / f"paper/{name}.yaml").read_text(encoding="utf-8")
-    for word in ("Source:", "Known of it:", "Not known here:", "Our choice:", "Wants:"):
+    for word in ("Source:", "Known of it:", "Not known here:", "Our choice:", "Needs:"):
         assert f"# {word}" in comment
     config = load_config(Path(f"paper/{name}"))
     assert config.teacher.options()["layers"] == 12
