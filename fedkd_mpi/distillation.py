@@ -15,7 +15,7 @@ from fedkd_mpi.models.output import Output
 
 
 class Losses(NamedTuple):
-    """The terms of one batch, 0-d tensors without graph; distillation and features are yet to be divided by D."""
+    """The terms of one batch, 0-d tensors without graph; distillation and features are not yet divided by D."""
 
     supervised_teacher: Tensor
     supervised_student: Tensor
@@ -26,12 +26,12 @@ class Losses(NamedTuple):
 
     @property
     def teacher(self) -> Tensor:
-        """The teacher's loss, equation 6."""
+        """The loss of the teacher, equation 6."""
         return self.supervised_teacher + (self.distillation_teacher + self.features) / self.denominator
 
     @property
     def student(self) -> Tensor:
-        """The student's loss, equation 7."""
+        """The loss of the student, equation 7."""
         return self.supervised_student + (self.distillation_student + self.features) / self.denominator
 
 
@@ -49,16 +49,17 @@ def fedkd_loss(
     floor: float,
     distance: Callable[[Output, Output], Tensor],
 ) -> tuple[Tensor, Losses]:
-    """Return the one scalar whose backward gives teacher, student and W_h each its own gradient, and its terms.
+    """Return the scalar whose gradient contains those of teacher, student and W_h, and its terms.
 
         L_t + L_s + [ distance(S, T) + distance(T, S) + MSE(H_t, W_h H_s) + MSE(A_t, A_s) ] / sg(max(L_t + L_s, floor))
 
-    `distance(reference, output)` holds its reference constant, and D is constant (sg), so the derivative by the teacher
-    is that of equation 6 and the derivative by the student that of equation 7. The feature terms are in both equations
-    but stand here once: one sum has the derivatives by either network and by W_h.
+    `distance(reference, output)` treats its reference as a constant, and D is a constant (sg). So the gradient with
+    respect to the teacher is that of equation 6, and the gradient with respect to the student is that of equation 7.
+    The feature terms are in both equations but appear here once: their sum has the gradients with respect to both
+    networks and W_h.
 
-    `supervised_*` are equations 1 and 2, means over the batch. `adaptive=False` makes D 1. `hidden_map` may be None
-    without `hidden`. Attention counts where the models have it; raises UserError if only one of them has.
+    `supervised_*` are equations 1 and 2, means over the batch. With adaptive=False D is 1. `hidden_map` may be None
+    without `hidden`. Attention maps are used if both models have them; raises UserError if only one has.
     """
     zero = torch.zeros_like(supervised_teacher)
     to_teacher, to_student = (distance(student, teacher), distance(teacher, student)) if logits else (zero, zero)
@@ -76,22 +77,23 @@ def fedkd_loss(
 
 
 def kl_divergence(reference_logits: Tensor, logits: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return KL(reference || prediction) in nats, a mean over the rows of [..., C], or of those in `mask` [...].
+    """Return KL(reference || prediction) in nats, the mean over the rows of [..., C], or over the rows in `mask` [...].
 
-    The reference is a constant: in equation 3 that is the student, in equation 4 the teacher. No temperature. A mask
-    that is true nowhere gives 0. Raises ValueError for different shapes, which torch would broadcast.
+    The reference is a constant: the student in equation 3, the teacher in equation 4. There is no temperature. A mask
+    without true entries gives 0. Raises ValueError for different shapes, which torch would broadcast.
     """
     reference_logits, logits = _constant_reference(reference_logits, logits, mask)
     rows = logits.numel() // logits.shape[-1]
     reference, prediction = functional.log_softmax(reference_logits, -1), functional.log_softmax(logits, -1)
-    # what torch's kl_div computes; that has no rule for stacks, and its "mean" divides by the number of classes too
+    # As torch's kl_div, which has no vmap rule and whose "mean" also divides by the number of classes.
     return (reference.exp() * (reference - prediction)).sum() / max(rows, 1)
 
 
 def squared_error(reference: Tensor, prediction: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return the mean over all elements of (prediction - reference)^2, the reference a constant; for regression tasks.
+    """Return the mean over all elements of (prediction - reference)^2 for regression; the reference is a constant.
 
-    `mask` picks along the leading dimensions, and gives 0 if true nowhere. Raises ValueError for different shapes.
+    `mask` selects along the leading dimensions; without true entries the result is 0. Raises ValueError for different
+    shapes.
     """
     reference, prediction = _constant_reference(reference, prediction, mask)
     return functional.mse_loss(prediction, reference, reduction="sum") / max(prediction.numel(), 1)
@@ -100,9 +102,9 @@ def squared_error(reference: Tensor, prediction: Tensor, mask: Tensor | None = N
 def pair_layers(depth_teacher: int, depth_student: int) -> list[tuple[int, int]]:
     """Return (teacher layer, student layer) from input to output, paired from the top.
 
-    The two top layers are a pair; going down, every depth_teacher/depth_student-th teacher layer (rounded to the top)
-    meets the next student layer: 12 and 4 give (2, 0), (5, 1), (8, 2), (11, 3). For a student deeper than its teacher
-    the roles change: every teacher layer then has a partner, some student layers have none.
+    The two top layers are a pair. Downwards, every depth_teacher/depth_student-th teacher layer (rounded to the top) is
+    paired with the next student layer: 12 and 4 give (2, 0), (5, 1), (8, 2), (11, 3). For a student deeper than its
+    teacher the roles are exchanged: every teacher layer has a partner, and some student layers have none.
     """
     if depth_student > depth_teacher:
         return [(low, high) for high, low in pair_layers(depth_student, depth_teacher)]
@@ -111,11 +113,11 @@ def pair_layers(depth_teacher: int, depth_student: int) -> list[tuple[int, int]]
 
 
 class HiddenMap(nn.Module):
-    """W_h of equation 5: learnable linear maps from student to teacher features, no bias; a client's own, never sent.
+    """W_h of equation 5: learnable linear maps from student to teacher features, without bias; private to a client.
 
-    One matrix [d_teacher, d_student] per pair of layers, or with `shared` a single one for all pairs, as in the paper,
-    where all layers are equally wide. `teacher_sizes` and `student_sizes` are the models' hidden_sizes.
-    Raises UserError where a model has no hidden features, or where `shared` meets different widths.
+    There is one matrix [d_teacher, d_student] per pair of layers, or with `shared` a single one for all pairs, as in
+    the paper, where all layers have the same width. `teacher_sizes` and `student_sizes` are the hidden_sizes of the
+    models. Raises UserError if a model has no hidden features, or with `shared` if the widths differ.
     """
 
     def __init__(self, teacher_sizes: Sequence[int], student_sizes: Sequence[int], *, shared: bool = False):
@@ -128,14 +130,14 @@ class HiddenMap(nn.Module):
         if shared and len(set(shapes)) > 1:
             raise UserError(
                 f"distillation.shared_map: paired layers of different widths (student, teacher: {shapes})"
-                " need a map each; set distillation.shared_map=false"
+                " need one map per pair; set distillation.shared_map=false"
             )
         self.maps = nn.ModuleList(nn.Linear(*shape, bias=False) for shape in (shapes[:1] if shared else shapes))
 
     def forward(
         self, teacher_hidden: Sequence[Tensor], student_hidden: Sequence[Tensor], mask: Tensor | None = None
     ) -> Tensor:
-        """Return MSE(H_t, W_h H_s), the mean over elements (of texts, where `mask` [N, L] is true), then over pairs."""
+        """Return MSE(H_t, W_h H_s), the mean over elements, then over pairs; of texts only where `mask` is true."""
         rows = ... if mask is None else mask
         errors = [
             functional.mse_loss(linear(student_hidden[s][rows]), teacher_hidden[t][rows])
@@ -145,10 +147,10 @@ class HiddenMap(nn.Module):
 
 
 def attention_error(teacher: Sequence[Tensor], student: Sequence[Tensor], mask: Tensor | None = None) -> Tensor:
-    """Return MSE(A_t, A_s) of the paired layers' maps [N, heads, L, L], the mean over elements, then over pairs.
+    """Return MSE(A_t, A_s) of the maps [N, heads, L, L] of paired layers, the mean over elements and then over pairs.
 
-    Maps with different numbers of heads are averaged over heads first. Only from and to the places in `mask` [N, L],
-    so that the amount of padding plays no part. Raises UserError if only one side has maps.
+    Maps with different numbers of heads are averaged over heads first. Only entries between positions in `mask` [N, L]
+    count, so that the result does not depend on padding. Raises UserError if only one side has maps.
     """
     if not (teacher and student):
         owner = "teacher" if teacher else "student"

@@ -1,6 +1,6 @@
-"""python -m fedkd_mpi.doctor: is this machine, or this job, ready for a run?
+"""python -m fedkd_mpi.doctor: checks whether this machine or job is ready for a run.
 
-Alone, or as the run itself will be started: mpirun -n 33 python -m fedkd_mpi.doctor
+Start it alone, or with the launcher of the run: mpirun -n 33 python -m fedkd_mpi.doctor
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from fedkd_mpi.simulation.state import Simulation
 
 OK, WARNING, ERROR = "ok", "warning", "error"
-MESSAGE_BYTES, REPEATS = 2**23, 5  # of the bandwidth measurement
+MESSAGE_BYTES, REPEATS = 2**23, 5  # for the bandwidth measurement
 PROBE_SECONDS = 60.0
-SCARCE = 10**9  # bytes of free disk below which a log may not fit
+SCARCE = 10**9  # bytes of free disk space below which a log may not fit
 CUDA_PROBE = """
 import torch
 from mpi4py import MPI
@@ -51,7 +51,7 @@ raise SystemExit(0 if torch.equal(sent, received) else 3)
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found: ok, warning or error, and what to do about it where it is not ok."""
+    """The result of a check: ok, warning or error, and a remedy if it is not ok."""
 
     check: str
     status: str
@@ -60,7 +60,7 @@ class Finding:
 
 
 def examine(world: World, config: Config, folder: Path) -> list[Finding]:
-    """Return all findings on rank 0 (an empty list elsewhere). Collective."""
+    """Return all findings on rank 0, an empty list on other ranks. Collective."""
     checks: list[Callable[[], list[Finding]]] = [
         lambda: mpi(world),
         lambda: cores(world, config),
@@ -75,19 +75,20 @@ def examine(world: World, config: Config, folder: Path) -> list[Finding]:
 
 
 def mpi(world: World) -> list[Finding]:
-    """Say which MPI this is, and who started it."""
+    """Return the MPI library and the launcher of the processes."""
     nodes = len(set(world.hostnames))
-    text = f"{world.library}, {world.world_size} process(es) on {nodes} node(s), started by {launcher() or 'nobody'}"
+    started = f"started by {launcher() or 'no launcher'}"
+    text = f"{world.library}, {world.world_size} process(es) on {nodes} node(s), {started}"
     return [Finding("MPI", OK, text)]
 
 
 def cores(world: World, config: Config) -> list[Finding]:
-    """Compare threads times processes with the cores of each node."""
-    places = _everyone(world, [world.hostname, sorted(os.sched_getaffinity(0))])
+    """Compare the number of threads of all processes with the cores of each node."""
+    affinities = _everyone(world, [world.hostname, sorted(os.sched_getaffinity(0))])
     findings = []
-    for host in dict.fromkeys(host for host, _ in places):
-        allowed = {core for name, own in places if name == host for core in own}
-        ranks = sum(name == host for name, _ in places)
+    for host in dict.fromkeys(host for host, _ in affinities):
+        allowed = {core for name, own in affinities if name == host for core in own}
+        ranks = sum(name == host for name, _ in affinities)
         threads = config.threads_per_rank if config.threads_per_rank != "auto" else max(1, len(allowed) // ranks)
         text = f"{host}: {ranks} process(es) x {threads} thread(s) on {len(allowed)} core(s)"
         if ranks * threads <= len(allowed):
@@ -96,13 +97,13 @@ def cores(world: World, config: Config) -> list[Finding]:
             remedy = f"set threads_per_rank={max(1, len(allowed) // ranks)} or start fewer processes"
             findings.append(Finding("cores", ERROR, text, remedy))
         else:
-            remedy = "start fewer processes, each hosts more clients and the bits stay the same; or bind to more cores"
+            remedy = "start fewer processes with more clients each, with the same results; or bind to more cores"
             findings.append(Finding("cores", WARNING, text, remedy))
     return findings
 
 
 def gpus(world: World, config: Config) -> list[Finding]:
-    """Name the GPU of each process, and probe whether MPI takes buffers in it."""
+    """Name the GPU of each process, and test whether MPI accepts GPU buffers."""
     import torch
 
     from fedkd_mpi.simulation.setup import choose_device
@@ -116,20 +117,20 @@ def gpus(world: World, config: Config) -> list[Finding]:
         return [Finding("GPU", ERROR, error, "set device=cpu, or ask Slurm for GPUs with --gpus-per-node")]
     devices = _everyone(world, [world.hostname, device])
     if not torch.cuda.is_available():
-        built = "torch is a CPU build" if torch.version.cuda is None else "torch sees none"
-        return [Finding("GPU", OK, f"none ({built}): the run is on CPUs")]
+        built = "torch is a CPU build" if torch.version.cuda is None else "torch sees no GPU"
+        return [Finding("GPU", OK, f"none ({built}): the run uses CPUs")]
     text = ", ".join(f"rank {rank}: {name} {own}" for rank, (name, own) in enumerate(devices))
     findings = [Finding("GPU", OK, text)]
     if world.is_root:
         aware, reason = probe(CUDA_PROBE)
-        found = "MPI takes GPU buffers" if aware else f"MPI does not take GPU buffers ({reason})"
-        # Messages are packed in host memory, so that a run needs none of it.
+        found = "MPI accepts GPU buffers" if aware else f"MPI does not accept GPU buffers ({reason})"
+        # Messages are packed in host memory, so a run does not need CUDA-aware MPI.
         findings.append(Finding("CUDA-aware MPI", OK, found + "; a run does not need it"))
     return findings
 
 
 def probe(code: str) -> tuple[bool, str]:
-    """Return whether a program runs to its end in a process of its own, without a launcher, and how it failed."""
+    """Return whether a program succeeds in a separate process without a launcher, and otherwise how it failed."""
     strip = ("OMPI_", "PMIX_", "PRTE_", "PMI_", "HYD", "SLURM_", "MPI_LOCAL")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(strip)}
     command = [sys.executable, "-c", code]
@@ -144,7 +145,7 @@ def probe(code: str) -> tuple[bool, str]:
 
 
 def shared_memory(world: World) -> list[Finding]:
-    """Share an array on every node, as a run shares its data."""
+    """Share an array on every node, as a run does with its data."""
     arrays = {"probe": np.arange(1000)} if world.is_node_leader else None
     try:
         shared, _ = world.share(arrays, {})
@@ -154,11 +155,11 @@ def shared_memory(world: World) -> list[Finding]:
     wrong = world.first_message(None if good else f"rank {world.mpi_rank} on {world.hostname} reads other values")
     if wrong:
         return [Finding("shared memory", ERROR, wrong, "report it: a run would train on wrong data")]
-    return [Finding("shared memory", OK, "one copy of the data a node")]
+    return [Finding("shared memory", OK, "one copy of the data per node")]
 
 
 def bandwidth(world: World) -> list[Finding]:
-    """Measure the two collectives a round consists of."""
+    """Measure the bandwidth of the two collectives of a round."""
     if world.world_size == 1:
         return []
     buffer, results = np.zeros(MESSAGE_BYTES, np.uint8), {}
@@ -177,26 +178,26 @@ def bandwidth(world: World) -> list[Finding]:
             seconds.append(time.perf_counter() - began)
         results[name] = MESSAGE_BYTES * (world.world_size - 1) / sorted(seconds)[REPEATS // 2]
     text = ", ".join(f"{name} {bytes_text(rate)}/s" for name, rate in results.items())
-    return [Finding("bandwidth", OK, f"{text} ({bytes_text(MESSAGE_BYTES)} a process)")]
+    return [Finding("bandwidth", OK, f"{text} ({bytes_text(MESSAGE_BYTES)} per process)")]
 
 
 def output(world: World, folder: Path) -> list[Finding]:
-    """Write, lock and read an HDF5 file where the log would be."""
+    """Write, lock and read an HDF5 file in the folder of the log."""
     if not world.is_root:
         return []
     import h5py
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".doctor-") as place:
-            path = Path(place) / "probe.h5"
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".doctor-") as scratch:
+            path = Path(scratch) / "probe.h5"
             with h5py.File(path, "w", locking=False) as file:
                 file["numbers"] = np.arange(10)
             try:
                 with h5py.File(path, "r", locking=True) as file:
                     file["numbers"][()]
             except OSError as error:
-                remedy = "the log takes no lock; set HDF5_USE_FILE_LOCKING=FALSE for other tools that read it"
+                remedy = "the log needs no lock; set HDF5_USE_FILE_LOCKING=FALSE for other tools that read it"
                 return [Finding("HDF5", WARNING, f"{folder} has no file locks ({error})", remedy)]
     except OSError as error:
         return [Finding("HDF5", ERROR, f"cannot write to {folder}: {error}", "choose another folder with --output")]
@@ -204,7 +205,7 @@ def output(world: World, folder: Path) -> list[Finding]:
 
 
 def disk(world: World, config: Config, folder: Path) -> list[Finding]:
-    """Compare the free disk with what the log's checkpoints will take."""
+    """Compare the free disk space with the size of the checkpoints."""
     if not world.is_root:
         return []
     from fedkd_mpi.communication.world import World as Alone
@@ -214,12 +215,12 @@ def disk(world: World, config: Config, folder: Path) -> list[Finding]:
         alone = Alone()
         needed = checkpoint_bytes(prepare(config, alone, load_data(config, alone)))
     except UserError as refusal:
-        return [Finding("configuration", ERROR, str(refusal), "mend the configuration, or set FEDKD_DATA")]
+        return [Finding("configuration", ERROR, str(refusal), "correct the configuration, or set FEDKD_DATA")]
     return [room(folder, needed)]
 
 
 def checkpoint_bytes(run: Simulation) -> int:
-    """Return what the checkpoints of a run take at most: the kept ones and the one that is being written."""
+    """Return an upper bound of the bytes of a run's checkpoints: the kept ones and the one being written."""
     import torch
 
     from fedkd_mpi import methods
@@ -228,25 +229,25 @@ def checkpoint_bytes(run: Simulation) -> int:
     with torch_scope(run.config.seed, "sizes"), torch.device("meta"):
         method, kinds = methods.build(run.config, run.task), range(len(run.config.architectures))
         sizes = [sum(t.nbytes for t in (*own.parameters(), *own.buffers())) for own in map(method.private, kinds)]
-    copies = 3 if settings.name == "adam" else 1 + (settings.momentum > 0)  # the weights and the optimiser's moments
-    students = (run.config.num_clients * (copies + 1) + 3) * student  # and what a codec remembers
+    copies = 3 if settings.name == "adam" else 1 + (settings.momentum > 0)  # weights and moments of the optimiser
+    students = (run.config.num_clients * (copies + 1) + 3) * student  # including the state of a codec
     return (KEPT + 1) * (copies * sum(run.config.by_client(sizes)) + students)
 
 
 def room(folder: Path, needed: int) -> Finding:
-    """Compare the free disk of a folder with the bytes that checkpoints need there."""
+    """Compare the free disk space of a folder with the bytes that checkpoints need there."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
-    text = f"{bytes_text(free)} free in {folder}, checkpoints need up to {bytes_text(needed)}"
+    text = f"{bytes_text(free)} free in {folder}; checkpoints need up to {bytes_text(needed)}"
     if free < needed:
         return Finding("disk", ERROR, text, "choose another folder with --output, or set checkpoint.every=null")
     if free < needed + SCARCE:
-        return Finding("disk", WARNING, text, "make room: the log grows every round")
+        return Finding("disk", WARNING, text, "free disk space: the log grows every round")
     return Finding("disk", OK, text)
 
 
 def at_start(run: Simulation, folder: Path) -> list[Finding]:
-    """Return on rank 0 what is wrong of that which costs nothing to find out. Collective."""
+    """Return on rank 0 the errors of those checks that take no time. Collective."""
     found = cores(run.world, run.config)
     if run.config.checkpoint.every:
         found.append(room(folder, checkpoint_bytes(run)))
@@ -254,14 +255,14 @@ def at_start(run: Simulation, folder: Path) -> list[Finding]:
 
 
 def _everyone(world: World, own: Any) -> list[Any]:
-    """Return what every process has to say (JSON-able), by rank, on all of them. Collective."""
+    """Return the values `own` (JSON-serialisable) of all processes, by rank, on every process. Collective."""
     lines = world.gather(np.frombuffer(json.dumps(own).encode() + b"\n", np.uint8))
     text = world.first_message(None if lines is None else lines.tobytes().decode())
     return [json.loads(line) for line in (text or "").splitlines()]
 
 
 def table(findings: Sequence[Finding]) -> str:
-    """Return the findings as text."""
+    """Return the findings as a text table."""
     from rich.table import Table
 
     rows = Table("check", "", "found", "remedy", title_justify="left")
@@ -271,11 +272,11 @@ def table(findings: Sequence[Finding]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Examine and print; returns 0, or 1 if something is an error."""
-    parser = Parser(prog="python -m fedkd_mpi.doctor", description="Is this job ready for a run?")
+    """Print all findings and return the exit code: 0, or 1 if there is an error."""
+    parser = Parser(prog="python -m fedkd_mpi.doctor", description="Check whether this job is ready for a run.")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="as of the run (default digits.yaml)")
-    parser.add_argument("--output", type=Path, default=Path("runs/log.h5"), metavar="FILE", help="as of the run")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="as for the run (default digits.yaml)")
+    parser.add_argument("--output", type=Path, default=Path("runs/log.h5"), metavar="FILE", help="as for the run")
     chosen = parser.parse_intermixed_args(argv)
     try:
         config = configuration.load(chosen.config, chosen.overrides)

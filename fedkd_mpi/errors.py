@@ -1,4 +1,4 @@
-"""The two ways a run ends badly: the user can mend it (exit code 2), or it broke while running (exit code 1)."""
+"""The two kinds of errors: UserError, which the user can correct (exit code 2), and RunFault (exit code 1)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from contextlib import contextmanager
 from pathlib import PurePath
 from typing import Any
 
-# Control characters (Cc) and lone surrogates (Cs) drive terminals or break the output; line and paragraph separators
-# (Zl, Zp) end lines; of the format characters (Cf) some turn text around.
+# Control characters (Cc) and lone surrogates (Cs) can control terminals or break the output. Line and paragraph
+# separators (Zl, Zp) end lines. Some format characters (Cf) reverse the direction of text.
 _HIDDEN = {"Cc", "Cs", "Zl", "Zp", "Cf"}
 
 
 class UserError(Exception):
-    """Bad usage, configuration or data: one line that names the key, file or client and what to do; exit code 2.
+    """Invalid usage, configuration or data: one line that names the key, file or client and a remedy; exit code 2.
 
-    What it quotes may come from a foreign file: the line is made plain, whatever is in it.
+    Control characters in the message are escaped, because it may quote a file from outside.
     """
 
     def __init__(self, message: str):
@@ -25,9 +25,9 @@ class UserError(Exception):
 
 
 class RunFault(Exception):
-    """A fault while running, with the place it happened; exit code 1.
+    """A fault during a run, with its location; exit code 1.
 
-    `round`, `client` and `layer` are None where the fault has no such place.
+    `round`, `client` and `layer` are None if they do not apply.
     """
 
     def __init__(self, message: str, *, round: int | None = None, client: int | None = None, layer: str | None = None):
@@ -35,13 +35,13 @@ class RunFault(Exception):
         self.round, self.client, self.layer = round, client, layer
 
     def location(self) -> str:
-        """Return 'round 3, client 5, layer fc.weight' with what is known."""
+        """Return the known parts of the location, e.g. 'round 3, client 5, layer fc.weight'."""
         parts = (("round", self.round), ("client", self.client), ("layer", self.layer))
         return ", ".join(f"{name} {value}" for name, value in parts if value is not None)
 
 
 def shown(value: Any, longest: int = 80) -> str:
-    """Return a value as it may stand in a message: one line of printable text, cut where it is long."""
+    """Return a value for a message: one line of printable text, cut after about `longest` characters."""
     text = value if isinstance(value, str) else str(value) if isinstance(value, PurePath) else repr(value)
     if not text.isprintable():
         text = repr(text)[1:-1]
@@ -49,9 +49,9 @@ def shown(value: Any, longest: int = 80) -> str:
 
 
 def plain(text: str, longest: int | None = None) -> str:
-    r"""Return a text as one line in which nothing acts: escape sequences become \x1b[... and can be read.
+    r"""Return a text as one line without control characters: escape sequences become readable, as \x1b[...
 
-    A text of more than `longest` characters ends with an ellipsis.
+    A text of more than `longest` characters is cut and ends with an ellipsis.
     """
     if longest is not None and len(text) > longest:
         text = text[: longest - 1] + "…"
@@ -62,7 +62,7 @@ def plain(text: str, longest: int | None = None) -> str:
 
 @contextmanager
 def located(*, round: int, client: int | None = None) -> Iterator[None]:
-    """Let what is raised inside leave as a RunFault naming round and client; a programming error keeps its trace."""
+    """Convert exceptions inside the block to a RunFault with round and client; a programming error keeps its trace."""
     try:
         yield
     except RunFault as fault:

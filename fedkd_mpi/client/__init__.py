@@ -1,1 +1,1 @@
-"""One client: its state, its local training, and what came of it."""
+"""One client: its state, its local training and its result."""

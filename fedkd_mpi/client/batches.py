@@ -1,4 +1,4 @@
-"""What one client goes through in one local training: its samples and the order in which they come."""
+"""The mini-batches of one client in one round."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from fedkd_mpi.tasks import Examples, Task
 
 
 class Batches:
-    """The mini-batches of one client in one round, gathered from tensors that are resident on the device.
+    """The mini-batches of one client in one round, selected from tensors on the device.
 
-    `plan` holds the samples of every batch, index tensors on the CPU. Batches are asked for in their order, each once:
-    with data.augment they draw from the client's stream.
+    `plan` holds the sample indices of every batch, tensors on the CPU. Request each batch once and in order, because
+    with data.augment each batch draws from the client's random stream.
     """
 
     def __init__(self, config: Config, task: Task, examples: Examples, round_index: int, client: int):
@@ -34,7 +34,7 @@ class Batches:
         return len(self.plan)
 
     def batch(self, step: int) -> Examples:
-        """Return the samples of a step."""
+        """Return the samples of the batch number `step`."""
         index = self.plan[step].to(self._device)
         batch = {name: tensor.index_select(0, index) for name, tensor in self._examples.items()}
         return batch if self._chance is None else cast("_Augmenting", self._task).augment(batch, self._chance)
@@ -45,17 +45,17 @@ class _Augmenting(Protocol):
 
 
 def work(count: int, local: LocalConfig) -> int:
-    """Return how many samples one local training over `count` samples goes through, short batches apart."""
+    """Return how many samples one local training on `count` samples processes, counting every batch as full."""
     return count * local.epochs if local.epochs else (local.steps or 0) * min(local.batch_size, count)
 
 
 def batches(count: int, local: LocalConfig, order: np.random.Generator) -> Iterator[Tensor]:
-    """Yield index tensors of the mini-batches of one local training over `count` samples, reshuffled for every pass.
+    """Yield the index tensors of the mini-batches of one local training on `count` samples, reshuffled per epoch.
 
-    A last batch of a single sample is left out (BatchNorm cannot train on it), unless the client has no other.
+    A last batch of one sample is skipped unless it is the only one, because BatchNorm cannot train on one sample.
     """
     steps = 0
-    epochs = local.epochs or local.steps or 0  # a pass has at least one step
+    epochs = local.epochs or local.steps or 0  # an epoch has at least one step
     for _ in range(epochs):
         permutation = torch.from_numpy(order.permutation(count))
         for index in permutation.split(local.batch_size):

@@ -1,4 +1,4 @@
-"""One client: its samples, and its private state from round to round."""
+"""A client: its samples and the private state that it keeps between rounds."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 
 class Client:
-    """All that belongs to one client and lives across rounds.
+    """The sample indices and the state of one client, kept across rounds.
 
     `tensors` is its whole private state, by name: "private" (teacher and W_h, flat), "buffers" (student statistics kept
-    local), "optimizer.private.*" and "optimizer.student.*", "method.*", "codec.*". Empty until the client takes part.
-    It may be at rest in a file (scheduling/state_cache.py), and is read when asked for.
+    local), "optimizer.private.*" and "optimizer.student.*", "method.*", "codec.*". It is empty until the client first
+    participates. The state may be offloaded to a file (scheduling/state_cache.py); it is then read at the next access.
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class Client:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """The state; wakes the client up."""
+        """The state, which is read into memory first if it is offloaded."""
         if self._read:
             self._tensors, self._read = self._read(), None
         return self._tensors
@@ -41,18 +41,18 @@ class Client:
         return self._read is not None
 
     def offload(self, read: Callable[[], dict[str, Tensor]]) -> None:
-        """Let go of the state, which `read` will bring back."""
+        """Release the memory of the state; `read` returns the state at the next access."""
         self._tensors, self._read = {}, read
 
     def prefetch(self, reader: ThreadPoolExecutor) -> None:
-        """Begin to read a state at rest."""
+        """Begin to read an offloaded state in a thread of `reader`."""
         if self._read:
             self._read = reader.submit(self._read).result
 
     def copy(self) -> dict[str, Tensor]:
-        """Return the state without waking the client up."""
+        """Return the state; an offloaded client remains offloaded."""
         return self._read() if self._read else self._tensors
 
     def part(self, prefix: str) -> dict[str, Tensor]:
-        """Return the tensors under a prefix, without it."""
+        """Return the tensors whose names begin with `prefix`, by their names without it."""
         return {name[len(prefix) :]: tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}

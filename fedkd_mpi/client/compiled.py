@@ -1,4 +1,4 @@
-"""A method's loss through torch.compile, for networks so small that starting operations takes longer than they do."""
+"""A method's loss compiled by torch.compile, for networks so small that the launch overhead of operations dominates."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from fedkd_mpi.models.output import Texts
 
 
 def compiled(loss: Callable[..., Any], device: str, input_shape: Any) -> Callable[..., Any]:
-    """Return the loss as torch compiles it at its first call (some 20 s): on a GPU its launches become CUDA graphs.
+    """Return the compiled loss; torch compiles it at its first call (about 20 s), on a GPU with CUDA graphs.
 
-    Compiled is one size of batch. Raises UserError, naming the key `compile`, where that cannot do: for texts, which
-    come in many lengths, and where what torch compiles with is missing.
+    It is compiled for one batch size. Raises UserError naming the key `compile` for texts, whose lengths vary, and if
+    torch's compiler backend (g++, or Triton on a GPU) is missing.
     """
     if isinstance(input_shape, Texts):
-        raise UserError("compile=true is for inputs of one size, and texts come in many lengths; set compile=false")
+        raise UserError("compile=true needs inputs of one size, but the lengths of texts vary; set compile=false")
     import torch
 
     on_cpu = device == "cpu"
@@ -27,6 +27,6 @@ def compiled(loss: Callable[..., Any], device: str, input_shape: Any) -> Callabl
         raise UserError("compile=true needs a C++ compiler on every node: install g++, or set compile=false")
     if not on_cpu and not find_spec("triton"):
         raise UserError("compile=true on a GPU needs Triton: pip install triton, or set compile=false")
-    # one thread a kernel: with more, the order of sums would depend on how many there are
+    # One thread per kernel: with more, the order of sums would depend on the number of threads.
     options = {"cpp.threads": 1} if on_cpu else {"triton.cudagraphs": True}
     return torch.compile(loss, dynamic=False, options=options)

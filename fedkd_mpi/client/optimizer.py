@@ -1,4 +1,4 @@
-"""Optimisers of one flat vector, whose state belongs to the client at hand."""
+"""Optimisers of one flat vector, whose state belongs to the client in training."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8  # Kingma and Ba 2015
 
 
 class Optimizer(ABC):
-    """Moves a flat vector by its `.grad`, in one fused operation of torch.
+    """Updates a flat vector from its `.grad`, in one fused operation of torch.
 
-    `state` is the client's, a tensor a name, {} before its first step; the caller puts it here. The update functions
-    are torch's own, without the classes around them: the first of those loads torch's compiler, which takes as long
-    as torch itself to import, in every process.
+    `state` is the client's optimiser state, tensors by name, {} before its first step; the caller sets it. torch's
+    functional optimisers are used instead of its classes, because the classes import torch's compiler, which takes as
+    long as importing torch itself, in every process.
     """
 
     def __init__(self, vector: Tensor, settings: sections.OptimizerConfig, learning_rate: float):
@@ -30,17 +30,17 @@ class Optimizer(ABC):
         self.state: dict[str, Tensor] = {}
 
     def step(self) -> None:
-        """Take one step along the gradient."""
+        """Take one optimiser step."""
         self.step_all([self])
 
     @staticmethod
     @abstractmethod
     def step_all(optimizers: Sequence[Any]) -> None:
-        """Take one step with each of several optimisers of the same settings, in one operation."""
+        """Take one step with each of several optimisers that share the same settings, in one operation."""
 
 
 class SGD(Optimizer):
-    """Stochastic gradient descent, with momentum as torch.optim.SGD has it."""
+    """Stochastic gradient descent with momentum, as in torch.optim.SGD."""
 
     @staticmethod
     @torch.no_grad()
@@ -69,7 +69,7 @@ class SGD(Optimizer):
 
 
 class Adam(Optimizer):
-    """Adam (Kingma and Ba 2015), as torch.optim.Adam has it."""
+    """Adam (Kingma and Ba 2015), as in torch.optim.Adam."""
 
     @staticmethod
     @torch.no_grad()
@@ -97,14 +97,15 @@ class Adam(Optimizer):
 
 
 def clip_(gradient: Tensor, longest: float) -> None:
-    """Scale a flat gradient, or each row of several, down to this norm, in place, if longer (Pascanu et al. 2013).
+    """Scale a flat gradient, or each row of a matrix, down in place to the norm `longest` (Pascanu et al. 2013).
 
-    To the bit what torch.nn.utils.clip_grad_norm_ does, whose ways for lists of tensors take a tenth of a small step.
+    The result equals that of torch.nn.utils.clip_grad_norm_ to the bit. That function is not used because its handling
+    of lists of tensors takes a tenth of the time of a small step.
     """
     norms = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True)
     gradient.mul_((longest / (norms + 1e-6)).clamp_(max=1.0))
 
 
 def make_optimizer(vector: Tensor, settings: sections.OptimizerConfig, learning_rate: float) -> Optimizer:
-    """Return the optimiser of a flat vector that the configuration names."""
+    """Return the optimiser that the configuration names, for a flat vector."""
     return {"sgd": SGD, "adam": Adam}[settings.name](vector, settings, learning_rate)

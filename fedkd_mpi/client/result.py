@@ -1,4 +1,4 @@
-"""What one client gives to a round: a message for the server, a row for the log."""
+"""The result of one client in one round: a message for the server and a row for the log."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class ClientResult:
-    """What one client did in a round; `message` is None without an exchange, `outcome` None after a fault.
+    """The result of one client; `message` is None without an exchange, `outcome` is None after a fault.
 
-    `report` is what the log is told of it, one row; where another process did it for this one, only that is known.
+    `report` is its row of the log, as bytes. Results from other processes have only `client`, `message` and `report`.
     """
 
     client: int

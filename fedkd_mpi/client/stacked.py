@@ -1,7 +1,7 @@
-"""Several clients trained at once in one process: their networks stacked, so that one operation serves all of them.
+"""Training of several clients at once in one process: their networks are stacked, so that one operation serves all.
 
-A client is a row of flat matrices. Steps on full batches are taken together, by torch.func.vmap; a short batch, of
-which each pass has one, is its client's own step in between, so that every client sees the batches it would see alone.
+A client is a row of flat matrices. Steps on full batches are taken for all clients at once by torch.func.vmap. A short
+batch (one per epoch) is a separate step of its client, so that every client trains on the same batches as alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fedkd_mpi.tasks import Examples
 
 
 class _Rows:
-    """One network of every client of the stack: states and gradients [size, numbers], an optimiser a row."""
+    """One network of every client of the stack: states and gradients [size, numbers] and one optimiser per row."""
 
     def __init__(self, role: str, network: FlatModel, optimizer: Optimizer, config: Config):
         self.network, self.role = network, role
@@ -36,7 +36,7 @@ class _Rows:
         self._views: dict[tuple[int, int], tuple[dict[str, Tensor], list[Tensor]]] = {}
 
     def views(self, start: int, stop: int) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """The parameters of rows start to stop, [rows, ...] or of one row [...], and where their gradients belong."""
+        """Return the parameters of rows start to stop ([rows, ...], or [...] for one row) and their gradient views."""
         if (start, stop) not in self._views:
             rows = start if stop == start + 1 else slice(start, stop)
             values = [view.detach().requires_grad_() for view in self.network.views(self.state[rows])]
@@ -46,7 +46,7 @@ class _Rows:
 
 
 class _Both(nn.Module):
-    """A method's loss as a module, whose parameters functional_call can exchange."""
+    """A method's loss as a module whose parameters functional_call can replace."""
 
     def __init__(self, method: Method, private: nn.ModuleDict, student: nn.Module | None):
         super().__init__()
@@ -57,10 +57,10 @@ class _Both(nn.Module):
 
 
 class Stack:
-    """Room for `stack` clients whose teachers have one architecture, built from the networks that train one alone.
+    """Networks of `stack` clients with one teacher architecture, built from the networks that train a single client.
 
-    `networks` are the private ones and, where the method has one, the student, each with its optimiser. Raises
-    UserError, naming the key `stack`, for a method that changes gradients client by client, and for BatchNorm.
+    `networks` are the private network and, if the method has one, the student, each with its optimiser. Raises
+    UserError naming the key `stack` for a method that corrects gradients per client, and for BatchNorm.
     """
 
     def __init__(self, config: Config, method: Method, networks: Sequence[tuple[FlatModel, Optimizer]]):
@@ -69,7 +69,7 @@ class Stack:
             raise UserError(f"stack={config.stack}: method={config.method} trains clients one at a time; set stack=1")
         if any(network.trainable.numel() < network.state.numel() or network.others.numel() for network, _ in networks):
             raise UserError(
-                f"stack={config.stack}: networks with buffers (BatchNorm) train alone; set stack=1, or another norm"
+                f"stack={config.stack}: networks with buffers (BatchNorm) cannot be stacked; set stack=1 or norm=group"
             )
         roles = dict(zip(("private", "student"), networks, strict=False))
         modules = [network.module for network, _ in networks]
@@ -86,22 +86,27 @@ class Stack:
         self._gradient_sums = torch.zeros_like(self._rows[1].state) if sums else None
 
     def check(self, examples: Examples) -> None:
-        """Raise UserError, naming the key `stack`, where the networks' operations cannot be stacked."""
+        """Raise UserError naming the key `stack` if the operations of the networks cannot be stacked.
+
+        `examples` are two samples of a client.
+        """
         try:
             leaves = {name: leaf for rows in self._rows for name, leaf in rows.views(0, 2)[0].items()}
             self._stacked(leaves, {name: torch.stack([part, part]) for name, part in examples.items()})
         except (RuntimeError, ValueError, TypeError) as error:
             reason = str(error).strip().splitlines()[0].partition(". ")[0]
-            raise UserError(f"stack={self.config.stack}: these networks train alone ({reason}); set stack=1") from None
+            raise UserError(
+                f"stack={self.config.stack}: these networks cannot be stacked ({reason}); set stack=1"
+            ) from None
 
     def put(self, row: int, networks: Sequence[tuple[FlatModel, Optimizer]]) -> None:
-        """Take the client whose networks these are into a row."""
+        """Copy the client whose state `networks` hold into a row."""
         for rows, (network, optimizer) in zip(self._rows, networks, strict=True):
             rows.state[row].copy_(network.state)
             rows.optimizers[row].state = optimizer.state
 
     def get(self, row: int, networks: Sequence[tuple[FlatModel, Optimizer]], gradient_sum: Tensor | None) -> None:
-        """Give a row's client back to networks, and the sum of its student's gradients to `gradient_sum`."""
+        """Copy a row back into `networks`, and the sum of its student's gradients into `gradient_sum`."""
         for rows, (network, optimizer) in zip(self._rows, networks, strict=True):
             network.state.copy_(rows.state[row])
             optimizer.state = rows.optimizers[row].state
@@ -109,15 +114,16 @@ class Stack:
             gradient_sum.copy_(self._gradient_sums[row])
 
     def full_batches(self, batches: Batches) -> int:
-        """Return how many of a client's batches are full ones, which are taken with those of others."""
+        """Return how many of a client's batches are full; full batches are trained on together with other clients."""
         return sum(len(index) == self.config.local.batch_size for index in batches.plan)
 
     def train(
         self, batches: Sequence[Batches], precision: Callable[[], AbstractContextManager]
     ) -> list[tuple[float, float]]:
-        """Train the first rows, each on its batches, and return each one's mean losses.
+        """Train the first rows, each on its batches, and return the mean losses of each.
 
-        Rows come with the most full batches first: those that still have one are always the first.
+        The rows must be in descending order of full batches, so that the rows with a batch left are always the first.
+        `precision` returns the autocast context.
         """
         full, done = [self.full_batches(own) for own in batches], [0] * len(batches)
         totals = self._rows[0].state.new_zeros(len(batches), 2)
@@ -135,21 +141,21 @@ class Stack:
             for row, own in enumerate(batches):
                 while done[row] < len(own) and len(own.plan[done[row]]) < self.config.local.batch_size:
                     step(row, row + 1)
-            if going_on := sum(count > turn for count in full):
-                step(0, going_on)
+            if remaining := sum(count > turn for count in full):
+                step(0, remaining)
         return [tuple(total / steps for total in row) for row, steps in zip(totals.tolist(), done, strict=True)]
 
     def _step(self, start: int, stop: int, batch: Examples, precision: Callable[[], AbstractContextManager]) -> Tensor:
-        """One step of rows start to stop; their losses [rows, 2]."""
+        """Take one step of rows start to stop and return their losses [rows, 2]."""
         leaves: dict[str, Tensor] = {}
         gradients: list[Tensor] = []
         for rows in self._rows:
-            values, places = rows.views(start, stop)
+            values, targets = rows.views(start, stop)
             leaves |= values
-            gradients += places
+            gradients += targets
         with precision():
             total, *own = (self._stacked if stop > start + 1 else self._call)(leaves, batch)
-        # not by backward(): it warns of gradients that do not lie densely, and these are parts of rows
+        # Not backward(): it warns of gradients that are not dense in memory, and these are parts of rows.
         found = torch.autograd.grad(total.sum(), list(leaves.values()), materialize_grads=True)
         torch._foreach_copy_(gradients, found)
         for rows in self._rows:

@@ -1,4 +1,4 @@
-"""The networks of one process, on which its clients train, one after another or stacked, and are scored."""
+"""Local training and evaluation: the networks of one process, used by its clients one after another or stacked."""
 
 from __future__ import annotations
 
@@ -27,12 +27,15 @@ if TYPE_CHECKING:
     from fedkd_mpi.client.stacked import Stack
 
 Arrays = dict[str, np.ndarray]
-EVALUATION_BATCH = 512  # fixed: another batch size could give other bits
+EVALUATION_BATCH = 512  # samples; not configurable, because another batch size could change the bits of scores
 
 
 @dataclass
 class TrainingResult:
-    """What one local training gave: the student's update (flat; None without one), mean losses, scores, seconds."""
+    """The result of one local training: the student's update (flat, None without a student), losses, scores, seconds.
+
+    The losses are means over steps. `*_sums` are the task's sums on the client's test samples.
+    """
 
     update: Tensor | None
     teacher_loss: float
@@ -44,14 +47,14 @@ class TrainingResult:
 
 
 class LocalTrainer:
-    """The networks of one process, on which its clients are trained one after another."""
+    """The networks of one process, on which its clients are trained one after another or stacked."""
 
     def __init__(
         self, config: Config, task: Task, method: Method, student: FlatModel | None, arrays: Arrays, device: str
     ):
         self.config, self.task, self.method, self.arrays, self.device = config, task, method, arrays, device
         self._privates: dict[int, tuple[FlatModel, Optimizer]] = {}  # by architecture of the teacher
-        self._stacks: dict[int, Stack] = {}  # likewise
+        self._stacks: dict[int, Stack] = {}  # by architecture of the teacher
         self.student = student
         if student:
             learning_rate = config.network(method.role).learning_rate
@@ -62,11 +65,11 @@ class LocalTrainer:
         self._precision = lambda: torch.autocast(device.split(":")[0], torch.bfloat16) if bfloat16 else nullcontext()
 
     def networks_for(self, client: int) -> FlatModel:
-        """Put the private networks that fit a client on the bench, built when first needed, and return them."""
+        """Select the private networks of this client's teacher architecture, built on first use, and return them."""
         kind = self.config.architecture(client)
         if kind not in self._privates:
             key = f"teachers.{kind}" if self.config.teachers else "teacher"
-            with torch_scope(self.config.seed, "workbench"), under_key(key):
+            with torch_scope(self.config.seed, "private networks"), under_key(key):
                 network = FlatModel(self.method.private(kind), self.device, exchange_buffers=False)
             learning_rate = self.config.architectures[kind].learning_rate
             self._privates[kind] = network, make_optimizer(network.trainable, self.config.optimizer, learning_rate)
@@ -74,7 +77,10 @@ class LocalTrainer:
         return self.private
 
     def stack(self, client: Client) -> Stack:
-        """Return the stack that fits a client, built when first needed; raises UserError where there can be none."""
+        """Return the stack of this client's teacher architecture, built on first use.
+
+        Raises UserError naming the key `stack` if the networks cannot be stacked.
+        """
         from fedkd_mpi.client.stacked import Stack
 
         kind = self.config.architecture(client.id)
@@ -86,10 +92,10 @@ class LocalTrainer:
         return self._stacks[kind]
 
     def train(self, client: Client, round_index: int, student: Tensor | None, *, evaluate: bool) -> TrainingResult:
-        """Train a client from the student replica (flat, left as it is) and return its update.
+        """Train a client from the student replica (flat, not modified) and return its result.
 
-        Raises RunFault naming round, client and layer if the update or the teacher is not finite; the client's state is
-        then that of before the round if on_nonfinite is skip.
+        Raises RunFault naming round, client and layer if the update or the teacher is not finite. With
+        on_nonfinite=skip the client's state is then restored to the one before the round.
         """
         began = time.perf_counter()
         keep = self._keep(client)
@@ -103,7 +109,7 @@ class LocalTrainer:
     def train_stack(
         self, clients: Sequence[Client], round_index: int, student: Tensor | None, *, evaluate: bool
     ) -> list[TrainingResult | RunFault]:
-        """Train clients of one architecture at once; return of each what train() returns, or the RunFault it raises."""
+        """Train clients of one teacher architecture at once; return the result or the RunFault of each, as train()."""
         began = time.perf_counter()
         stack = self.stack(clients[0])
         self.method.begin(round_index, self.device)
@@ -127,7 +133,7 @@ class LocalTrainer:
         return [outcomes[client.id] for client in clients]
 
     def score_teacher(self, client: Client, arrays: Arrays, indices: np.ndarray) -> np.ndarray:
-        """Return the task's sums of a client's teacher on samples of `arrays`, zeros where there is no teacher."""
+        """Return the task's sums of a client's teacher on samples `indices` of `arrays`, zeros without a teacher."""
         self._load_private(client)
         if "teacher" not in self.private.module:
             return np.zeros(self.task.sums)
@@ -138,7 +144,7 @@ class LocalTrainer:
         return [*own, (self.student, self.student_optimizer)] if self.student else own
 
     def _keep(self, client: Client) -> dict[str, Tensor] | None:
-        """A copy of a client's state where it may have to be put back."""
+        """Return a copy of a client's state if it may have to be restored."""
         skips = self.config.on_nonfinite == "skip"
         return {name: tensor.clone() for name, tensor in client.tensors.items()} if skips else None
 
@@ -214,7 +220,7 @@ class LocalTrainer:
         began: float,
         evaluate: bool,
     ) -> TrainingResult:
-        """Take state and update of the client whose networks, trained, are on the bench, and score them."""
+        """Store the state of the client that was just trained, and return its update and scores."""
         self._store(client)
         try:
             update = self._update(student, round_index, client.id)
@@ -238,7 +244,7 @@ class LocalTrainer:
         if not self.student:
             return None
         update = self.student.state - student
-        # Statistics travel as they are: the mean of statistics is one, a sum of changes need not be.
+        # Statistics are sent as values, not as changes: a mean of statistics is valid, a sum of changes need not be.
         present = self.student.exchanged_parts(self.student.state)[1]
         for part, buffer in zip(self.student.exchanged_parts(update)[1], present, strict=True):
             part.copy_(buffer)
@@ -249,7 +255,7 @@ class LocalTrainer:
 
 
 def _take(network: FlatModel, client: Client, name: str) -> None:
-    """Give a network the client's own buffers of other types, or those of a new module."""
+    """Set the network's buffers of other types to those of the client, or to those of a new module."""
     if name in client.tensors:
         network.others.copy_(client.tensors[name])
     else:
@@ -258,7 +264,7 @@ def _take(network: FlatModel, client: Client, name: str) -> None:
 
 @contextmanager
 def under_key(key: str) -> Iterator[None]:
-    """Name the section of the configuration whose network is refused inside the block."""
+    """Prefix the message of a UserError raised inside the block with the configuration key of the network."""
     try:
         yield
     except UserError as error:
@@ -268,14 +274,17 @@ def under_key(key: str) -> Iterator[None]:
 
 @torch.no_grad()
 def score(task: Task, model: torch.nn.Module, arrays: Arrays, indices: np.ndarray, device: str) -> np.ndarray:
-    """Return the task's sums of a model on samples of `arrays`: float64 [task.sums], all NaN where a logit is NaN."""
+    """Return the task's sums of a model on the samples `indices` of `arrays`: float64 [task.sums].
+
+    All sums are NaN if a logit is NaN.
+    """
     model.eval()
     sums = np.zeros(task.sums)
     for start in range(0, len(indices), EVALUATION_BATCH):
         batch = task.prepare(arrays, indices[start : start + EVALUATION_BATCH], device)
         output = task.predict(model, batch)
         logits = getattr(output, "logits", None)
-        if logits is not None and torch.isnan(logits).any():  # argmax would call it class 0
+        if logits is not None and torch.isnan(logits).any():  # argmax would return class 0
             sums[:] = np.nan
             break
         sums += task.score(output, batch)
@@ -284,6 +293,6 @@ def score(task: Task, model: torch.nn.Module, arrays: Arrays, indices: np.ndarra
 
 
 def initial_student(config: Config, method: Method, device: str) -> FlatModel:
-    """Return the student as every process starts with it: its values follow from the seed alone."""
+    """Return the initial student, the same on every process: its values depend on the seed only."""
     with torch_scope(config.seed, "student"), under_key("student" if method.role == "student" else "teacher"):
         return FlatModel(method.student(), device, exchange_buffers=config.server.buffers == "average")

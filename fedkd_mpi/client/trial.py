@@ -1,4 +1,4 @@
-"""Networks tried out before the first round: what they return, and whether they can be trained on what clients hold."""
+"""Trial of the networks before the first round: checks of their outputs and of training on a client's samples."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from fedkd_mpi.errors import UserError
 from fedkd_mpi.models.output import Output
 
 
-def require_fit(bench: LocalTrainer, client: Client) -> None:
-    """Raise UserError where a client's networks return what no loss can take, or cannot be trained on its samples.
+def require_fit(trainer: LocalTrainer, client: Client) -> None:
+    """Raise UserError if the outputs of a client's networks are invalid or the networks cannot train on its samples.
 
-    The networks end as they began.
+    The networks have the same values before and after.
     """
-    private = bench.networks_for(client.id)
-    config, student = bench.config, bench.student
-    role = bench.method.role
-    networks = [(_key(bench, client), private, private.module["teacher"])] if "teacher" in private.module else []
+    private = trainer.networks_for(client.id)
+    config, student = trainer.config, trainer.student
+    role = trainer.method.role
+    networks = [(_key(trainer, client), private, private.module["teacher"])] if "teacher" in private.module else []
     networks += [(role, student, student.module)] if student else []
     for key, network, model in networks:
         state, others = network.state.clone(), network.others.clone()
-        with torch_scope(config.seed, "trial", device=bench.device), torch.no_grad():
-            _forward(bench, client, key, model)
+        with torch_scope(config.seed, "trial", device=trainer.device), torch.no_grad():
+            _forward(trainer, client, key, model)
             if len(client.train_indices) == 1 or config.local.batch_size == 1:
-                _train_on_one(bench, client, key, model)
+                _train_on_one(trainer, client, key, model)
         network.load(state)
         network.others.copy_(others)
 
 
-def _key(bench: LocalTrainer, client: Client) -> str:
-    return f"teachers.{bench.config.architecture(client.id)}" if bench.config.teachers else "teacher"
+def _key(trainer: LocalTrainer, client: Client) -> str:
+    return f"teachers.{trainer.config.architecture(client.id)}" if trainer.config.teachers else "teacher"
 
 
-def _forward(bench: LocalTrainer, client: Client, key: str, model: nn.Module) -> None:
+def _forward(trainer: LocalTrainer, client: Client, key: str, model: nn.Module) -> None:
     model.eval()
     try:
-        batch = bench.task.prepare(bench.arrays, client.train_indices[:2], bench.device)
-        output = bench.task.predict(model, batch)
+        batch = trainer.task.prepare(trainer.arrays, client.train_indices[:2], trainer.device)
+        output = trainer.task.predict(model, batch)
     finally:
         model.train()
     if problem := _problem(output, model, len(next(iter(batch.values())))):
@@ -50,29 +50,29 @@ def _forward(bench: LocalTrainer, client: Client, key: str, model: nn.Module) ->
 
 
 def _problem(output: Any, model: nn.Module, count: int) -> str | None:
-    """What is wrong with what a model has returned for `count` samples, as far as can be told of any task."""
+    """Return what is wrong with a model's output for `count` samples, or None; only checks that apply to any task."""
     if isinstance(output, Tensor):
-        return "a tensor in place of fedkd_mpi.models.Output(logits, hidden)"
+        return "a tensor instead of fedkd_mpi.models.Output(logits, hidden)"
     if not isinstance(output, Output):
-        return None  # a task of one's own may have an output of its own
+        return None  # a user's task may have an output type of its own
     if output.logits.dim() and output.logits.shape[0] != count:
         return f"logits of shape {list(output.logits.shape)} for {count} samples"
     if not isinstance(output.hidden, (tuple, list)) or not isinstance(output.attention, (tuple, list)):
-        return "hidden features or attention maps that are no tuple of tensors"
+        return "hidden features or attention maps that are not a tuple of tensors"
     widths = [int(hidden.shape[-1]) if hidden.dim() else 0 for hidden in output.hidden]
     if widths != list(model.hidden_sizes):
-        return f"hidden features of widths {widths}, and its hidden_sizes are {list(model.hidden_sizes)}"
+        return f"hidden features of widths {widths}, but its hidden_sizes are {list(model.hidden_sizes)}"
     return None
 
 
-def _train_on_one(bench: LocalTrainer, client: Client, key: str, model: nn.Module) -> None:
+def _train_on_one(trainer: LocalTrainer, client: Client, key: str, model: nn.Module) -> None:
     try:
-        bench.task.predict(model, bench.task.prepare(bench.arrays, client.train_indices[:1], bench.device))
+        trainer.task.predict(model, trainer.task.prepare(trainer.arrays, client.train_indices[:1], trainer.device))
     except ValueError as error:
         if "more than 1 value" not in str(error):
             raise
         why = "has one training sample" if len(client.train_indices) == 1 else "trains on batches of one sample"
         raise UserError(
-            f"client {client.id} {why}, and {key} normalises over the samples of a batch, which takes two: choose"
+            f"client {client.id} {why}, but {key} normalises over the samples of a batch, which takes two: choose"
             " norm=group, larger parts (partition.min_samples) or batches (local.batch_size)"
         ) from None

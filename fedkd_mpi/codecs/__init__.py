@@ -1,4 +1,4 @@
-"""Codecs: how an update becomes the records of a message and back; one file per method behind one small protocol."""
+"""Codecs: they encode an update as the records of a message and decode it; one file per codec, one common interface."""
 
 from __future__ import annotations
 
@@ -30,23 +30,25 @@ State = dict[str, "Tensor"]
 
 
 class Codec:
-    """Turns an update into records and back; built once per process as Codec(compression, layers).
+    """Encodes an update as records and decodes records; created once per process as Codec(compression, layers).
 
-    All directions are deterministic. What a codec must remember from round to round is in `state`, a dictionary of
-    tensors that belongs to one sender (or to one receiver) and is checkpointed with it; the codec itself remembers
-    nothing.
+    Encoding and decoding are deterministic. Data that a codec keeps between rounds are in `state`, a dictionary of
+    tensors that belongs to one sender (or one receiver) and is checkpointed with it. The codec object itself keeps no
+    state.
     """
 
     layers: Sequence[Layer]
-    paper_rank = False  # whether its records say at which rank the paper would send a layer
-    receiver_numbers = 0  # float32 numbers that receive() keeps of the downlink from round to round
+    paper_rank = False  # whether its records contain the rank at which the paper would send a layer
+    receiver_numbers = 0  # float32 numbers of the downlink that receive() keeps between rounds
 
     def encode(
         self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
     ) -> list[Record]:
-        """Return one record per layer of the update (finite float32 tensors in the layers' shapes, left as they are).
+        """Return one record per layer of the update.
 
-        `state` is the sender's; `rng` is the stream of this sender and round, for codecs that round at random.
+        `update` are finite float32 tensors in the layers' shapes, which are not modified. `threshold` is the energy
+        threshold T. `state` is the state of the sender. `rng` is the random stream of this sender and round, for codecs
+        with random rounding.
         """
         raise NotImplementedError
 
@@ -57,31 +59,32 @@ class Codec:
         states: Sequence[State],
         rngs: Iterable[np.random.Generator],
     ) -> Iterator[list[Record]]:
-        """Yield what encode() returns for each of several senders; a codec may know a faster way to the same bits."""
+        """Yield the records of encode() for each of several senders; a codec may compute the same bits faster."""
         for update, state, rng in zip(updates, states, rngs, strict=True):
             yield self.encode(update, threshold, state, rng)
 
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
-        """Return float32 tensors, in the layers' shapes where receive() is the default; means may be taken of them.
+        """Return float32 tensors that can be averaged over senders.
 
-        Raises WireError, naming the layer, if a record does not fit.
+        They have the layers' shapes unless the codec overrides receive(). Raises WireError naming the layer if a record
+        is invalid for it.
         """
         raise NotImplementedError
 
     def receive(self, decoded: Sequence[Tensor], state: State, share: float) -> list[Tensor]:
-        """Return the update, in the layers' shapes, that a decoded message, or the mean of several, stands for.
+        """Return the update, in the layers' shapes, that a decoded message or the mean of several messages represents.
 
-        `state` is the receiver's, one per leg, the same on every process that receives; `share` is the part of all
-        senders that the mean is of (1 on the downlink).
+        `state` is the state of the receiver, one for the uplink and one for the downlink, the same on every receiving
+        process. `share` is the fraction of all senders in the mean (1 on the downlink).
         """
         return list(decoded)
 
     def at(self, round_index: int) -> Codec:
-        """Return the codec as it encodes in a round (0-based)."""
+        """Return the codec with the settings of a round (0-based)."""
         return self
 
     def downlink(self) -> Codec:
-        """Return the codec of the server's messages, where these are of another kind than its clients'."""
+        """Return the codec of the server's messages, which may differ from that of the clients' messages."""
         return self
 
     def sum(self, device: str) -> Sum:
@@ -90,14 +93,14 @@ class Codec:
 
 
 class Sum:
-    """Adds decoded messages up in the order they are given, in the memory of one: a codec may know a faster way."""
+    """Adds decoded messages in the given order, in the memory of one message; a codec may have a faster subclass."""
 
     def __init__(self, codec: Codec, device: str):
         self.codec, self.device = codec, device
         self.totals: list[Tensor] = []
 
     def add(self, records: Sequence[Record], weight: float) -> None:
-        """Add weight times a message; raises WireError, naming the layer, if a record does not fit."""
+        """Add `weight` times a message; raises WireError naming the layer if a record is invalid for it."""
         import torch
 
         decoded = self.codec.decode(records, self.device)
@@ -111,12 +114,12 @@ class Sum:
 
 
 def raw(tensor: Tensor) -> Record:
-    """Return the record of an uncompressed tensor, which does not follow the tensor's memory."""
+    """Return the record of an uncompressed tensor; its data are a copy."""
     return Record(RAW, -1, floats(tensor).copy(), 1.0)
 
 
 def floats(tensor: Tensor) -> np.ndarray:
-    """Return the tensor's entries one after another as float32 bytes, uint8 [4 * entries]; a view where it can be."""
+    """Return the tensor's entries in row-major order as float32 bytes, uint8 [4 * entries]; a view if possible."""
     if tensor.is_cuda:
         from fedkd_mpi.codecs.staging import to_host
 
@@ -125,27 +128,27 @@ def floats(tensor: Tensor) -> np.ndarray:
 
 
 def require(record: Record, layer: Layer, codec: str, *encodings: int) -> None:
-    """Raise WireError, naming the layer, on an encoding that is not the codec's, or on a rank where none belongs."""
+    """Raise WireError naming the layer if a record's encoding is none of `encodings` or its rank is not -1."""
     if record.encoding not in encodings:
         raise WireError(f"layer {layer.name}: encoding {record.encoding} is unknown to codec {codec}")
     if record.rank != -1:
-        raise WireError(f"layer {layer.name}: rank {record.rank}, and encoding {record.encoding} has none")
+        raise WireError(f"layer {layer.name}: rank {record.rank}, but encoding {record.encoding} has no rank")
 
 
 def read_raw(record: Record, layer: Layer, device: str = "cpu") -> Tensor:
-    """Return the tensor of a record of raw(); raises WireError, naming the layer, if it does not fit."""
+    """Return the tensor of a record of raw(); raises WireError naming the layer if the record is invalid."""
     require(record, layer, "none", RAW)
     return read_floats(record, layer, layer.numel, device).reshape(layer.shape)
 
 
 def read_floats(record: Record, layer: Layer, count: int, device: str = "cpu") -> Tensor:
-    """Return a copy of the `count` float32 entries of a record; raises WireError if its length differs."""
+    """Return a copy of the `count` float32 entries of a record; raises WireError if the record has another length."""
     import torch
 
     from fedkd_mpi.codecs.staging import to_device
 
     if record.data.size != 4 * count:
-        raise WireError(f"layer {layer.name}: {record.data.size} bytes where {4 * count} belong")
-    numbers = torch.empty(count)  # torch's memory is aligned, numpy's is not
+        raise WireError(f"layer {layer.name}: {record.data.size} bytes instead of {4 * count}")
+    numbers = torch.empty(count)  # torch's memory is aligned, numpy's need not be
     numbers.numpy().view(np.uint8)[:] = record.data
     return to_device(numbers, device)

@@ -1,7 +1,7 @@
-"""Buffers of the student (BatchNorm's statistics) on the wire: raw float32 behind the codec's records, never encoded.
+"""Buffers of the student (BatchNorm statistics) in a message: raw float32 records after those of the codec.
 
-They travel as values, not as changes: the mean of variances is one, also where a codec, a residual or the server's
-learning rate would make a sum of changes negative.
+Buffers are sent as values, not as changes. A mean of variances is a valid variance, whereas a codec, a residual or the
+server's learning rate could make a sum of changes negative.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ def encode(buffers: Sequence[Tensor]) -> list[Record]:
 
 
 def decode(records: Sequence[Record], layers: Sequence[Layer], device: str) -> list[Tensor]:
-    """Return the buffers, in the layers' shapes; raises WireError, naming the layer, if a record does not fit."""
+    """Return the buffers in the layers' shapes; raises WireError naming the layer if a record is invalid."""
     return [read_raw(record, layer, device) for record, layer in zip(records, layers, strict=True)]
 
 
 class BufferMean:
-    """The weighted mean of senders' buffers, in float64: equal values keep their bits, variances their sign."""
+    """The weighted mean of the senders' buffers in float64: the mean of equal values has their bits."""
 
     def __init__(self, layers: Sequence[Layer], device: str):
         self._layers, self._device = layers, device
@@ -36,7 +36,7 @@ class BufferMean:
         self._weights = 0.0
 
     def add(self, records: Sequence[Record], weight: float) -> None:
-        """Add a sender's buffers; raises WireError, naming the layer, if a record does not fit."""
+        """Add `weight` times a sender's buffers; raises WireError naming the layer if a record is invalid."""
         scaled = [buffer.double() * weight for buffer in decode(records, self._layers, self._device)]
         self._totals = (
             [total + part for total, part in zip(self._totals, scaled, strict=True)] if self._totals else scaled
@@ -44,5 +44,5 @@ class BufferMean:
         self._weights += weight
 
     def take(self) -> list[Tensor]:
-        """Return the mean in float32; empty if there are no buffers, or nothing was added."""
+        """Return the mean in float32; an empty list if there are no buffers or nothing was added."""
         return [(total / self._weights).float() for total in self._totals]

@@ -1,4 +1,4 @@
-"""A budget in bytes in place of an energy threshold: the highest threshold whose message fits."""
+"""A byte budget instead of an energy threshold: search for the highest threshold whose message fits the budget."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from fedkd_mpi.codecs.wire import HEADER_BYTES, RECORD_BYTES, Record
 from fedkd_mpi.errors import RunFault, UserError
 from fedkd_mpi.models.layer import Layer
 
-FINEST, COARSEST = 1e-6, 0.999  # share of the energy that may be lost
-TRIALS = 10
-CLOSE = 0.97  # of the budget: near enough
+FINEST, COARSEST = 1e-6, 0.999  # bounds of the share of the energy that may be lost
+TRIALS = 10  # encodings per message at most
+CLOSE = 0.97  # share of the budget at which the search ends
 
 
 def spread(total: int, rounds: int, cohort: int, growth: float) -> list[int]:
-    """Return the payload of a message in each round if all of the run, headers included, are to take `total` bytes.
+    """Return the payload bytes per message for each round, so that all messages of the run take `total` bytes.
 
-    A round has two messages a client, one up and one down. Its share rises linearly, to `growth` times the first one's.
+    `total` includes headers. A round has two messages per client of the cohort, one up and one down. The budget of a
+    round grows linearly; the last round has `growth` times the budget of the first.
     """
     weights = np.linspace(1.0, growth, rounds)
     return [int(share) - HEADER_BYTES for share in total * weights / weights.sum() / (2 * cohort)]
@@ -38,23 +39,23 @@ def require_room(
     *,
     reserved: int = 0,
 ) -> None:
-    """Raise UserError with the least that would do where a message has no room for the heads of its records alone.
+    """Raise UserError with the smallest valid budget if a message has no room for its headers.
 
-    `budget` is that of a message or, with `rounds`, of the whole run.
+    `budget` are the bytes per message or, with `rounds`, of the whole run. `key` is the configuration key.
     """
     least = RECORD_BYTES * len(layers) + reserved
     if rounds:
         weights = np.linspace(1.0, growth, rounds)
         least = math.ceil((HEADER_BYTES + least + 1) * 2 * cohort * weights.sum() / weights.min())
     if budget < least:
-        raise UserError(f"compression.{key}={budget} is less than headers alone need: give at least {least}")
+        raise UserError(f"compression.{key}={budget} is less than the headers alone take: give at least {least}")
 
 
 class ByteBudget(Codec):
-    """Messages of at most `budgets[round]` bytes of payload, record heads included; the threshold plays no part.
+    """Messages of at most `budgets[round]` bytes of payload, record headers included; the threshold is not used.
 
-    One budget is that of every round. The sender's state keeps the threshold that fitted last ("budget.loss"), where
-    the next search starts.
+    A single budget applies to every round. The sender's state keeps the last threshold that fitted ("budget.loss"), at
+    which the next search starts.
     """
 
     def __init__(self, inner: Codec, budgets: Sequence[int], round_index: int = 0):
@@ -66,13 +67,13 @@ class ByteBudget(Codec):
         return ByteBudget(self.inner.at(round_index), self.budgets, round_index)
 
     def downlink(self) -> Codec:
-        """Return this around the inner codec of the server's messages."""
+        """Return the codec of the server's messages, with the same budgets."""
         return ByteBudget(self.inner.downlink(), self.budgets, self.round_index)
 
     def encode(
         self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
     ) -> list[Record]:
-        """Return the records of the largest message found within the budget; raises RunFault if none is."""
+        """Return the records of the largest message found within the budget; raises RunFault if no message fits."""
         low, high, tested = math.log(FINEST), math.log(COARSEST), [False, False]  # too large at low, fits at high
         guess = float(state["budget.loss"].log()) if "budget.loss" in state else math.log(0.05)
         best, smallest = None, math.inf
@@ -95,15 +96,15 @@ class ByteBudget(Codec):
                 guess = (low + high) / 2 if tested[above] else (low, high)[above]
         if best is None:
             raise RunFault(
-                f"the byte budget leaves {self.budget} bytes a message, the smallest takes {smallest}: raise"
-                " compression.byte_budget or run_budget"
+                f"the byte budget allows {self.budget} bytes per message, but the smallest message has {smallest}:"
+                " raise compression.byte_budget or run_budget"
             )
         return best
 
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
-        """Return the inner codec's tensors."""
+        """Return the tensors that the inner codec decodes."""
         return self.inner.decode(records, device)
 
     def sum(self, device: str) -> Sum:
-        """Return the inner codec's."""
+        """Return the sum of the inner codec."""
         return self.inner.sum(device)

@@ -1,4 +1,4 @@
-"""What a codec drops is not lost: it is added to the next update (ef), or only differences are coded (ef21)."""
+"""Error feedback: the compression error is added to the next update (ef), or only differences are encoded (ef21)."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from fedkd_mpi.codecs.wire import Record
 
 
 class ErrorFeedback(Codec):
-    """The sender adds the residual of its last message: update + residual before = decoded + residual after.
+    """The sender adds the residual of its last message: update + old residual = decoded message + new residual.
 
-    Seide et al. 2014; Stich, Cordonnier and Jaggi 2018, "Sparsified SGD with memory". The residual is the sender's
-    state ("residual.<layer>"), on both legs; a client that sits out a round keeps its own.
+    Seide et al. 2014; Stich, Cordonnier and Jaggi 2018, "Sparsified SGD with memory". The residual is in the sender's
+    state ("residual.<layer>"), on uplink and downlink. A client that is not sampled keeps its residual.
     """
 
     def __init__(self, inner: Codec):
         self.inner, self.layers, self.paper_rank = inner, inner.layers, inner.paper_rank
 
     def at(self, round_index: int) -> Codec:
-        """Return this around the inner codec of a round."""
+        """Return the codec with the settings of a round (0-based)."""
         return ErrorFeedback(self.inner.at(round_index))
 
     def downlink(self) -> Codec:
-        """Return this around the inner codec of the server's messages."""
+        """Return the codec of the server's messages, with error feedback."""
         return ErrorFeedback(self.inner.downlink())
 
     def encode(
         self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
     ) -> list[Record]:
-        """Return the inner codec's records of update + residual; their energy is a share of that sum's."""
+        """Return the inner codec's records of update + residual; their energy is relative to this sum."""
         names = [f"residual.{layer.name}" for layer in self.layers]
         wanted = [tensor + state[name] if name in state else tensor for tensor, name in zip(update, names, strict=True)]
         records = self.inner.encode(wanted, threshold, state, rng)
@@ -43,21 +43,22 @@ class ErrorFeedback(Codec):
         return records
 
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
-        """Return the inner codec's tensors."""
+        """Return the tensors that the inner codec decodes."""
         return self.inner.decode(records, device)
 
     def sum(self, device: str) -> Sum:
-        """Return the inner codec's."""
+        """Return the sum of the inner codec."""
         return self.inner.sum(device)
 
 
 class Ef21(Codec):
-    """Both sides keep an estimate of the sender's update; the message corrects it (EF21, Richtarik et al. 2021).
+    """Sender and receiver keep an estimate of the sender's update; messages correct it (EF21, Richtarik et al. 2021).
 
-    The estimate is state ("estimate.<layer>") of each sender, and of the receiver for the mean of all senders, which a
-    part of them moves by its share (EF21-PP, Fatkhullin et al. 2021): who sits out counts with its last estimate. The
-    downlink's estimate is of that mean (EF21-BC, there). The weights must be equal, and a sender's update
-    should change little from round to round; non-IID deltas of few local steps do not.
+    Each sender has its estimate in its state ("estimate.<layer>"); the receiver has the mean estimate of all senders.
+    With partial participation, the sampled senders correct the mean in proportion to their share (EF21-PP, Fatkhullin
+    et al. 2021); the others count with their last estimate. The downlink's estimate is of that mean (EF21-BC, ibid.).
+    Aggregation weights must be equal. The method needs updates that change little between rounds, which updates of few
+    local steps on non-IID data do not.
     """
 
     def __init__(self, inner: Codec):
@@ -65,17 +66,17 @@ class Ef21(Codec):
         self.receiver_numbers = sum(layer.numel for layer in self.layers)
 
     def at(self, round_index: int) -> Codec:
-        """Return this around the inner codec of a round."""
+        """Return the codec with the settings of a round (0-based)."""
         return Ef21(self.inner.at(round_index))
 
     def downlink(self) -> Codec:
-        """Return this around the inner codec of the server's messages."""
+        """Return the codec of the server's messages, with EF21."""
         return Ef21(self.inner.downlink())
 
     def encode(
         self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
     ) -> list[Record]:
-        """Return the inner codec's records of update - estimate; their energy is a share of that difference's."""
+        """Return the inner codec's records of update - estimate; their energy is relative to this difference."""
         estimates = self._estimates(state, update)
         change = [tensor - estimate for tensor, estimate in zip(update, estimates, strict=True)]
         records = self.inner.encode(change, threshold, state, rng)
@@ -83,11 +84,11 @@ class Ef21(Codec):
         return records
 
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
-        """Return the correction."""
+        """Return the correction of the estimate."""
         return self.inner.decode(records, device)
 
     def sum(self, device: str) -> Sum:
-        """Return the inner codec's."""
+        """Return the sum of the inner codec."""
         return self.inner.sum(device)
 
     def receive(self, decoded: Sequence[Tensor], state: State, share: float) -> list[Tensor]:

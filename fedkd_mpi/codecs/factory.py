@@ -15,10 +15,10 @@ from fedkd_mpi.models.layer import Layer
 def build(
     compression: CompressionConfig, layers: Sequence[Layer], rounds: int = 1, cohort: int = 1, *, reserved: int = 0
 ) -> Codec:
-    """Return the codec of a configuration, with its budget and error feedback; raises UserError if unknown.
+    """Return the codec of a configuration with its byte budget and error feedback; raises UserError if it is unknown.
 
-    `layers` are the student's parameters. `rounds`, and the clients in each of them, share a budget for the whole run.
-    `reserved` bytes of each message are the student's buffers, which no codec sees and every budget pays for.
+    `layers` are the student's parameters. `rounds` and `cohort` (clients per round) divide a budget for the whole run.
+    `reserved` are the bytes per message of the student's buffers, which count towards the budget but pass no codec.
     """
     codec = resolve(
         compression.codec, CODECS, "compression.codec", subclass_of(Codec, "subclass of fedkd_mpi.codecs.Codec")

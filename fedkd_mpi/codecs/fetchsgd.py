@@ -1,4 +1,4 @@
-"""Codec `fetchsgd`: a count sketch up, the largest entries of the sketches' sum down, the server keeps the rest."""
+"""Codec `fetchsgd`: clients send count sketches; the server sends the largest entries of the sum and keeps the rest."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from fedkd_mpi.models.layer import Layer
 
 
 class FetchSgd(Codec):
-    """Sketches add up like the updates they are of, so error feedback can be the server's and clients need no memory.
+    """Count sketches are linear, so the server can do error feedback on their sum and clients need no state.
 
-    Rothchild et al. 2020, without momentum (local steps have their own). Bytes up do not depend on the update; down go
-    the `density` share of the entries. The threshold plays no part.
+    Rothchild et al. 2020, without momentum (the local optimiser has its own). The uplink bytes do not depend on the
+    update. The downlink contains the share `density` of the entries. The threshold is not used.
     """
 
     def __init__(self, compression: CompressionConfig, layers: Sequence[Layer]):
@@ -32,7 +32,7 @@ class FetchSgd(Codec):
         self.rows = compression.sketch_rows or 5
         self.columns = max(math.ceil((compression.sketch_share or 0.5) * self.numel / self.rows), 1)
         self.count = share(compression.density or 0.01, self.numel)
-        streams = [generator(0, "count sketch", row) for row in range(self.rows)]  # the same everywhere, for ever
+        streams = [generator(0, "count sketch", row) for row in range(self.rows)]  # the same in every run and process
         self.buckets = [torch.from_numpy(stream.integers(self.columns, size=self.numel)) for stream in streams]
         self.signs = [
             torch.from_numpy(stream.integers(2, size=self.numel).astype(np.float32) * 2 - 1) for stream in streams
@@ -51,46 +51,46 @@ class FetchSgd(Codec):
         return [Record(SKETCH, -1, part) for part in (data, *[data[:0]] * (len(self.layers) - 1))]
 
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
-        """Return a client's sketch alone [hashes, buckets]; raises WireError on another encoding or length."""
+        """Return a list with the sketch [hashes, buckets]; raises WireError if an encoding or length is invalid."""
         for record, layer in zip(records, self.layers, strict=True):
             require(record, layer, "fetchsgd (uplink)", SKETCH)
         first, *rest = records
         if any(record.data.size for record in rest):
-            raise WireError(f"layer {self.layers[0].name}: a sketch is in the first record alone")
+            raise WireError(f"layer {self.layers[0].name}: a sketch must be in the first record only")
         return [read_floats(first, self.layers[0], self.rows * self.columns, device).reshape(self.rows, self.columns)]
 
     def receive(self, decoded: Sequence[Tensor], state: State, share: float) -> list[Tensor]:
-        """Return the largest entries of what has been sketched and not yet been sent; the rest stays in "sketch"."""
+        """Return the largest entries of the accumulated sketch; the remaining sketch is kept in state["sketch"]."""
         (table,) = decoded
         table = table + state["sketch"] if "sketch" in state else table
         estimate = self.unsketch(table)
-        places = estimate.abs().topk(self.count).indices
+        largest = estimate.abs().topk(self.count).indices
         update = torch.zeros_like(estimate)
-        update[places] = estimate[places]
+        update[largest] = estimate[largest]
         state["sketch"] = table - self.sketch(update)
         parts = update.split([layer.numel for layer in self.layers])
         return [part.reshape(layer.shape) for part, layer in zip(parts, self.layers, strict=True)]
 
     def sketch(self, flat: Tensor) -> Tensor:
-        """Return the count sketch [hashes, buckets] of a vector: entry i is added, with a sign, to one bucket a row."""
+        """Return the count sketch [hashes, buckets] of a vector: each row adds signed entry i to one of its buckets."""
         table = flat.new_zeros(self.rows, self.columns)
         for row, buckets, signs in zip(table, self.buckets, self.signs, strict=True):
             row.index_add_(0, buckets.to(flat.device), flat * signs.to(flat.device))
         return table
 
     def unsketch(self, table: Tensor) -> Tensor:
-        """Return an estimate of the vector: the median over the rows of what its buckets say.
+        """Return an estimate of the vector: per entry, the median over the rows of its signed bucket.
 
-        Of an even number of rows it is the mean of the two middle values: one of them alone would be biased.
+        With an even number of rows it is the mean of the two middle values; either one alone would be biased.
         """
         rows = zip(table, self.buckets, self.signs, strict=True)
-        said = [row[buckets.to(row.device)] * signs.to(row.device) for row, buckets, signs in rows]
-        ordered = torch.stack(said).sort(0).values
+        estimates = [row[buckets.to(row.device)] * signs.to(row.device) for row, buckets, signs in rows]
+        ordered = torch.stack(estimates).sort(0).values
         return ordered[(self.rows - 1) // 2].lerp(ordered[self.rows // 2], 0.5)
 
 
 class Entries(Codec):
-    """The entries of the server's update that are not zero, with where they are; raw where that is not larger."""
+    """The non-zero entries of the server's update with their indices; raw if that is not larger."""
 
     def __init__(self, layers: Sequence[Layer]):
         self.layers = layers
@@ -98,9 +98,9 @@ class Entries(Codec):
     def encode(
         self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
     ) -> list[Record]:
-        """Return the records; nothing is lost."""
+        """Return the records, which are lossless."""
         return [sparse(tensor, int(tensor.count_nonzero())) for tensor in update]
 
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
-        """Return the tensors; raises WireError, naming the layer, on a record that does not fit."""
+        """Return the tensors; raises WireError naming the layer if a record is invalid."""
         return [read_sparse(record, layer).to(device) for record, layer in zip(records, self.layers, strict=True)]

@@ -15,7 +15,7 @@ from fedkd_mpi.errors import RunFault
 
 
 class Receipt(NamedTuple):
-    """What the log says of a message once it has been read: its length, and rank and bytes of each layer, if any."""
+    """The size of a received message for the log: bytes in total, and (rank, bytes) per layer if it has records."""
 
     bytes: int
     layers: list[tuple[int, int]]
@@ -23,7 +23,7 @@ class Receipt(NamedTuple):
 
 @dataclass(frozen=True)
 class Message:
-    """A header and the payload behind it, in one uint8 array."""
+    """A header followed by a payload, in one uint8 array."""
 
     whole: np.ndarray
 
@@ -39,11 +39,14 @@ class Message:
 
     @cached_property
     def parsed(self) -> Header:
-        """The header's fields; raises WireError if it is none."""
+        """The fields of the header; raises WireError if it is invalid."""
         return wire.unpack_header(self.header)
 
     def records(self, layers: int) -> list[Record]:
-        """Return the records of an update (none if skipped); raises RunFault naming the sender if it is damaged."""
+        """Return the records of an update, an empty list for a skipped one.
+
+        Raises RunFault naming the sender if the message is damaged.
+        """
         header = self.parsed
         if header.kind == SKIPPED:
             return []
@@ -54,13 +57,13 @@ class Message:
             raise RunFault(f"damaged message: {error}", round=header.round, client=client) from None
 
     def receipt(self, records: Sequence[Record]) -> Receipt:
-        """Return what the log says of this message, whose records these are."""
+        """Return the size of this message for the log; `records` are its records."""
         layers = [(record.rank, record.data.size) for record in records]
         return Receipt(self.whole.size, layers)
 
 
 def make_message(round_index: int, sender: int, samples: int, records: Sequence[Record] | None) -> Message:
-    """Return the message of an update, or of a skipped one where records is None."""
+    """Return the message of an update, or of a skipped update if records is None."""
     message = Message(wire.pack(records or [], room=HEADER_BYTES))
     kind = SKIPPED if records is None else UPDATE
     message.header[:] = wire.pack_header(kind, round_index, sender, len(records or []), samples, message.payload)

@@ -1,8 +1,8 @@
-"""Numbers in 16 or 8 bits, scaled by a power of two: whole tensors, or the paper's factors of a matrix.
+"""Encodings with 16 or 8 bits per number, scaled by a power of two: whole tensors, or the paper's factors of a matrix.
 
 HALF            exponent i16, float16 of every entry
 HALF_FACTORS    exponent i16, float16 of U diag(s) [P, K] and V [K, Q]
-BYTE_FACTORS    exponent i16, per direction a float32 and int8 of U s / max and of V / max
+BYTE_FACTORS    exponent i16, per direction a float32 scale, then int8 of U s / max and of V / max
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from fedkd_mpi.models.layer import Layer
 
 NARROW = (HALF, HALF_FACTORS, BYTE_FACTORS)
 EXPONENT = np.dtype("<i2")
-TINY = 2.0**-126  # in place of zero, where a direction is asked for that holds nothing
+TINY = 2.0**-126  # lower bound of a divisor, for directions that are all zero
 
 
 def narrow(encoding: int, scaled: Tensor, exponent: int, threshold: float = 0.0) -> Record:
-    """Return the record of scaled * 2^exponent (entries of `scaled` at most 1; a matrix [P, Q] for factors).
+    """Return the record of scaled * 2^exponent.
 
-    Its energy may end just below the threshold: that is for the caller to check.
+    The entries of `scaled` are at most 1 in magnitude; it is a matrix [P, Q] for factors. The energy of the record may
+    be slightly below the threshold, which the caller must check.
     """
     rank, parts = -1, []
     if encoding == HALF:
@@ -57,7 +58,7 @@ def narrow(encoding: int, scaled: Tensor, exponent: int, threshold: float = 0.0)
 
 
 def read_narrow(record: Record, layer: Layer) -> Tensor:
-    """Return the float32 tensor of a record; raises WireError if it does not fit the layer."""
+    """Return the float32 tensor of a record; raises WireError naming the layer if the record is invalid for it."""
     rows, columns = layer.matrix_shape
     rank = record.rank
     if record.encoding == HALF:
@@ -71,7 +72,7 @@ def read_narrow(record: Record, layer: Layer) -> Tensor:
     }
     if record.data.size != EXPONENT.itemsize + counts[record.encoding]:
         raise WireError(
-            f"layer {layer.name}: {record.data.size} bytes where {EXPONENT.itemsize + counts[record.encoding]} belong"
+            f"layer {layer.name}: {record.data.size} bytes instead of {EXPONENT.itemsize + counts[record.encoding]}"
         )
     data = record.data.tobytes()
     try:

@@ -1,4 +1,4 @@
-"""Codec `none`: every tensor raw, the dense reference that all others are counted against."""
+"""Codec `none`: every tensor uncompressed, the dense reference for all other codecs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedkd_mpi.models.layer import Layer
 
 
 class Raw(Codec):
-    """float32, 4 bytes an entry, nothing lost."""
+    """float32, 4 bytes per entry, lossless."""
 
     def __init__(self, compression: CompressionConfig, layers: Sequence[Layer]):
         self.layers = layers
@@ -22,9 +22,9 @@ class Raw(Codec):
     def encode(
         self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
     ) -> list[Record]:
-        """Return the raw records; the threshold plays no part."""
+        """Return the raw records; the threshold is not used."""
         return [raw(tensor) for tensor in update]
 
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
-        """Return the tensors; raises WireError on a record of another encoding or length."""
+        """Return the tensors; raises WireError if the encoding or length of a record is invalid."""
         return [read_raw(record, layer, device) for record, layer in zip(records, self.layers, strict=True)]

@@ -1,4 +1,4 @@
-"""Codec `powersgd`: rank r by one step of power iteration that goes on from the last round's subspace."""
+"""Codec `powersgd`: a rank-r approximation by one step of power iteration from the last round's subspace."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from fedkd_mpi.models.layer import Layer
 
 
 class PowerSgd(Codec):
-    """r (P + Q) numbers a matrix; an orthogonal projection, so a contraction. Meant for error feedback.
+    """r (P + Q) numbers per matrix; an orthogonal projection and therefore a contraction; meant for error feedback.
 
-    Vogels, Karimireddy and Jaggi 2019. There P and Q are each averaged over all workers in a collective of its own;
-    with a server between them both travel in one message, each way, so the bytes are those of the two collectives, but
-    the mean is of the senders' own subspaces. The sender's state holds Q ("q.<layer>"). The threshold plays no part.
+    Vogels, Karimireddy and Jaggi 2019. The paper averages P and Q over all workers in two collectives. With a server,
+    P and Q are sent in one message in each direction: the bytes are the same, but each sender has a subspace of its
+    own. The sender's state contains Q ("q.<layer>"). The threshold is not used.
     """
 
     def __init__(self, compression: CompressionConfig, layers: Sequence[Layer]):
@@ -32,11 +32,11 @@ class PowerSgd(Codec):
     def encode(
         self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
     ) -> list[Record]:
-        """Return the records; a matrix that raw is not larger, or that is none, goes raw."""
+        """Return the records; tensors that are not matrices, and matrices that are not larger raw, are sent raw."""
         return [self._encode(tensor, layer, state, rng) for tensor, layer in zip(update, self.layers, strict=True)]
 
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
-        """Return the tensors; raises WireError on another encoding, rank or length."""
+        """Return the tensors; raises WireError if an encoding, rank or length is invalid."""
         return [self._decode(record, layer, device) for record, layer in zip(records, self.layers, strict=True)]
 
     def _encode(self, tensor: Tensor, layer: Layer, state: State, rng: np.random.Generator) -> Record:
@@ -57,7 +57,7 @@ class PowerSgd(Codec):
         total = float(matrix.square().sum(dtype=torch.float64))
         lost = float((matrix - left @ right.T).square().sum(dtype=torch.float64))
         sent = times_power_of_two(right, exponent)
-        if not torch.isfinite(sent).all():  # a norm may be beyond float32's range where no entry is
+        if not torch.isfinite(sent).all():  # a norm can exceed float32's range although no entry does
             return raw(tensor)
         data = floats(torch.cat([left.reshape(-1), sent.reshape(-1)]))
         return Record(POWER, self.rank, data, 1 - lost / total if total else 1.0)
@@ -67,7 +67,7 @@ class PowerSgd(Codec):
             return read_raw(record, layer, device)
         if record.encoding != POWER or record.rank != self.rank or not self._pays(layer):
             raise WireError(
-                f"layer {layer.name}: encoding {record.encoding} of rank {record.rank} is not codec powersgd's"
+                f"layer {layer.name}: encoding {record.encoding} of rank {record.rank} is invalid for codec powersgd"
             )
         rows, columns = layer.matrix_shape
         numbers = read_floats(record, layer, self.rank * (rows + columns), device)

@@ -1,4 +1,4 @@
-"""Codecs `quantize` (4, 8 or 16 bits, rounded at random so that the mean is right) and `float16`."""
+"""Codecs `quantize` (4, 8 or 16 bits with unbiased random rounding) and `float16`."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from fedkd_mpi.models.layer import Layer
 
 
 class Quantize(Codec):
-    """Each tensor over its largest magnitude, on 2^bits - 1 levels, rounded up with the probability of the remainder.
+    """Each tensor is divided by its largest magnitude and rounded at random to one of 2^bits - 1 levels.
 
-    Unbiased: QSGD (Alistarh et al. 2017), in federated learning FedPAQ (Reisizadeh et al. 2020). The threshold plays
-    no part.
+    A value is rounded up with a probability equal to its remainder, which is unbiased: QSGD (Alistarh et al. 2017), in
+    federated learning FedPAQ (Reisizadeh et al. 2020). The threshold is not used.
     """
 
     def __init__(self, compression: CompressionConfig, layers: Sequence[Layer]):
@@ -32,11 +32,11 @@ class Quantize(Codec):
     def encode(
         self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
     ) -> list[Record]:
-        """Return the records; a tensor that raw is not larger goes raw."""
+        """Return the records; a tensor that is not larger raw is sent raw."""
         return [self._encode(tensor, rng) for tensor in update]
 
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
-        """Return the tensors; raises WireError on another encoding or length."""
+        """Return the tensors; raises WireError if an encoding or length is invalid."""
         return [self._decode(record, layer).to(device) for record, layer in zip(records, self.layers, strict=True)]
 
     def _encode(self, tensor: Tensor, rng: np.random.Generator) -> Record:
@@ -44,9 +44,9 @@ class Quantize(Codec):
         scale = np.abs(values).max(initial=0.0)
         if 4 + self._size(values.size) >= 4 * values.size:
             return raw(tensor)
-        # Divided by the scale first: its reciprocal may be no float32.
+        # Divide by the scale first: its reciprocal may exceed float32's range.
         levels = values / scale * np.float32(self.top) if scale else np.zeros_like(values)
-        # In float64: in float32 a sum just below a whole number is that number, a thousandth of all at 16 bits.
+        # float64: in float32 a sum just below an integer rounds to it, for one in a thousand values at 16 bits.
         integers = np.floor(levels + rng.random(values.size, np.float32).astype(np.float64)).clip(-self.top, self.top)
         lost = np.square(levels - integers, dtype=np.float64).sum()
         energy = 1 - lost / np.square(levels, dtype=np.float64).sum() if scale else 1.0
@@ -64,10 +64,10 @@ class Quantize(Codec):
             return read_raw(record, layer)
         require(record, layer, "quantize", QUANTIZED)
         if record.data.size != 4 + self._size(layer.numel):
-            raise WireError(f"layer {layer.name}: {record.data.size} bytes where {4 + self._size(layer.numel)} belong")
+            raise WireError(f"layer {layer.name}: {record.data.size} bytes instead of {4 + self._size(layer.numel)}")
         scale, body = record.data[:4].copy().view("<f4")[0], record.data[4:].copy()
         if not (np.isfinite(scale) and scale >= 0):
-            raise WireError(f"layer {layer.name}: impossible scale {scale}")
+            raise WireError(f"layer {layer.name}: invalid scale {scale}")
         if self.bits == 16:
             integers = body.view("<i2")
         elif self.bits == 8:
@@ -75,7 +75,7 @@ class Quantize(Codec):
         else:
             integers = (np.stack([body >> 4, body & 15], 1).reshape(-1)[: layer.numel]).astype(np.int8) - 8
         if integers.size and int(integers.min()) < -self.top:
-            raise WireError(f"layer {layer.name}: an integer is out of its {self.bits} bits' range")
+            raise WireError(f"layer {layer.name}: an integer is out of the range of {self.bits} bits")
         return torch.from_numpy(integers / np.float32(self.top) * scale).float().reshape(layer.shape)
 
     def _size(self, count: int) -> int:
@@ -83,7 +83,7 @@ class Quantize(Codec):
 
 
 class Float16(Codec):
-    """Every number in half precision, scaled by a power of two per tensor: half the bytes, errors up to 2^-11."""
+    """Every number in half precision, scaled by a power of two per tensor: half the bytes, relative errors to 2^-11."""
 
     def __init__(self, compression: CompressionConfig, layers: Sequence[Layer]):
         self.layers = layers
@@ -91,17 +91,17 @@ class Float16(Codec):
     def encode(
         self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
     ) -> list[Record]:
-        """Return the records; the threshold plays no part."""
+        """Return the records; the threshold is not used."""
         records = []
         for tensor in update:
             exponent = exponent_of(float(tensor.abs().max()) if tensor.numel() else 0.0)
             half = narrow(HALF, times_power_of_two(canonical(tensor), -exponent), exponent)
-            # What rounds up to 2^128 is no float32.
+            # Entries that round up to 2^128 exceed float32's range.
             records.append(half if half.data.size < 4 * tensor.numel() and np.isfinite(half.energy) else raw(tensor))
         return records
 
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
-        """Return the tensors; raises WireError on another encoding or length."""
+        """Return the tensors; raises WireError if an encoding or length is invalid."""
         tensors = []
         for record, layer in zip(records, self.layers, strict=True):
             if record.encoding == RAW:

@@ -1,10 +1,10 @@
-"""Integers on one step that keep a given share of a matrix's energy with few bits: as low-rank factors, or dense.
+"""Uniform quantisation that keeps a given share of a matrix's energy with few bits: low-rank factors or the matrix.
 
-Reverse water-filling for a product of factors: an error e in s_i v_i, or in s_i u_i, is an error e of the matrix
-whatever i is, so one uniform step for all singular directions spends the error budget evenly, and directions whose
-energy is less than their noise are left out. The right factor is quantised first; the left one is fitted to it by
-least squares, then quantised. (Cover and Thomas, Elements of Information Theory, 10.3.3, applied to the factors of Wu
-et al. 2022.)
+This is reverse water-filling for a product of factors. An error e in s_i v_i or in s_i u_i is an error e of the matrix
+for every i. So one uniform step for all singular directions distributes the error budget optimally, and directions with
+less energy than their quantisation noise are omitted. The right factor is quantised first; the left factor is then
+fitted to it by least squares and quantised. (Cover and Thomas, Elements of Information Theory, 10.3.3, applied to the
+factors of Wu et al. 2022.)
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from fedkd_mpi.linalg.spectrum import energy_of, gram
 
 # Tuned on client 0 of the recorded updates (benchmarks/record_updates.py); docs/codecs.md has the figures of client 1.
 WORTH = 0.2  # a direction is kept if its energy exceeds this times (rows + columns) * step^2
-ROUND_UP = 0.4  # fraction from which a magnitude is rounded up: below 1/2, as small symbols are cheaper
-LEFT_UNUSED = 0.02  # of the error budget
-FINE = 1e-3  # an error budget below this share of the energy is computed in float64
-MARGIN = 5e-4  # of the error budget, kept for rounding
-TRIALS = 24
-CHECKS = 5  # searches, each for a higher threshold, before a matrix goes another way
-ROWS = 512  # of a matrix that are looked at in float64 at a time
+ROUND_UP = 0.4  # fraction from which a magnitude is rounded up; below 1/2, because small symbols take fewer bits
+LEFT_UNUSED = 0.02  # share of the error budget that may remain unused
+FINE = 1e-3  # error budgets below this share of the energy are computed in float64
+MARGIN = 5e-4  # share of the error budget that is reserved for rounding errors
+TRIALS = 24  # steps tried per search at most
+CHECKS = 5  # searches per matrix at most, each with a higher threshold
+ROWS = 512  # rows of a matrix that are converted to float64 at a time
 
 
 class Plan(NamedTuple):
-    """Step and number of directions that a spectrum calls for, and the estimated cost in bits."""
+    """Quantisation step, number of directions and estimated cost in bits, computed from a spectrum."""
 
     step: float
     rank: int
@@ -43,10 +43,10 @@ class Plan(NamedTuple):
 
 
 class Integers(NamedTuple):
-    """What is sent: float tensors of integers, the step, and the share of the energy they keep.
+    """A quantised matrix: integers in float tensors, the step, and the share of the energy that they keep.
 
-    Two factors, left [K, n] and right [K, m], stand for step * (left / |right|).T @ right with |right| the norms of
-    the rows; one matrix stands for step * matrix.
+    Two factors left [K, n] and right [K, m] represent step * (left / |right|).T @ right, where |right| are the norms of
+    the rows. One matrix represents step * matrix.
     """
 
     matrices: tuple[Tensor, ...]
@@ -55,7 +55,10 @@ class Integers(NamedTuple):
 
 
 def plan(energies: Tensor, rows: int, columns: int, threshold: float) -> Plan:
-    """Return the plan for a rows x columns matrix with these squared singular values (float64, falling)."""
+    """Return the plan for a rows x columns matrix.
+
+    `energies` are its squared singular values (float64, in descending order), `threshold` is the share to keep.
+    """
     cumulative, rising, entries = energies.cumsum(0).tolist(), energies.flip(0).tolist(), rows + columns
     total = cumulative[-1]
 
@@ -76,10 +79,10 @@ def plan(energies: Tensor, rows: int, columns: int, threshold: float) -> Plan:
 
 
 def share_out(spectra: Sequence[tuple[Tensor, int]], total: float, threshold: float) -> list[float]:
-    """Return a threshold per matrix so that one common step loses at most (1 - threshold) * total in all of them.
+    """Return a threshold per matrix such that one common step loses at most (1 - threshold) * total over all matrices.
 
-    spectra holds squared singular values (float64, falling) and rows + columns of each; 0 = nothing of the matrix is
-    sent.
+    `spectra` contains for each matrix the squared singular values (float64, in descending order) and rows + columns. A
+    threshold of 0 means that nothing of the matrix is sent.
     """
 
     def lost(step2: float) -> list[float]:
@@ -96,10 +99,11 @@ def share_out(spectra: Sequence[tuple[Tensor, int]], total: float, threshold: fl
 
 
 def factors(wide: Tensor, basis: Tensor, energies: Tensor, planned: Plan, threshold: float) -> Integers | None:
-    """Return factors with energy > threshold, at most LEFT_UNUSED of the error budget unspent; None if no step does.
+    """Return factors with energy > threshold, or None if no step is found.
 
-    wide is float32 [n, m] with n <= m and ordinary scale, basis [n, k] its first left singular vectors, energies its
-    squared singular values (float64).
+    The search ends when at most LEFT_UNUSED of the error budget remains. `wide` is float32 [n, m] with n <= m and
+    ordinary scale, `basis` [n, k] are its first left singular vectors and `energies` its squared singular values in
+    float64.
     """
     exact = torch.float64 if 1 - threshold < FINE else wide.dtype
     wide, basis = wide.to(exact), basis.to(exact)
@@ -115,7 +119,7 @@ def factors(wide: Tensor, basis: Tensor, energies: Tensor, planned: Plan, thresh
 
 
 def dense(matrix: Tensor, threshold: float) -> Integers | None:
-    """Return the matrix itself on one step, as factors() does."""
+    """Return the quantised matrix itself with energy > threshold, or None if no step is found."""
     matrix = matrix.to(torch.float64 if 1 - threshold < FINE else matrix.dtype)
     total = energy_of(matrix)
     start = math.sqrt(12 * (1 - threshold) * total / matrix.numel())
@@ -123,22 +127,23 @@ def dense(matrix: Tensor, threshold: float) -> Integers | None:
 
 
 def product(left: Tensor, right: Tensor, step: float) -> Tensor:
-    """Return the float32 matrix [n, m] that integer factors stand for."""
+    """Return the float32 matrix [n, m] that integer factors represent."""
     scale = step / right.double().square().sum(1).clamp_min(1).sqrt()
     return (left.float() * scale.float()[:, None]).T @ right.float()
 
 
 def checked(wide: Tensor, find: Callable[[float], Integers | None], exponent: int, threshold: float) -> Integers | None:
-    """Return what find(threshold) gives, with the energy of what a receiver makes of it, in float64; None if too low.
+    """Return find(threshold) with the energy of the receiver's matrix, computed in float64; None if it is too low.
 
-    find() works in float32 where it can. Where that ended below the threshold, it is asked for as much more.
+    find() may compute in float32 and end below the threshold; it is then called with a higher threshold. `exponent` is
+    the power of two that was removed from `wide`.
     """
     aim = threshold
     for _ in range(CHECKS):
         found = find(aim) if aim < 1 else None
         if found is None:
             return None
-        step = float(np.float32(found.step))  # as it travels
+        step = float(np.float32(found.step))  # the value that is sent
         back = there_and_back(rebuilt(found.matrices, step), exponent)
         found = found._replace(step=step, energy=kept(wide, back))
         if found.energy > threshold:
@@ -148,13 +153,13 @@ def checked(wide: Tensor, find: Callable[[float], Integers | None], exponent: in
 
 
 def rebuilt(matrices: Sequence[Tensor], step: float) -> Tensor:
-    """Return the float32 matrix that integers, or integer factors, stand for."""
+    """Return the float32 matrix that an integer matrix or two integer factors represent."""
     matrices = canonicals(matrix.float() for matrix in matrices)
     return product(*matrices, step) if len(matrices) == 2 else matrices[0] * step
 
 
 def kept(original: Tensor, decoded: Tensor) -> float:
-    """Return 1 - |original - decoded|^2 / |original|^2 in float64, a part of the rows at a time."""
+    """Return 1 - |original - decoded|^2 / |original|^2, computed in float64 for ROWS rows at a time."""
     lost = total = 0.0
     for a, b in zip(original.split(ROWS), decoded.split(ROWS), strict=True):
         exact = a.double()
@@ -164,11 +169,15 @@ def kept(original: Tensor, decoded: Tensor) -> float:
 
 
 def _search(at: Callable[[float], Integers | None], start: float, threshold: float, lost: float) -> Integers | None:
-    """Find the step by secant on the noise, which grows with the step's square, above what is lost at any step."""
+    """Return the result of at(step) for the largest acceptable step, or None.
+
+    The error is `lost`, which is independent of the step, plus noise in proportion to the square of the step. The
+    search fits this proportion, with bisection as a fallback.
+    """
     budget, step, low, high, best = 1 - threshold, start, 0.0, math.inf, None
     for _ in range(TRIALS):
         found = at(step)
-        if found is None:  # symbols too large: no smaller step will do
+        if found is None:  # symbols are too large, and a smaller step makes them larger
             return best
         error = 1 - found.energy
         if error <= (1 - MARGIN) * budget:
@@ -188,7 +197,7 @@ def _search(at: Callable[[float], Integers | None], start: float, threshold: flo
 
 
 def _factors_at(wide: Tensor, rows: Tensor, step: float, total: float) -> Integers | None:
-    """The factors at a step, their error from k x k matrices alone."""
+    """Return the factors for a step; their error is computed from k x k matrices."""
     right = _round(rows / step)
     right = right[right.any(1)]
     if right.shape[0] == 0:

@@ -1,9 +1,10 @@
-"""Codec `rdsvd`: singular directions on one quantisation step, entropy-coded, with the energy checked at the sender.
+"""Codec `rdsvd`: singular directions quantised with one step and entropy-coded; the sender checks the kept energy.
 
-Each tensor goes by the smallest of these that keeps more than the threshold's share of its energy: raw; 16 bits a
-number (all that is tried for tensors of one dimension); quantised factors of the matrix, or of another unfolding of a
-convolution; the quantised matrix itself; and for tiny ones the paper's factors in 16 or 8 bits. With error feedback all
-tensors of one dimension may go together, as integers on one step. The tag of the record says which.
+Each tensor is sent in the smallest of these encodings that keeps more than the threshold's share of its energy: raw;
+16 bits per number (the only alternative for tensors of one dimension); quantised factors of the matrix or of another
+unfolding of a convolution; the quantised matrix itself; and for small tensors the paper's factors in 16 or 8 bits. With
+error feedback, all tensors of one dimension may be sent together as integers with one step. The record contains the
+encoding.
 """
 
 from __future__ import annotations
@@ -34,22 +35,25 @@ from fedkd_mpi.models.layer import Layer
 
 HEAD = struct.Struct("<Bhf")  # unfolding (and whether zero rows are left out), exponent of the scale, step
 MASKED = 128
-TINY = 4096  # entries, above which factors in 16 or 8 bits a number cannot win
+TINY = 4096  # entries; above, factors with 16 or 8 bits per number are never the smallest encoding
 
 
 class Candidate(NamedTuple):
-    """One unfolding of a tensor: without its zero rows, wide, with its spectrum and plan."""
+    """One unfolding of a tensor, without zero rows and transposed to be wide, with its spectrum and plan."""
 
     unfolding: int
     wide: Tensor
-    rows: Tensor | None  # mask of the rows that are not zero
+    rows: Tensor | None  # mask of the non-zero rows, None if all rows are kept
     basis: Tensor
     energies: Tensor
     planned: Plan
 
 
 class Prepared(NamedTuple):
-    """One tensor to encode: its exponent, that taken out of it as a matrix, and its best unfolding if it is one."""
+    """One tensor to encode: its largest magnitude, the exponent removed before factorising, and its best unfolding.
+
+    `best` is None for a tensor that is not factorised.
+    """
 
     layer: Layer
     tensor: Tensor
@@ -59,22 +63,22 @@ class Prepared(NamedTuple):
 
 
 class RateDistortionSvd(Codec):
-    """The smallest checked encoding of each tensor; at worst raw.
+    """The smallest checked encoding of each tensor; raw if no other is smaller.
 
-    compression.energy_scope says what has to keep its energy: each tensor, or the update as a whole, with one step for
-    all of its matrices. The latter is the cheaper way to the same total, and starves layers of small norm: error
-    feedback must bring them up in time.
+    compression.energy_scope determines the scope of the threshold: each tensor, or the whole update with one step for
+    all matrices. The latter takes fewer bytes for the same total energy but may send nothing of layers with a small
+    norm. Error feedback must then send them in later rounds.
     """
 
     def __init__(self, compression: CompressionConfig, layers: Sequence[Layer]):
         self.layers, self.scope = layers, compression.energy_scope
         vectors = [index for index, layer in enumerate(layers) if not layer.compressible]
-        self.vectors = vectors if compression.error_feedback != "none" else []  # those that may be pooled
+        self.vectors = vectors if compression.error_feedback != "none" else []  # layers that may be pooled
 
     def encode(
         self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
     ) -> list[Record]:
-        """Return the records at energy threshold T; `state` remembers which unfolding suits each layer ("unfolding").
+        """Return the records at energy threshold T; state["unfolding"] keeps the best unfolding of each layer.
 
         Raises RunFault naming the layer if it is not finite.
         """
@@ -100,7 +104,7 @@ class RateDistortionSvd(Codec):
         return records
 
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
-        """Return the tensors; raises WireError, naming the layer, on anything that does not fit it."""
+        """Return the tensors; raises WireError naming the layer if a record is invalid for it."""
         pairs = list(zip(records, self.layers, strict=True))
         if self.vectors and records[self.vectors[0]].encoding == POOLED:
             pooled = unpool([records[i] for i in self.vectors], [self.layers[i] for i in self.vectors])
@@ -136,11 +140,11 @@ def _prepare(tensor: Tensor, layer: Layer, threshold: float, known: int) -> Prep
 
 
 def _common(prepared: Sequence[Prepared], threshold: float) -> dict[int, float]:
-    """The threshold of each matrix, by its index, when all of them have one step."""
+    """Return the threshold of each matrix, by its index, for one common step."""
     top = exponent_of(max(part.largest for part in prepared))
     norms = [float(times_power_of_two(part.tensor, -top).double().square().sum()) for part in prepared]
     matrices = [index for index, part in enumerate(prepared) if part.best]
-    norms = [norms[index] for index in matrices]  # vectors are held to the threshold on their own
+    norms = [norms[index] for index in matrices]  # vectors keep the threshold individually
     spectra = []
     for index in matrices:
         part = prepared[index]
@@ -157,15 +161,16 @@ def _replanned(part: Prepared, threshold: float) -> Prepared:
 def _encode(part: Prepared, threshold: float) -> Record:
     if part.largest == 0 or threshold <= 0:
         return Record(FACTORS, 0, np.empty(0, np.uint8), float(threshold > 0))
-    rungs = _quantized(part.best, part.exponent, threshold) if part.best else []
-    if threshold < 1 and (part.layer.numel <= TINY or not rungs):
+    records = _quantized(part.best, part.exponent, threshold) if part.best else []
+    if threshold < 1 and (part.layer.numel <= TINY or not records):
         exponent = exponent_of(part.largest)
         scaled = times_power_of_two(part.tensor, -exponent)
-        rungs.append(narrow(HALF, scaled, exponent))
+        records.append(narrow(HALF, scaled, exponent))
         if part.best and part.layer.numel <= TINY:
             matrix = unfold(scaled, 0)
-            rungs += [narrow(kind, matrix, exponent, threshold) for kind in (HALF_FACTORS, BYTE_FACTORS)]
-    best = min((rung for rung in rungs if rung.energy > threshold), key=lambda rung: rung.data.size, default=None)
+            records += [narrow(kind, matrix, exponent, threshold) for kind in (HALF_FACTORS, BYTE_FACTORS)]
+    valid = (record for record in records if record.energy > threshold)
+    best = min(valid, key=lambda record: record.data.size, default=None)
     return best if best and best.data.size < 4 * part.layer.numel else raw(part.tensor)
 
 
@@ -178,15 +183,15 @@ def _candidate(matrix: Tensor, unfolding: int, threshold: float) -> Candidate:
 
 
 def _quantized(best: Candidate, exponent: int, threshold: float) -> list[Record]:
-    """The records of the factors and, where a flat spectrum makes it a match, of the matrix itself."""
-    rungs, wide = [], best.wide
+    """Return the records of the factors and, if a flat spectrum makes it competitive, of the matrix itself."""
+    records, wide = [], best.wide
     found = checked(wide, lambda aim: factors(wide, best.basis, best.energies, best.planned, aim), exponent, threshold)
     if found:
-        rungs.append(_record(FACTORS, found, best, exponent))
+        records.append(_record(FACTORS, found, best, exponent))
     if not found or best.planned.bits > best.wide.numel() * 0.25 * math.log2(1 / (1 - threshold)):
         found = checked(wide, lambda aim: dense(wide, aim), exponent, threshold)
-        rungs += [_record(DENSE, found, best, exponent)] if found else []
-    return rungs
+        records += [_record(DENSE, found, best, exponent)] if found else []
+    return records
 
 
 def _record(encoding: int, found: Integers, source: Candidate, exponent: int) -> Record:
@@ -201,15 +206,15 @@ def _read_quantized(record: Record, layer: Layer, device: str) -> Tensor:
     if record.encoding == FACTORS and record.data.size == 0 and record.rank == 0:
         return torch.zeros(layer.shape, device=device)
     if not layer.compressible:
-        raise WireError("a matrix's encoding of a tensor that is none")
-    if not HEAD.size <= record.data.size < 4 * layer.numel:  # more is never sent: raw is not larger
-        raise WireError(f"{record.data.size} bytes, where at least {HEAD.size} and less than {4 * layer.numel} belong")
+        raise WireError("the encoding is for matrices, and the layer is not a matrix")
+    if not HEAD.size <= record.data.size < 4 * layer.numel:  # a larger record is sent raw instead
+        raise WireError(f"{record.data.size} bytes; there must be at least {HEAD.size} and less than {4 * layer.numel}")
     flags, exponent, step = HEAD.unpack(record.data[: HEAD.size].tobytes())
     unfolding, body = flags & ~MASKED, record.data[HEAD.size :]
     if unfolding not in unfoldings(layer.shape):
         raise WireError(f"unknown unfolding {unfolding}")
     if not (math.isfinite(step) and step > 0):
-        raise WireError(f"impossible step {step}")
+        raise WireError(f"invalid step {step}")
     all_rows, columns = unfolded_shape(layer.shape, unfolding)
     mask = np.ones(all_rows, bool)
     if flags & MASKED:

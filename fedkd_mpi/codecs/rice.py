@@ -1,9 +1,9 @@
-"""Rice codes for short integer matrices, which a Huffman code's table would cost more than it saves.
+"""Rice codes for small integer matrices, for which the table of a Huffman code would be too large.
 
-A row has one parameter b: a symbol, its sign folded in (0, -1, 1, -2, ... = 0, 1, 2, 3, ...), is a quotient in unary
-and b plain bits (Rice 1979, Some practical universal noiseless coding techniques).
+Each row has one parameter b. Signs are mapped to non-negative symbols (0, -1, 1, -2, ... = 0, 1, 2, 3, ...). A symbol
+is a quotient in unary and b plain bits (Rice 1979, Some practical universal noiseless coding techniques).
 
-    b u4 per row | all quotients, each as zeros and a one | all plain bits, row by row, the lowest first
+    b u4 per row | all quotients, each as zeros and a one | all plain bits, row by row, lowest bit first
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 
 from fedkd_mpi.codecs.wire import WireError
 
-WIDEST = 15  # plain bits of a symbol
+WIDEST = 15  # plain bits per symbol at most
 
 
 def encode(matrices: Sequence[np.ndarray]) -> bytes:
-    """Return the bytes of int16 matrices [k, m]; the shapes do not travel."""
+    """Return the bytes of int16 matrices [k, m]; the bytes do not contain the shapes."""
     widths, quotients, plain = [], [np.empty(0, np.int64)], []
     for matrix in matrices:
         signed = matrix.astype(np.int64)
@@ -37,7 +37,7 @@ def encode(matrices: Sequence[np.ndarray]) -> bytes:
 
 
 def decode(data: np.ndarray, shapes: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-    """Return the int16 matrices of these shapes; raises WireError if the bytes are not theirs."""
+    """Return the int16 matrices of the given shapes; raises WireError if the bytes are invalid for them."""
     rows, count = sum(shape[0] for shape in shapes), sum(rows * columns for rows, columns in shapes)
     if 8 * data.size < 4 * rows + count:
         raise WireError("symbols end early")
@@ -49,7 +49,7 @@ def decode(data: np.ndarray, shapes: Sequence[tuple[int, int]]) -> list[np.ndarr
     at = 4 * rows + (int(ends[-1]) + 1 if count else 0)
     lengths = np.repeat([columns for _, columns in shapes], [own for own, _ in shapes])
     if -(-(at + int((widths * lengths).sum())) // 8) != data.size:
-        raise WireError("symbols do not end where their bytes do")
+        raise WireError("the symbols and their bytes have different ends")
     quotients = np.diff(ends, prepend=-1) - 1
     matrices, row, taken = [], 0, 0
     for own, columns in shapes:

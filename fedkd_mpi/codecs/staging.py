@@ -1,4 +1,4 @@
-"""Between a GPU and the host memory that MPI sends from: through pages that the GPU may copy from and to by itself."""
+"""Copies between a GPU and host memory through pinned memory."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def to_host(tensor: Tensor) -> Tensor:
-    """Return the values on the CPU: the tensor itself if it is there, else a copy in pinned memory.
+    """Return the values on the CPU: the tensor itself if it is on the CPU, else a copy in pinned memory.
 
-    torch keeps pinned blocks that are given back for the next that ask: a steady round pins nothing.
+    torch reuses freed pinned blocks, so that after the first rounds no memory is pinned anew.
     """
     tensor = tensor.detach()
     if tensor.device.type == "cpu":
@@ -18,5 +18,5 @@ def to_host(tensor: Tensor) -> Tensor:
 
 
 def to_device(tensor: Tensor, device: str) -> Tensor:
-    """Return the values of a CPU tensor on a device: the tensor itself for the CPU, else a copy by pinned memory."""
+    """Return the values of a CPU tensor on a device: the tensor itself for the CPU, else a copy via pinned memory."""
     return tensor if device == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Codec `submatrix`: what is zero in whole rows or columns is not sent, nothing is lost; for method feddropout."""
+"""Codec `submatrix`: lossless omission of rows and columns that are all zero; for method feddropout."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedkd_mpi.models.layer import Layer
 
 
 class Submatrix(Codec):
-    """The rows and columns that hold something, float32; raw where that is not smaller. 1-D tensors are a column."""
+    """The non-zero rows and columns in float32; raw if that is not larger. A 1-D tensor is one column."""
 
     def __init__(self, compression: CompressionConfig, layers: Sequence[Layer]):
         self.layers = layers
@@ -24,11 +24,11 @@ class Submatrix(Codec):
     def encode(
         self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
     ) -> list[Record]:
-        """Return the records; the threshold plays no part."""
+        """Return the records; the threshold is not used."""
         return [_encode(tensor, layer) for tensor, layer in zip(update, self.layers, strict=True)]
 
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
-        """Return the tensors; raises WireError on a record of another encoding or length."""
+        """Return the tensors; raises WireError if the encoding or length of a record is invalid."""
         return [_decode(record, layer).to(device) for record, layer in zip(records, self.layers, strict=True)]
 
 
@@ -47,7 +47,7 @@ def _decode(record: Record, layer: Layer) -> Tensor:
     rows, columns = layer.matrix_shape
     ends = np.cumsum([-(-rows // 8), -(-columns // 8)])
     if record.data.size < ends[1]:
-        raise WireError(f"layer {layer.name}: {record.data.size} bytes, fewer than its maps take")
+        raise WireError(f"layer {layer.name}: {record.data.size} bytes, fewer than its row and column bits")
     used = [
         np.unpackbits(record.data[: ends[0]], count=rows),
         np.unpackbits(record.data[ends[0] : ends[1]], count=columns),

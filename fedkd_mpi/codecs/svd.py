@@ -1,4 +1,4 @@
-"""Codec `svd`: every matrix cut to the smallest rank above the energy threshold (Wu et al. 2022, Methods)."""
+"""Codec `svd`: every matrix truncated to the smallest rank above the energy threshold (Wu et al. 2022, Methods)."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from fedkd_mpi.linalg.layout import canonical
 from fedkd_mpi.linalg.low_rank import Factors, exact_each, fast, kept_energy
 from fedkd_mpi.models.layer import Layer
 
-ENTRIES = 2**18  # numbers that messages may always collect before they are added up: below, calls take longer than work
+ENTRIES = 2**18  # numbers collected before messages are added; with fewer, call overhead would dominate
 NUMBER = np.dtype("<f4")
-ROUNDING = 1e-7  # energy that the factors' rounding to float32 may take
+ROUNDING = 1e-7  # share of the energy that rounding the factors to float32 may lose
 
 Part = bytes | np.ndarray  # data of a record
 
 
 class Svd(Codec):
-    """U diag(s) and V of each matrix, 4 K (P + Q) bytes; raw where that is not smaller, and for 1-D tensors."""
+    """U diag(s) and V of each matrix, 4 K (P + Q) bytes; raw if that is not larger, and for 1-D tensors."""
 
     paper_rank = True
 
@@ -40,7 +40,7 @@ class Svd(Codec):
     ) -> list[Record]:
         """Return the records at energy threshold T.
 
-        With compression.warm_start the sender's state keeps U diag(s) ("left.<layer>"); else nothing is remembered.
+        With compression.warm_start the sender's state contains U diag(s) ("left.<layer>"), otherwise nothing.
         """
         return self._records(update, iter(self._factors(update, threshold, state)), threshold)
 
@@ -51,13 +51,13 @@ class Svd(Codec):
         states: Sequence[State],
         rngs: Iterable[np.random.Generator],
     ) -> Iterator[list[Record]]:
-        """Yield the records of each update; on a CPU, without a warm start, matrices of all are factorised together."""
+        """Yield the records of each update; on a CPU without a warm start, all matrices are factorised at once."""
         matrices = [matrix for update in updates for matrix in self._matrices(update)]
         if not (self.warm or (matrices and matrices[0].is_cuda)):
             try:
                 found = iter(exact_each(matrices, threshold))
             except ValueError:
-                pass  # one is not finite: whose, and which layer, is said below, when its turn comes
+                pass  # one matrix is not finite; the fallback below raises the error of its sender and layer
             else:
                 for update in updates:
                     yield self._records(update, found, threshold)
@@ -65,14 +65,14 @@ class Svd(Codec):
         yield from super().encode_each(updates, threshold, states, rngs)
 
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
-        """Return the tensors; raises WireError on an unknown encoding, an impossible rank or a wrong length."""
+        """Return the tensors; raises WireError if an encoding, rank or length is invalid."""
         for record, layer, sizes in zip(records, self.layers, self.sizes, strict=True):
             if not fits(record, sizes):
                 raise self.misfit(record, layer)
         if not records:
             return []
         sizes = [record.data.size // 4 for record in records]
-        numbers = torch.empty(sum(sizes))  # begins on 64 bytes: BLAS may round otherwise where its memory does not
+        numbers = torch.empty(sum(sizes))  # aligned to 64 bytes: the rounding of BLAS depends on alignment
         np.concatenate([record.data for record in records], out=numbers.numpy().view(np.uint8))
         parts = to_device(numbers, device).split(sizes)
         return [self._decode(*each) for each in zip(records, parts, self.layers, strict=True)]
@@ -82,16 +82,16 @@ class Svd(Codec):
         return FactoredSum(self, device)
 
     def misfit(self, record: Record, layer: Layer) -> WireError:
-        """Return what is wrong with a record that does not fit: its encoding, its rank or its length."""
+        """Return the error of an invalid record: its encoding, its rank or its length."""
         rows, columns = layer.matrix_shape
         if record.encoding != RAW and not (record.encoding == LOW_RANK and layer.compressible):
             return WireError(f"layer {layer.name}: encoding {record.encoding} is unknown to codec svd")
         if record.encoding == RAW and record.rank != -1:
-            return WireError(f"layer {layer.name}: rank {record.rank} in a raw record, which has none")
+            return WireError(f"layer {layer.name}: rank {record.rank} in a raw record, which has no rank")
         if record.encoding == LOW_RANK and not 0 <= record.rank <= min(rows, columns):
             return WireError(f"layer {layer.name}: rank {record.rank} of a {rows} x {columns} matrix")
         count = 4 * (layer.numel if record.encoding == RAW else record.rank * (rows + columns))
-        return WireError(f"layer {layer.name}: {record.data.size} bytes where {count} belong")
+        return WireError(f"layer {layer.name}: {record.data.size} bytes instead of {count}")
 
     def _matrices(self, update: Sequence[Tensor]) -> list[Tensor]:
         pairs = zip(update, self._shapes, strict=True)
@@ -102,7 +102,7 @@ class Svd(Codec):
         return [_record(part, next(found), threshold) if shape else raw(part) for part, shape in pairs]
 
     def _factors(self, update: Sequence[Tensor], threshold: float, state: State) -> list[Factors]:
-        """The factors of the layers that are matrices; raises RunFault naming one that is not finite."""
+        """Return the factors of the matrices; raises RunFault naming a layer that is not finite."""
         layers, matrices = [layer for layer in self.layers if layer.compressible], self._matrices(update)
         try:
             if not self.warm:
@@ -138,7 +138,7 @@ def _record(tensor: Tensor, factors: Factors, threshold: float) -> Record:
 
 
 def _checked(matrix: Tensor, factors: Factors, threshold: float) -> Factors:
-    """The factors with the energy that they keep as they travel, or those of one rank more where it is too little."""
+    """Return factors with the energy that they keep in float32, of a higher rank if that energy is too low."""
     for wanted in (threshold + ROUNDING, threshold + 10 * ROUNDING):
         factors = factors._replace(energy=kept_energy(matrix, factors))
         if factors.energy >= threshold or wanted >= 1:
@@ -148,7 +148,10 @@ def _checked(matrix: Tensor, factors: Factors, threshold: float) -> Factors:
 
 
 def fits(record: Record, sizes: tuple[int, int, int]) -> bool:
-    """Tell whether a record can be of a layer of so many bytes, so many for each of the factors' ranks, and rank."""
+    """Whether a record is valid for a layer.
+
+    `sizes` are the layer's bytes when raw, its bytes per rank when factorised, and its largest rank (-1: no matrix).
+    """
     encoding, rank, data, *_ = record
     if encoding == LOW_RANK:
         return 0 <= rank <= sizes[2] and data.size == rank * sizes[1]
@@ -156,10 +159,11 @@ def fits(record: Record, sizes: tuple[int, int, int]) -> bool:
 
 
 class FactoredSum(Sum):
-    """Collects messages and adds them up together, each layer's factors side by side in one product.
+    """Collects messages and adds them at once: the factors of a layer are concatenated for one matrix product.
 
-    One product of wide factors is faster than many of narrow ones, and no dense tensor is made of a single message. Of
-    raw tensors the weights are the left factor. What waits is less than ENTRIES, or a quarter of the update.
+    One product of wide factors is faster than many products of narrow ones, and no message is expanded to dense
+    tensors. For raw tensors, the weights are the left factor. At most ENTRIES numbers, or a quarter of the numbers of
+    an update if that is more, are collected.
     """
 
     codec: Svd
@@ -167,13 +171,13 @@ class FactoredSum(Sum):
     def __init__(self, codec: Svd, device: str):
         super().__init__(codec, device)
         numbers = [0 if layer.compressible else layer.numel for layer in codec.layers]
-        self._vectors = torch.zeros(sum(numbers), device=device)  # the totals of layers that are no matrices
+        self._vectors = torch.zeros(sum(numbers), device=device)  # the totals of layers that are not matrices
         self._each = self._vectors.split(numbers)
         self._waiting: list[tuple[float, list[int], Sequence[Part], bytes]] = []  # weight, ranks, matrices, vectors
         self._most = self._room = 4 * max(ENTRIES, sum(layer.numel for layer in codec.layers) // 4)
 
     def add(self, records: Sequence[Record], weight: float) -> None:
-        """Add weight times a message; raises WireError, naming the layer, if a record does not fit."""
+        """Add `weight` times a message; raises WireError naming the layer if a record is invalid for it."""
         ranks, parts, vectors = [], [], []
         for record, layer, sizes in zip(records, self.codec.layers, self.codec.sizes, strict=True):
             if not fits(record, sizes):
@@ -185,7 +189,7 @@ class FactoredSum(Sum):
                 vectors.append(record.data)
             self._room -= record.data.size
         if self._room > 0:
-            parts = [part.tobytes() for part in parts]  # what waits must not hold the memory of all that came with it
+            parts = [part.tobytes() for part in parts]  # copies, so that the memory of the whole message can be freed
         self._waiting.append((weight, ranks, parts, b"".join(vectors)))
         if self._room <= 0:
             self._multiply()
@@ -228,6 +232,6 @@ class FactoredSum(Sum):
         self._add_product(total, left, cuts)
 
     def _add_product(self, total: Tensor, left: Tensor, rights: Sequence[Part | memoryview]) -> None:
-        right = torch.empty(left.shape[1], total.shape[1])  # begins on 64 bytes, as in decode()
+        right = torch.empty(left.shape[1], total.shape[1])  # aligned to 64 bytes, as in decode()
         np.concatenate([np.frombuffer(part, NUMBER) for part in rights], out=right.view(-1).numpy())
         total.addmm_(to_device(left, self.device), to_device(right, self.device))

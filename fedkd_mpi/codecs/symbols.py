@@ -1,12 +1,12 @@
-"""Integer matrices as few bytes: segments of like magnitude packed together and Huffman-coded, short ones Rice-coded.
+"""Entropy coding of integer matrices: segments of similar magnitude are Huffman-coded, small matrices Rice-coded.
 
-Rows come in falling order of energy. From the first quarter of a matrix's rows the receiver learns which columns are
-large, so the columns of the other rows are sorted by that and cut into quarters; each row, or quarter of a row, is a
-segment. Segments whose mean magnitude lies in the same octave form a class; a class has a largest magnitude, which says
-how many symbols fit into a byte, and a deflate block, hence a Huffman code, of its own.
+Rows are in descending order of energy. The first quarter of a matrix's rows tells the receiver which columns are large.
+The columns of the other rows are sorted by that and divided into quarters. Each row, or quarter of a row, is a segment.
+Segments whose mean magnitudes are in the same octave form a class. The largest magnitude of a class determines how many
+symbols fit into a byte. Each class is a deflate block and so has a Huffman code of its own.
 
     quarters u8, deflate( classes u8, largest magnitude u16 per class, class u8 per segment | symbols of class 0 | ... )
-    0 u8, Rice codes (rice.py), where these are shorter
+    0 u8, Rice codes (rice.py), if these are shorter
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ import numpy as np
 from fedkd_mpi.codecs import rice
 from fedkd_mpi.codecs.wire import WireError
 
-LARGEST = 32767  # magnitude of a symbol
+LARGEST = 32767  # magnitude of a symbol at most
 RICE, QUARTERS = 0, 4
-PLAIN_BELOW = 8192  # symbols: a code for pairs of large symbols has to be paid for by more than this
+PLAIN_BELOW = 8192  # symbols; with fewer, the table of a code for pairs of large symbols takes more than it saves
 
 
 def encode(matrices: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the bytes (uint8) of int16 matrices [k, m]; the shapes do not travel."""
+    """Return the bytes (uint8) of int16 matrices [k, m]; the bytes do not contain the shapes."""
     count = sum(matrix.size for matrix in matrices)
-    # One code for all, a code per octave, or columns sorted too: the more symbols, the finer a division pays.
+    # One code for all, a code per octave, or sorted columns in addition: more symbols justify a finer division.
     trials = [(1, 0.0), (1, 1.0)] if count < 2 * PLAIN_BELOW else [(QUARTERS, 1.0)]
     coded = [bytes([parts]) + _encode(matrices, parts, octaves) for parts, octaves in trials]
     if count < PLAIN_BELOW:
@@ -36,10 +36,10 @@ def encode(matrices: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def decode(data: np.ndarray, shapes: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-    """Return the int16 matrices of these shapes; raises WireError if the bytes are not theirs."""
+    """Return the int16 matrices of the given shapes; raises WireError if the bytes are invalid for them."""
     parts = int(data[0]) if data.size else -1
     if parts not in (RICE, 1, QUARTERS):
-        raise WireError("symbols start with no known division")
+        raise WireError("symbols start with an unknown division")
     if parts == RICE:
         return rice.decode(data[1:], shapes)
     stream = _inflate(data[1:], 1 + 2 * 255 + sum(2 * rows * columns + rows * QUARTERS for rows, columns in shapes))
@@ -48,7 +48,7 @@ def decode(data: np.ndarray, shapes: Sequence[tuple[int, int]]) -> list[np.ndarr
     lengths = np.concatenate(sizes) if sizes else np.empty(0, np.int64)
     start = 1 + 2 * classes
     if stream.size < start + lengths.size:
-        raise WireError("symbols end inside their table of classes")
+        raise WireError("symbols end within their table of classes")
     largest = stream[1:start].view("<u2").astype(np.int64)
     member = stream[start : start + lengths.size]
     if member.size and int(member.max()) >= classes:
@@ -101,7 +101,7 @@ def _segment_sizes(shape: tuple[int, int], parts: int) -> np.ndarray:
 
 
 def _order(head: np.ndarray) -> np.ndarray:
-    """Columns by rising magnitude in the rows that come first, in integers: the receiver must find the same."""
+    """Return the columns by ascending magnitude in the first rows, in integers so that the receiver finds the same."""
     magnitude = np.abs(head.astype(np.int64))
     shares = (magnitude << 20) // np.maximum(magnitude.sum(1, keepdims=True), 1)
     return np.argsort(shares.sum(0), kind="stable")
@@ -125,61 +125,61 @@ def _restore(flat: np.ndarray, shapes: Sequence[tuple[int, int]], parts: int) ->
         at += rows * columns
         head = _head_rows(rows, parts)
         if head < rows:
-            place = np.empty(columns, np.int64)
-            place[_order(matrix[:head])] = np.arange(columns)
-            matrix = np.concatenate([matrix[:head], matrix[head:][:, place]])
+            position = np.empty(columns, np.int64)
+            position[_order(matrix[:head])] = np.arange(columns)
+            matrix = np.concatenate([matrix[:head], matrix[head:][:, position]])
         matrices.append(matrix)
     return matrices
 
 
 def _per_byte(largest: int, count: int) -> int:
-    """Symbols -largest..largest that share a byte; 0 = a symbol takes two bytes."""
+    """Return how many symbols in -largest..largest are packed into a byte; 0: a symbol takes two bytes."""
     if largest > 127:
         return 0
     if largest > 3 and count < PLAIN_BELOW:
         return 1
-    base, together = 2 * largest + 1, 1
-    while base ** (together + 1) <= 256:
-        together += 1
-    return together
+    base, count_per_byte = 2 * largest + 1, 1
+    while base ** (count_per_byte + 1) <= 256:
+        count_per_byte += 1
+    return count_per_byte
 
 
 def _pack(values: np.ndarray, largest: int) -> np.ndarray:
     if largest == 0:
         return np.empty(0, np.uint8)
     shifted = values + np.int16(largest) if largest <= 127 else values.astype(np.int32) + largest
-    together = _per_byte(largest, values.size)
-    if together == 0:
+    per_byte = _per_byte(largest, values.size)
+    if per_byte == 0:
         return np.concatenate([(shifted & 255).astype(np.uint8), (shifted >> 8).astype(np.uint8)])
-    padded = np.full(-(-values.size // together) * together, largest, np.uint8)
+    padded = np.full(-(-values.size // per_byte) * per_byte, largest, np.uint8)
     padded[: values.size] = shifted
-    digits = padded.reshape(-1, together)
+    digits = padded.reshape(-1, per_byte)
     packed = digits[:, 0].copy()
-    for column in range(1, together):
+    for column in range(1, per_byte):
         packed = packed * np.uint8(2 * largest + 1) + digits[:, column]
     return packed
 
 
 def _unpack(stream: np.ndarray, at: int, largest: int, count: int) -> tuple[np.ndarray, int]:
-    """Return the next `count` symbols (int16) and where the rest of the stream starts."""
+    """Return the next `count` symbols (int16) and the position of the rest of the stream."""
     if largest > LARGEST:
-        raise WireError(f"symbols as large as {largest}")
+        raise WireError(f"a largest symbol of {largest}, above {LARGEST}")
     if largest == 0:
         return np.zeros(count, np.int16), at
-    together = _per_byte(largest, count)
-    size = 2 * count if together == 0 else -(-count // together)
+    per_byte = _per_byte(largest, count)
+    size = 2 * count if per_byte == 0 else -(-count // per_byte)
     if size > stream.size - at:
         raise WireError("symbols end early")
     packed = stream[at : at + size]
-    if together == 0:
+    if per_byte == 0:
         values = packed[:count].astype(np.int32) + (packed[count:].astype(np.int32) << 8) - largest
         if count and np.abs(values).max() > largest:
             raise WireError("a symbol is out of its range")
         return values.astype(np.int16), at + size
     base = 2 * largest + 1
-    if size and int(packed.max()) >= base**together:
+    if size and int(packed.max()) >= base**per_byte:
         raise WireError("a symbol is out of its range")
-    digits = np.arange(256)[:, None] // base ** np.arange(together - 1, -1, -1) % base - largest
+    digits = np.arange(256)[:, None] // base ** np.arange(per_byte - 1, -1, -1) % base - largest
     return digits.astype(np.int16)[packed].reshape(-1)[:count], at + size
 
 
@@ -198,5 +198,5 @@ def _inflate(data: np.ndarray, limit: int) -> np.ndarray:
     except zlib.error as error:
         raise WireError(f"symbols cannot be inflated: {error}") from None
     if not coder.eof or coder.unused_data:
-        raise WireError("symbols do not end where their bytes do")
+        raise WireError("the symbols and their bytes have different ends")
     return np.frombuffer(stream, np.uint8)

@@ -1,4 +1,4 @@
-"""Codec `topk`: of each tensor the entries of largest magnitude, with where they are."""
+"""Codec `topk`: the entries of largest magnitude of each tensor, with their indices."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from fedkd_mpi.models.layer import Layer
 
 
 class TopK(Codec):
-    """A share `density` of the entries; a contraction: |x - C(x)|^2 <= (1 - k/n) |x|^2. Meant for error feedback.
+    """The share `density` of the entries; a contraction: |x - C(x)|^2 <= (1 - k/n) |x|^2; meant for error feedback.
 
-    Aji and Heafield 2017; Stich, Cordonnier and Jaggi 2018. The threshold plays no part; 6 or 8 bytes an entry sent.
+    Aji and Heafield 2017; Stich, Cordonnier and Jaggi 2018. An entry takes 6 or 8 bytes. The threshold is not used.
     """
 
     def __init__(self, compression: CompressionConfig, layers: Sequence[Layer]):
@@ -33,46 +33,46 @@ class TopK(Codec):
         return [sparse(tensor, share(self.density, tensor.numel())) for tensor in update]
 
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
-        """Return the tensors; raises WireError on places that are not rising or out of range."""
+        """Return the tensors; raises WireError if indices are not ascending or out of range."""
         return [read_sparse(record, layer).to(device) for record, layer in zip(records, self.layers, strict=True)]
 
 
 def share(density: float, count: int) -> int:
-    """Return how many of `count` entries a density stands for: at least one; 7 % of 100 are 7, not 8 by rounding."""
+    """Return the number of entries for a density, at least one; 0.07 of 100 is 7, in spite of rounding errors."""
     return min(max(math.ceil(density * count * (1 - 1e-12)), 1), count)
 
 
 def sparse(tensor: Tensor, count: int) -> Record:
-    """Return the record of the `count` largest entries, or of the raw tensor where that is not larger."""
+    """Return the record of the `count` largest entries, or of the raw tensor if that is not larger."""
     flat = canonical(tensor).reshape(-1)
-    place = _place(flat.numel())
-    if count * (place.itemsize + 4) >= 4 * flat.numel():
+    kind = _index_type(flat.numel())
+    if count * (kind.itemsize + 4) >= 4 * flat.numel():
         return raw(tensor)
-    places = flat.abs().topk(count).indices.sort().values
-    values = flat[places].cpu().numpy().astype("<f4")
-    data = places.cpu().numpy().astype(place).tobytes() + values.tobytes()
+    indices = flat.abs().topk(count).indices.sort().values
+    values = flat[indices].cpu().numpy().astype("<f4")
+    data = indices.cpu().numpy().astype(kind).tobytes() + values.tobytes()
     total = float(flat.double().square().sum())
     kept = float(np.square(values, dtype=np.float64).sum())
     return Record(SPARSE, -1, np.frombuffer(data, np.uint8), kept / total if total else 1.0)
 
 
 def read_sparse(record: Record, layer: Layer) -> Tensor:
-    """Return the tensor of a record of sparse(); raises WireError, naming the layer, if it does not fit."""
+    """Return the tensor of a record of sparse(); raises WireError naming the layer if the record is invalid."""
     if record.encoding == RAW:
         return read_raw(record, layer)
     require(record, layer, "topk", SPARSE)
-    place = _place(layer.numel)
-    count, rest = divmod(record.data.size, place.itemsize + 4)
+    kind = _index_type(layer.numel)
+    count, rest = divmod(record.data.size, kind.itemsize + 4)
     if rest or count > layer.numel:
-        raise WireError(f"layer {layer.name}: {record.data.size} bytes are no list of places and values")
+        raise WireError(f"layer {layer.name}: {record.data.size} bytes are not a list of indices and values")
     data = record.data.tobytes()
-    places = np.frombuffer(data, place, count).astype(np.int64)
-    if count and (places[-1] >= layer.numel or (np.diff(places) <= 0).any()):
-        raise WireError(f"layer {layer.name}: places of entries are not rising, or out of range")
+    indices = np.frombuffer(data, kind, count).astype(np.int64)
+    if count and (indices[-1] >= layer.numel or (np.diff(indices) <= 0).any()):
+        raise WireError(f"layer {layer.name}: the indices of entries are not ascending, or out of range")
     dense = np.zeros(layer.numel, np.float32)
-    dense[places] = np.frombuffer(data, "<f4", count, count * place.itemsize)
+    dense[indices] = np.frombuffer(data, "<f4", count, count * kind.itemsize)
     return torch.from_numpy(dense).reshape(layer.shape)
 
 
-def _place(numel: int) -> np.dtype:
+def _index_type(numel: int) -> np.dtype:
     return np.dtype("<u2" if numel <= 2**16 else "<u4")

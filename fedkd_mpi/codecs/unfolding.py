@@ -1,4 +1,4 @@
-"""The ways to see a tensor as a matrix; which one is of lowest rank depends on the layer."""
+"""The unfoldings of a tensor into a matrix; which one has the lowest rank depends on the layer."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from torch import Tensor
 
 
 def unfoldings(shape: Sequence[int]) -> list[int]:
-    """Return the unfoldings of a shape: 0 = P x rest; for O,I,kh,kw also 1 = (O kh) x (I kw) and 2 = (O kh kw) x I."""
+    """Return the unfoldings of a shape.
+
+    0 is P x rest. A convolution [O, I, kh, kw] also has 1, (O kh) x (I kw), and 2, (O kh kw) x I.
+    """
     return [0, 1, 2] if len(shape) == 4 and shape[2] * shape[3] > 1 else [0]
 
 
 def unfolded_shape(shape: Sequence[int], unfolding: int) -> tuple[int, int]:
-    """Return rows and columns of an unfolding."""
+    """Return (rows, columns) of an unfolding."""
     out, *rest = shape
     kept = {0: 0, 1: 1, 2: 2}[unfolding]
     rows, columns = out, 1
@@ -32,7 +35,7 @@ def unfold(tensor: Tensor, unfolding: int) -> Tensor:
 
 
 def fold(matrix: Tensor, unfolding: int, shape: Sequence[int]) -> Tensor:
-    """Return the tensor of this shape whose unfolding the matrix is."""
+    """Return the tensor of the given shape with this unfolding; the inverse of unfold()."""
     if unfolding == 0:
         return matrix.reshape(tuple(shape))
     out, into, height, width = shape

@@ -1,4 +1,4 @@
-"""All vectors of an update as integers on one step: in small models, 16 bits a bias are a third of a message."""
+"""All vectors of an update quantised with one step: in small models, 16 bits per bias are a third of a message."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ HEAD = struct.Struct("<hf")
 
 
 def pool(tensors: Sequence[Tensor], threshold: float) -> list[Record] | None:
-    """Return a record for each vector that together keep more than the threshold's share of their common energy.
+    """Return one record per vector that keep in total more than the threshold's share of the energy of all vectors.
 
-    None where they are all zero, or no step is found. A vector of small norm may get nothing: for error feedback alone.
+    Returns None if all vectors are zero or no step is found. A vector of small norm may become zero, so this is for
+    error feedback only.
     """
     flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
     largest = float(flat.abs().max()) if flat.numel() else 0.0
@@ -42,17 +43,17 @@ def pool(tensors: Sequence[Tensor], threshold: float) -> list[Record] | None:
 
 
 def unpool(records: Sequence[Record], layers: Sequence[Layer]) -> list[Tensor]:
-    """Return the vectors of pool(); raises WireError, naming the first layer, if the records are not theirs."""
+    """Return the vectors of pool(); raises WireError naming the first layer if the records are invalid."""
     first, *rest = records
     try:
         if any(record[:2] != (POOLED, -1) for record in records) or any(record.data.size for record in rest):
             raise WireError("some vectors are pooled and others are not")
         most = 4 * sum(layer.numel for layer in layers)
-        if not HEAD.size <= first.data.size < most:  # more is never sent: raw is not larger
-            raise WireError(f"{first.data.size} bytes, where at least {HEAD.size} and less than {most} belong")
+        if not HEAD.size <= first.data.size < most:  # larger records are sent raw instead
+            raise WireError(f"{first.data.size} bytes; there must be at least {HEAD.size} and less than {most}")
         exponent, step = HEAD.unpack(first.data[: HEAD.size].tobytes())
         if not (math.isfinite(step) and step > 0):
-            raise WireError(f"impossible step {step}")
+            raise WireError(f"invalid step {step}")
         checked_exponent(exponent)
         parts = symbols.decode(first.data[HEAD.size :], [(1, layer.numel) for layer in layers])
     except WireError as error:

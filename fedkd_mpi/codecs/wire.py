@@ -1,4 +1,4 @@
-"""The byte layout of a message: a fixed header, then one tagged record per layer; knows nothing of MPI or of codecs.
+"""The byte layout of a message: a fixed header, then one tagged record per layer; independent of MPI and codecs.
 
     message header (40 bytes, little endian)
         magic "FKD1", kind u8, 3 bytes zero, round u32, sender u32, records u32, samples u64, payload bytes u64,
@@ -6,7 +6,7 @@
     payload = one record per layer, in the order of the layout
         encoding u8, rank i32 (-1 = no matrix factors), data bytes u64, data
 
-A record says how it is encoded; nothing is ever inferred from a length or a shape.
+Each record contains its encoding; no encoding is inferred from a length or a shape.
 """
 
 from __future__ import annotations
@@ -24,24 +24,25 @@ HEADER_BYTES = HEADER.size
 RECORD = struct.Struct("<BiQ")
 RECORD_BYTES = RECORD.size
 SERVER = 0xFFFFFFFF  # sender of a downlink message
-UPDATE, SKIPPED = 0, 1  # kinds of message: SKIPPED carries no records (its update was not finite)
+UPDATE, SKIPPED = 0, 1  # kinds of message; a SKIPPED message has no records, because its update was not finite
 
 
 class Record(NamedTuple):
-    """One encoded layer: tag, matrix rank (-1 without factors), bytes (uint8), and the share of its energy kept.
+    """One encoded layer: encoding, matrix rank (-1 without factors), bytes (uint8), and the kept share of its energy.
 
-    `paper_rank` is the K at which the paper would send the layer, also where it is raw because that is shorter.
+    `paper_rank` is the rank K at which the paper would send the layer, even if it is sent raw because that is shorter.
+    Energy and paper_rank are not sent.
     """
 
     encoding: int
     rank: int
     data: np.ndarray
-    energy: float = float("nan")  # known to the encoder alone, as what follows: they do not travel
+    energy: float = float("nan")
     paper_rank: int = -1
 
 
 class Header(NamedTuple):
-    """What a message says of itself; `sender` is a client's id or SERVER, `samples` its number of training samples."""
+    """The header of a message; `sender` is a client id or SERVER, `samples` the sender's number of training samples."""
 
     kind: int
     round: int
@@ -53,11 +54,11 @@ class Header(NamedTuple):
 
 
 class WireError(ValueError):
-    """A message that is damaged or not ours; the text says what is wrong with it."""
+    """A message is damaged or invalid; the text names the problem."""
 
 
 def pack(records: Sequence[Record], room: int = 0) -> np.ndarray:
-    """Return the payload of the records behind so many bytes of room: contiguous uint8 [room + payload bytes]."""
+    """Return the payload of the records after `room` uninitialised bytes: contiguous uint8 [room + payload bytes]."""
     packed = np.empty(room + sum(RECORD_BYTES + record.data.size for record in records), np.uint8)
     at = room
     for record in records:
@@ -77,7 +78,7 @@ def pack_header(
 
 
 def unpack_header(buffer: np.ndarray) -> Header:
-    """Return the header in uint8 [HEADER_BYTES]; raises WireError if it is not one."""
+    """Return the fields of a header, uint8 [HEADER_BYTES]; raises WireError if it is invalid."""
     if buffer.size != HEADER_BYTES:
         raise WireError(f"a message header has {HEADER_BYTES} bytes, not {buffer.size}")
     magic, *fields = HEADER.unpack(buffer.tobytes())
@@ -90,25 +91,26 @@ def unpack_header(buffer: np.ndarray) -> Header:
 
 
 def unpack(header: Header, payload: np.ndarray, layers: int) -> list[Record]:
-    """Return the records of a payload as views into it; all lengths and the checksum are checked before any is used.
+    """Return the records of a payload, as views of it.
 
-    Raises WireError on a wrong length, record count or checksum.
+    Raises WireError if a length, the number of records (`layers`) or the checksum is invalid. These are checked before
+    any record is decoded.
     """
     if payload.size != header.payload_bytes:
-        raise WireError(f"header announces {header.payload_bytes} bytes of payload, {payload.size} arrived")
+        raise WireError(f"header announces {header.payload_bytes} bytes of payload, but {payload.size} arrived")
     if header.records != layers:
-        raise WireError(f"message has {header.records} records, the student has {layers} layers")
+        raise WireError(f"message has {header.records} records, but the student has {layers} layers")
     if zlib.crc32(payload) != header.checksum:
         raise WireError("checksum of the payload does not match")
     records, end, view, length = [], 0, memoryview(payload), payload.size
     for index in range(layers):
         at = end + RECORD_BYTES
         if at > length:
-            raise WireError(f"payload ends inside the head of record {index}")
+            raise WireError(f"payload ends within the header of record {index}")
         encoding, rank, size = RECORD.unpack_from(view, end)
         end = at + size
         if end > length:
-            raise WireError(f"record {index} announces {size} bytes, {length - at} are left")
+            raise WireError(f"record {index} announces {size} bytes, but {length - at} are left")
         records.append(Record(encoding, rank, payload[at:end]))
     if end != length:
         raise WireError(f"{length - end} bytes follow the last record")

@@ -1,1 +1,1 @@
-"""Small tools that any room may use."""
+"""Small utilities that every package may use."""

@@ -1,4 +1,4 @@
-"""Command lines whose mistakes are told in one line, with exit code 2."""
+"""Command-line parsing that reports an error in one line, with exit code 2."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedkd_mpi.errors import shown
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse without the lines of usage that hide the mistake."""
+    """argparse whose errors are one line without the usage text."""
 
     def error(self, message: str) -> NoReturn:
         say(f"{self.prog}: {shown(message, 300)}; --help shows the usage", error=True)
@@ -23,7 +23,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def count(least: int, most: int) -> Callable[[str], int]:
-    """Return a type of arguments: whole numbers from `least` to `most`, in plain decimal digits."""
+    """Return an argparse type for whole numbers from `least` to `most`, in plain decimal digits."""
 
     def whole_number(text: str) -> int:
         if not (text.isascii() and text.isdecimal() and len(text) < 20 and least <= int(text) <= most):

@@ -1,4 +1,4 @@
-"""What the package prints; stdout and stderr may be closed, a pipe that nobody reads, or a file on a full disk."""
+"""Console output that works if stdout or stderr is closed, a broken pipe, or a file on a full disk."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any, TextIO
 
 
 def say(text: str, *, error: bool = False) -> OSError | None:
-    """Print a line at once; return why it could not be written, which never ends a run: its result is the log.
+    """Print a line and flush it; return the error if it could not be written, which does not end a run.
 
-    What the stream's encoding lacks is printed as an escape.
+    `error` prints to stderr. Characters that are missing in the stream's encoding are printed as escapes.
     """
-    stream: TextIO | None = sys.stderr if error else sys.stdout  # as they are now: rich and pytest replace them
+    stream: TextIO | None = sys.stderr if error else sys.stdout  # the current streams: rich and pytest replace them
     if stream is None:
         return None
     try:
@@ -33,9 +33,9 @@ def say(text: str, *, error: bool = False) -> OSError | None:
 
 
 def tell(text: str) -> None:
-    """Print what a command was asked to print: exit with 0 where the reader has gone, with 1 on a full device."""
+    """Print the result of a command; exit with code 0 if the reader closed the pipe, with code 1 on other errors."""
     problem = say(text)
-    if isinstance(problem, BrokenPipeError):  # `| head` has seen enough
+    if isinstance(problem, BrokenPipeError):  # for example `| head`
         sys.exit(0)
     if problem:
         say(f"fedkd_mpi: cannot write to stdout: {problem.strerror}", error=True)
@@ -43,7 +43,7 @@ def tell(text: str) -> None:
 
 
 class _Paper(io.StringIO):
-    """Text that is drawn with the characters stdout has."""
+    """A text buffer with the encoding of stdout, from which rich chooses its characters."""
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
@@ -51,7 +51,7 @@ class _Paper(io.StringIO):
 
 
 def drawn(table: Any, width: int) -> str:
-    """Return a table of rich as text; rich's own `capture` writes to stdout too."""
+    """Return a rich table as text of at most `width` columns; rich's `capture` would also write to stdout."""
     from rich.console import Console
 
     paper = _Paper()
@@ -60,17 +60,17 @@ def drawn(table: Any, width: int) -> str:
 
 
 class Lenient(io.TextIOBase):
-    """stderr for those who print by themselves, as rich does: what cannot be written is dropped."""
+    """stderr for libraries that print by themselves, such as rich; text that cannot be written is dropped."""
 
     def write(self, text: str) -> int:
-        """Write to stderr, if it can be."""
+        """Write to stderr if possible."""
         if sys.stderr is not None:
             with suppress(OSError, ValueError):
                 sys.stderr.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush stderr, if it can be."""
+        """Flush stderr if possible."""
         if sys.stderr is not None:
             with suppress(OSError, ValueError):
                 sys.stderr.flush()
@@ -80,24 +80,25 @@ class Lenient(io.TextIOBase):
         return sys.stderr is not None and sys.stderr.isatty()
 
     def fileno(self) -> int:
-        """Return stderr's descriptor."""
+        """Return the file descriptor of stderr."""
         return 2
 
 
 def open_standard_streams() -> None:
-    """Give descriptors 0 to 2 that are closed to the null device: the next file would get their number, the log too.
+    """Open the null device for those of the descriptors 0 to 2 that are closed.
 
-    What C libraries print would then be written into it.
+    Otherwise the next opened file, such as the log, would get the number, and output of C libraries would be written
+    into it.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest free number
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
 
 
 def flush() -> None:
-    """Flush both streams as far as they can be: the interpreter does so after this, and has nothing to complain of."""
+    """Flush stdout and stderr if possible, so that the interpreter's own flush at exit does not report errors."""
     for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
         _flush(stream)
 

@@ -1,4 +1,4 @@
-"""Keys that belong to one model family or one data set: checked by pydantic before anything heavy is loaded."""
+"""Validation by pydantic of the keys of one model family or one data set, before heavy imports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Count = Annotated[int, Field(ge=1, le=WIDE)]
 
 
 class Options(BaseModel):
-    """The options of one kind of thing: frozen, unknown ones refused."""
+    """The options of one model family or data set: frozen; unknown options are refused."""
 
     model_config = ConfigDict(extra="forbid", **STRICT)
 
@@ -26,10 +26,10 @@ class Options(BaseModel):
 def check(
     kind: type[Options], options: Mapping[str, Any], name: str, key: str, others: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Return the options of `name` with their defaults filled in, as plain YAML values.
+    """Return the options of `name` with their defaults, as plain YAML values.
 
-    `key` is the section of the configuration that errors are to name, `others` its keys beside these. Raises UserError
-    for an unknown option or a wrong value.
+    `key` is the section of the configuration that errors name, `others` are the other keys of the section. Raises
+    UserError for an unknown option or an invalid value.
     """
     known = [*others, *kind.model_fields]
     hint = Hint(known, f"keys of {name}: {', '.join(known)}", f"{key}.")
@@ -70,32 +70,32 @@ WORDS = {
     "model_type": "must be a section of keys and values",
     "finite_number": "must be a finite number",
 }
-TOLD = 5  # mistakes; with more, the first is mostly the reason of the others
+TOLD = 5  # errors that are listed; with more, the first one usually causes the others
 
 
 def _explain(error: ValidationError, unknown: Hint, section: str) -> str:
-    """Return in a line what is wrong with every key; `unknown` says what a key that there is not may have meant."""
+    """Return one line with the error of every key; `unknown` returns a hint for an unknown key."""
     lines: dict[str, str] = {}
     for fault in error.errors(include_url=False):
-        place = [str(part) for part in fault["loc"]]
-        if place and fault["type"] != "extra_forbidden" and re.match(r"(constrained-)?int$|literal\[", place[-1]):
-            place.pop()  # where a key has one type or another, pydantic adds which it tried
-        key = shown(".".join([section, *place] if section else place))
-        line, joint = _line(fault, key, unknown, place), " or "
+        location = [str(part) for part in fault["loc"]]
+        if location and fault["type"] != "extra_forbidden" and re.match(r"(constrained-)?int$|literal\[", location[-1]):
+            location.pop()  # for a union of types, pydantic appends the type that it tried
+        key = shown(".".join([section, *location] if section else location))
+        line, joint = _line(fault, key, unknown, location), " or "
         lines[key] = f"{lines[key]}{joint}{line.partition(': ')[2]}" if key in lines and key else line
-    told = list(dict.fromkeys(lines.values()))
-    more = f"; and {len(told) - TOLD} more" if len(told) > TOLD else ""
-    return "; ".join(told[:TOLD]) + more
+    found = list(dict.fromkeys(lines.values()))
+    more = f"; and {len(found) - TOLD} more" if len(found) > TOLD else ""
+    return "; ".join(found[:TOLD]) + more
 
 
-def _line(fault: Mapping[str, Any], key: str, unknown: Hint, place: list[str]) -> str:
+def _line(fault: Mapping[str, Any], key: str, unknown: Hint, location: list[str]) -> str:
     if fault["type"] == "extra_forbidden":
-        return f"unknown key {key}; {unknown('.'.join(place))}"
+        return f"unknown key {key}; {unknown('.'.join(location))}"
     if fault["type"] == "missing":
         return f"{key} is missing"
     words = WORDS.get(fault["type"], fault["msg"].removeprefix("Value error, ").replace("Input should be", "must be"))
     words = re.sub(r"[0-9]{20,}", lambda digits: f"{float(digits[0]):g}", words)
-    own = fault["type"] == "value_error" and isinstance(fault["input"], Mapping)  # of a section, and names its keys
-    if own and key and not place:  # a section's own message names its keys without the section
+    own = fault["type"] == "value_error" and isinstance(fault["input"], Mapping)  # a section's message names its keys
+    if own and key and not location:  # such a message names the keys without the section
         return f"{key}: {words}"
     return words if own or not key else f"{key}={shown(fault['input'])}: {words}"

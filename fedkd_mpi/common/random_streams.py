@@ -1,4 +1,4 @@
-"""Random streams keyed by (seed, purpose, round, client, ...): what one gives never depends on who else draws."""
+"""Random streams keyed by (seed, purpose, round, client, ...); no stream depends on draws from another stream."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 @cache
 def _word(purpose: str) -> int:
-    # A digest, not hash(): the latter differs between processes.
+    # A digest, because hash() differs between processes.
     return int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), "little")
 
 
@@ -21,7 +21,7 @@ def _sequence(seed: int, purpose: str, key: tuple[int, ...]) -> np.random.SeedSe
 def generator(seed: int, purpose: str, *key: int) -> np.random.Generator:
     """Return the NumPy generator of one stream; the same arguments always give the same numbers.
 
-    `key` holds non-negative integers, usually (round, client).
+    `key` are non-negative integers, usually (round, client).
     """
     return np.random.Generator(np.random.Philox(_sequence(seed, purpose, key)))
 

@@ -1,4 +1,4 @@
-"""Names in a configuration -> objects: a built-in name, or a user's own as package.module:Name."""
+"""Resolves names in a configuration to objects: a built-in name, or a user's object as package.module:Name."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from fedkd_mpi.errors import UserError
 
 
 class Kind(NamedTuple):
-    """What a part must be to be called at all: a test of the object, and the same in words."""
+    """A requirement that an object must meet before it is called: a test, and its description for messages."""
 
     fits: Callable[[Any], bool]
     words: str
 
 
 def function_of(*names: str) -> Kind:
-    """Return the kind of functions whose first parameters have these names: by them it is declared to be a part."""
+    """Return the kind of functions whose first parameters have these names."""
     return Kind(lambda found: _first(found, len(names)) == names, f"function whose parameters begin {', '.join(names)}")
 
 
@@ -37,28 +37,28 @@ def class_with(*methods: str) -> Kind:
 
 
 def resolve(name: str, known: Mapping[str, str], key: str, *kinds: Kind) -> Any:
-    """Return the object that `name` stands for: known[name], or the object of a dotted path "package.module:Name".
+    """Return the object of a name: known[name], or the object of a dotted path "package.module:Name".
 
-    A name can come with a log or a configuration from elsewhere: what is not of one of the `kinds` is no part, and is
-    never called. Raises UserError naming the configuration key, with the nearest known name.
+    A name may come from a log or a configuration of another person: an object that is not of one of the `kinds` is
+    refused and never called. Raises UserError naming the configuration key and the nearest known name.
     """
     path = known.get(name, name)
     module, colon, attribute = path.partition(":")
     if not colon:
         near = nearest(name, list(known))
         hint = f"did you mean {near}?" if near else f"known are {', '.join(known)}."
-        raise UserError(f"{key}={name} is unknown; {hint} Your own is named package.module:Name")
+        raise UserError(f"{key}={name} is unknown; {hint} Name an own one as package.module:Name")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError, TypeError, SyntaxError) as error:
         raise UserError(f"{key}={name} cannot be loaded: {error}") from None
     if not any(kind.fits(found) for kind in kinds):
-        raise UserError(f"{key}={name} is no {' or '.join(kind.words for kind in kinds)} (docs/extending.md)")
+        raise UserError(f"{key}={name} is not a {' or '.join(kind.words for kind in kinds)} (docs/extending.md)")
     return found
 
 
 def nearest(word: str, known: Sequence[str]) -> str | None:
-    """Return the known word most like a mistyped one (a key also by its last part), or None."""
+    """Return the known word most similar to a mistyped one, or None; keys are also compared by their last part."""
     match = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if not match:
         last = {name.rpartition(".")[2]: name for name in known}
@@ -69,10 +69,10 @@ def nearest(word: str, known: Sequence[str]) -> str | None:
 
 
 def _first(found: Any, count: int) -> tuple[str, ...] | None:
-    """Return the names of the first parameters of a function, None of anything else."""
+    """Return the names of the first `count` parameters of a function, None for other objects."""
     if isinstance(found, type) or not callable(found):
         return None
     try:
         return tuple(inspect.signature(found).parameters)[:count]
-    except (TypeError, ValueError):  # of a built-in function
+    except (TypeError, ValueError):  # built-in functions have no signature
         return None

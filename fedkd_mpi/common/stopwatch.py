@@ -1,4 +1,4 @@
-"""Seconds by phase of a round."""
+"""Measurement of the seconds per phase of a round."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from contextlib import contextmanager
 
 
 class Stopwatch:
-    """`with watch("encode"):` adds the block's wall seconds to that phase; take() returns the sums and starts anew.
+    """`with watch("encode"):` adds the wall time of the block to that phase; take() returns and resets the sums.
 
-    What a phase inside another takes is counted in the inner one alone.
+    The time of a phase inside another phase is added to the inner phase only.
     """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self.started = time.perf_counter()
-        self._within = 0.0  # seconds of the phases that ended inside the present one
+        self._within = 0.0  # seconds of the phases that ended inside the current one
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
@@ -34,7 +34,7 @@ class Stopwatch:
         self.seconds[phase] += seconds
 
     def take(self) -> dict[str, float]:
-        """Return the seconds of every phase since the last call, "total" among them."""
+        """Return the seconds of every phase since the last call, including "total"."""
         now = time.perf_counter()
         taken = defaultdict(float, self.seconds, total=now - self.started)
         self.seconds, self.started = defaultdict(float), now

@@ -10,16 +10,16 @@ from fedkd_mpi.common.random_streams import torch_seed
 
 @contextmanager
 def torch_scope(seed: int, purpose: str, *key: int, device: str = "cpu") -> Iterator[None]:
-    """Key torch's default generators (CPU and the device's) to the stream inside the block; put them back after it.
+    """Seed torch's default generators (CPU and the device) from the stream inside the block; restore them after it.
 
-    Module constructors and dropout offer no generator argument; nothing may draw from the default generator
-    outside such a block.
+    Module constructors and dropout have no generator argument and use the default generators. Nothing may draw from
+    them outside such a block.
     """
     import torch
 
     word = torch_seed(seed, purpose, *key)
     with torch.random.fork_rng(devices=[] if device == "cpu" else [device]):
-        # torch.manual_seed is for all kinds of devices: those not in use keep each seed, with a traceback, for later
+        # Not torch.manual_seed: for unused kinds of devices it would store each seed with a traceback.
         torch.default_generator.manual_seed(word)
         if device != "cpu":
             with torch.cuda.device(device):

@@ -1,4 +1,4 @@
-"""Numbers as people read them: bytes and seconds with their unit."""
+"""Bytes and seconds as readable text with units."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def bytes_text(count: float) -> str:
 
 
 def seconds_text(seconds: float) -> str:
-    """Return a duration in the largest unit that it fills, e.g. 13 ms, 4.2 s, 13.5 min, 2.1 h, 3.0 d."""
+    """Return a duration in the largest unit of which it has at least one, e.g. 13 ms, 4.2 s, 13.5 min, 2.1 h, 3.0 d."""
     if abs(seconds) < 1:
         return f"{1000 * seconds:.0f} ms"
     for unit, size, following in (("s", 1, 60), ("min", 60, 3600), ("h", 3600, 86400)):

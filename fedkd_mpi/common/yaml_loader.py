@@ -1,8 +1,8 @@
-"""The one reader of YAML: configurations, overrides, sweeps, network profiles and the configurations in logs.
+"""The only YAML reader: for configurations, overrides, sweeps, network profiles and the configurations in logs.
 
-Scalars are read by YAML 1.2's core schema, not by PyYAML's 1.1: 010 is ten, 1e-3 a number, and yes, 1:30, 1_000 and
-2026-11-29 are text. What could be read in two ways is refused with its line: keys that are given twice, keys that are
-no text, tags, text of several lines. Nesting, aliases and sizes are bounded. Source: yaml.org/spec/1.2.2, section 10.3.
+Scalars follow the core schema of YAML 1.2, not YAML 1.1 as in PyYAML: 010 is ten, 1e-3 is a number, and yes, 1:30,
+1_000 and 2026-11-29 are text. Ambiguous input is refused with its line: duplicate keys, keys that are not text, tags,
+text of several lines. Nesting, aliases and sizes are bounded. Source: yaml.org/spec/1.2.2, section 10.3.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from yaml.scanner import Scanner
 from fedkd_mpi.errors import UserError, shown
 
 LARGEST = 2**20  # bytes of a file or an override
-DEEPEST = 30  # sections in sections
-MOST = 100_000  # values, those that aliases repeat included
+DEEPEST = 30  # levels of nesting
+MOST = 100_000  # values, including those repeated by aliases
 _PREFIX = "tag:yaml.org,2002:"
 _SCALARS = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -40,16 +40,16 @@ _SCALARS = {
 
 
 class _Core(BaseResolver):
-    """What a plain scalar is, by the core schema of YAML 1.2."""
+    """Types of plain scalars by the core schema of YAML 1.2."""
 
 
-for _name, (_pattern, _first) in _SCALARS.items():  # in this order: what is an int is no float
+for _name, (_pattern, _first) in _SCALARS.items():  # in this order: the pattern of float also matches int
     _Core.add_implicit_resolver(_PREFIX + _name, re.compile(f"(?:{_pattern})\\Z"), _first)
 _Core.add_implicit_resolver(f"{_PREFIX}merge", re.compile(r"<<\Z"), ["<"])
 
 
 class _Loader(Reader, Scanner, Parser, Composer, _Core):
-    """PyYAML's parser, with nesting and repetition bounded where nodes are made."""
+    """PyYAML's parser, with bounds on nesting and repetition when nodes are created."""
 
     def __init__(self, text: str):
         Reader.__init__(self, text)
@@ -58,21 +58,21 @@ class _Loader(Reader, Scanner, Parser, Composer, _Core):
         Composer.__init__(self)
         _Core.__init__(self)
         self._depth = self._values = 0
-        self._sizes: dict[int, int] = {}  # of the nodes that are whole, by id: values in them
+        self._sizes: dict[int, int] = {}  # number of values in each completed node, by id
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
             node = Composer.compose_node(self, parent, index)
             if id(node) not in self._sizes:
-                raise ComposerError(None, None, f"*{event.anchor} stands inside of itself", event.start_mark)
+                raise ComposerError(None, None, f"*{event.anchor} contains itself", event.start_mark)
             self._count(self._sizes[id(node)], event)
             return node
         if getattr(event, "tag", None) not in (None, f"{_PREFIX}str"):
-            raise ComposerError(None, None, f"the tag {shown(event.tag)} is not read", event.start_mark)
+            raise ComposerError(None, None, f"the tag {shown(event.tag)} is not supported", event.start_mark)
         self._depth += 1
         if self._depth > DEEPEST:
-            raise ComposerError(None, None, f"nested more than {DEEPEST} deep", event.start_mark)
+            raise ComposerError(None, None, f"nested more than {DEEPEST} levels deep", event.start_mark)
         before = self._values
         self._count(1, event)
         node = Composer.compose_node(self, parent, index)
@@ -87,13 +87,13 @@ class _Loader(Reader, Scanner, Parser, Composer, _Core):
 
 
 def parse(text: str) -> Any:
-    """Return the value of a YAML text; raises yaml.MarkedYAMLError, which reason() puts in a line."""
+    """Return the value of a YAML text; raises yaml.MarkedYAMLError, which reason() converts to one line."""
     node = _compose(text)
     return None if node is None else _value(node)
 
 
 def parse_override(text: str) -> Any:
-    """Return the value of a KEY=VALUE's right side; raises ValueError saying in a line what is wrong."""
+    """Return the value of the right side of KEY=VALUE; raises ValueError with one line."""
     try:
         return parse(text)
     except yaml.YAMLError as error:
@@ -101,37 +101,38 @@ def parse_override(text: str) -> Any:
 
 
 def read_mapping(path: Path, what: str) -> dict[str, Any]:
-    """Return the keys and values of a YAML file; raises UserError with one line that names it, as `what`.
+    """Return the keys and values of a YAML file; raises UserError with one line that names it as `what`.
 
-    Raises FileNotFoundError where there is none.
+    Raises FileNotFoundError if the file does not exist.
     """
     return parse_mapping(read_text(path, what), f"{what} {shown(path)}")
 
 
 def parse_mapping(text: str, source: str) -> dict[str, Any]:
-    """Return the keys and values of a YAML text; raises UserError naming its source, and the line in it."""
+    """Return the keys and values of a YAML text; raises UserError naming `source` and the line."""
     try:
         tree = parse(text)
     except yaml.YAMLError as error:
         raise UserError(f"{source} is not YAML: {reason(error)}") from None
     if not isinstance(tree, dict):
-        held = "empty" if tree is None else f"a {'list' if isinstance(tree, list) else 'single value'}"
-        raise UserError(f"{source} must be a mapping of keys to values, but is {held}")
+        found = "empty" if tree is None else f"a {'list' if isinstance(tree, list) else 'single value'}"
+        raise UserError(f"{source} must be a mapping of keys to values, but is {found}")
     return tree
 
 
 def read_text(path: Path, what: str) -> str:
     """Return the text of a small file.
 
-    Raises FileNotFoundError, and UserError where it is no file, cannot be read, is too large or not UTF-8.
+    Raises FileNotFoundError if it does not exist, and UserError naming it as `what` if it is not a regular file, cannot
+    be read, is too large or is not UTF-8.
     """
     try:
-        # Without waiting: a pipe that nobody writes to would never open.
+        # Do not block: opening a pipe without a writer would wait for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
             os.close(descriptor)
-            kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device, no file"
+            kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device, not a file"
             raise UserError(f"cannot read {what} {shown(path)}: it is {kind}")
         with os.fdopen(descriptor, "rb") as file:
             data = file.read(LARGEST + 1)
@@ -140,7 +141,7 @@ def read_text(path: Path, what: str) -> str:
     except OSError as error:
         raise UserError(f"cannot read {what} {shown(path)}: {error.strerror}") from None
     except ValueError:
-        raise UserError(f"cannot read {what} {shown(path)}: no file has such a name") from None
+        raise UserError(f"cannot read {what} {shown(path)}: the file name is invalid") from None
     if len(data) > LARGEST:
         raise UserError(f"cannot read {what} {shown(path)}: it has more than {LARGEST} bytes")
     try:
@@ -151,7 +152,7 @@ def read_text(path: Path, what: str) -> str:
 
 
 def reason(error: yaml.YAMLError, file: bool = True) -> str:
-    """Return in a line what is wrong, with the number of the line in the file unless `file` is false."""
+    """Return the error in one line, with the line number in the file unless `file` is false."""
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     parts = [getattr(error, "context", None), getattr(error, "problem", None)]
     text = " ".join(", ".join(part for part in parts if part).split()) or "it cannot be read"
@@ -159,7 +160,7 @@ def reason(error: yaml.YAMLError, file: bool = True) -> str:
 
 
 def slices(text: str) -> list[str]:
-    """Return the source text of each value in a list that is written without its brackets: a,"b, c",[1, 2].
+    """Return the source text of each value in a list without brackets, such as a,"b, c",[1, 2].
 
     Raises ValueError as parse_override() does.
     """
@@ -172,12 +173,12 @@ def slices(text: str) -> list[str]:
 
 
 def dump(tree: Any) -> str:
-    """Return YAML text that both this reader and one of YAML 1.1 read back as `tree`."""
+    """Return YAML text that both this reader and a reader of YAML 1.1 read as `tree`."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that is something else in either version of YAML."""
+    """Quotes text that would have another type in YAML 1.1 or 1.2."""
 
     def represent_str(self, text: str) -> yaml.ScalarNode:
         plain = _CORE.resolve(yaml.ScalarNode, text, (True, False)) == f"{_PREFIX}str"
@@ -198,7 +199,7 @@ def _compose(text: str) -> Any:
         loader = _Loader(text)
     except yaml.reader.ReaderError as error:
         mark = yaml.Mark("", error.position, text[: error.position].count("\n"), 0, None, None)
-        raise ComposerError(None, None, f"the character {error.character:#x} does not belong in text", mark) from None
+        raise ComposerError(None, None, f"the character {error.character:#x} is not allowed in text", mark) from None
     return loader.get_single_node()
 
 
@@ -217,19 +218,19 @@ def _value(node: yaml.Node) -> Any:
     if kind == "int":
         try:
             return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
-        except ValueError:  # Python's limit of digits
+        except ValueError:  # exceeds Python's limit of digits
             raise ComposerError(None, None, f"a number of {len(text)} digits", node.start_mark) from None
     return _text(node)
 
 
 def _text(node: yaml.ScalarNode) -> str:
-    try:  # JSON writes what is outside of the basic plane as two escapes
+    try:  # JSON writes characters outside the basic plane as two escapes
         text = node.value.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
-        raise ComposerError(None, None, "half of a surrogate pair is no text", node.start_mark) from None
+        raise ComposerError(None, None, "half of a surrogate pair is not text", node.start_mark) from None
     odd = next((character for character in text if unicodedata.category(character) in ("Cc", "Zl", "Zp")), None)
     if odd is not None:
-        raise ComposerError(None, None, f"text holds the control character {odd!r}", node.start_mark)
+        raise ComposerError(None, None, f"text contains the control character {odd!r}", node.start_mark)
     return text
 
 
@@ -241,7 +242,7 @@ def _mapping(node: yaml.MappingNode) -> dict[str, Any]:
         is_merge = key.tag == f"{_PREFIX}merge"
         if not isinstance(key, yaml.ScalarNode) or not (is_merge or key.tag == f"{_PREFIX}str"):
             text = shown(key.value) if isinstance(key, yaml.ScalarNode) else "that is a list or a mapping"
-            raise ComposerError(None, None, f"the key {text} is no text: quote it", key.start_mark)
+            raise ComposerError(None, None, f"the key {text} is not text: quote it", key.start_mark)
         name, line = _text(key), key.start_mark.line + 1
         if name in lines:
             first = f", first in line {lines[name]}" if lines[name] != line else ""
@@ -252,13 +253,13 @@ def _mapping(node: yaml.MappingNode) -> dict[str, Any]:
             continue
         for source in _merged(value):
             if both := merged.keys() & source.keys():
-                raise ComposerError(None, None, f"<< takes {shown(min(both))} from two places", value.start_mark)
+                raise ComposerError(None, None, f"<< takes {shown(min(both))} from two mappings", value.start_mark)
             merged |= source
-    return merged | own  # as YAML has it: a mapping's own keys stand before those it merges
+    return merged | own  # as YAML specifies: a mapping's own keys override merged ones
 
 
 def _merged(node: yaml.Node) -> Iterator[dict[str, Any]]:
     for item in node.value if isinstance(node, yaml.SequenceNode) else [node]:
         if not isinstance(item, yaml.MappingNode):
-            raise ComposerError(None, None, "<< takes keys from a mapping, or from a list of these", item.start_mark)
+            raise ComposerError(None, None, "<< needs a mapping or a list of mappings", item.start_mark)
         yield _mapping(item)

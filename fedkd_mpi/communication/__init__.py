@@ -1,1 +1,1 @@
-"""The processes of a run and what passes between them: the only rooms that know MPI."""
+"""The processes of a run and the messages between them; no other package uses MPI."""

@@ -1,4 +1,4 @@
-"""How the message of a failing process is printed once, though all others may be waiting and several may fail."""
+"""Reports the failure of a process once, even if the other processes wait for it or several processes fail."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from types import ModuleType
 from typing import Any
 
 FAULT = 3  # tag
-GRACE = 3.0  # seconds for rank 0, where it is not busy, to take over the last words of a failing process
+GRACE = 3.0  # seconds in which rank 0, unless it is busy, receives the report of a failing process and ends the job
 POLL_INTERVAL = 0.01  # seconds
 
 
 class AbortChannel:
-    """Texts on their way from failing processes to rank 0, beside the traffic of a communicator."""
+    """Carries failure reports from failing processes to rank 0, in messages with a tag of their own."""
 
     def __init__(self, mpi: ModuleType, communicator: Any):
         self._mpi, self._communicator = mpi, communicator
 
     def tell(self, text: str) -> None:
-        """Send the text to rank 0 and return only if the job has not ended within the grace.
+        """Send the text to rank 0; return only if the job has not ended after GRACE seconds.
 
-        Higher ranks are told as well: of several that fail while rank 0 is busy, the lowest returns first.
+        Higher ranks are notified too. They wait twice as long, so that only the lowest failing rank reports.
         """
         start, patience = time.perf_counter(), GRACE
         higher = range(self._communicator.rank + 1, self._communicator.size)
@@ -33,7 +33,7 @@ class AbortChannel:
                 patience = 2 * GRACE
 
     def heard(self) -> str | None:
-        """Return, on rank 0, the text of a process that has failed, None while there is none."""
+        """Return on rank 0 the report of a failed process, or None if no process has failed."""
         status = self._mpi.Status()
         message = self._communicator.Improbe(self._mpi.ANY_SOURCE, FAULT, status)
         if message is None:

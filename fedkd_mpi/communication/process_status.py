@@ -1,4 +1,4 @@
-"""Where a process is at the moment: what a watchdog tells of it, and what an error names."""
+"""The current status of a process, as a watchdog reports it and an error names it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from dataclasses import dataclass
 
 @dataclass
 class ProcessStatus:
-    """Where a process is: round, phase, client, the number of collectives it has entered, how deep it is in one."""
+    """The round, phase and client that a process works on, and whether it waits for others.
+
+    `arrived` is the number of collectives that it has entered; `waiting` is above 0 while it waits for other processes.
+    """
 
     round: int = 0
     phase: str = "start"
@@ -18,19 +21,19 @@ class ProcessStatus:
     waiting: int = 0
 
     def at(self, round: int, phase: str, client: int | None = None) -> None:
-        """Note what comes next."""
+        """Set round, phase and client."""
         self.round, self.phase, self.client = round, phase, client
 
     @contextmanager
     def in_collective(self) -> Iterator[None]:
-        """Note the arrival at a collective, and inside the block that others are waited for."""
+        """Count the arrival at a collective and mark the process as waiting inside the block."""
         self.arrived += 1
         with self.held_up():
             yield
 
     @contextmanager
     def held_up(self) -> Iterator[None]:
-        """Note inside the block that others are waited for."""
+        """Mark the process as waiting for others inside the block."""
         self.waiting += 1
         try:
             yield

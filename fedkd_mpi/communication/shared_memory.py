@@ -1,4 +1,4 @@
-"""Named arrays side by side in one block of memory, and whether a node has room for it; knows nothing of MPI."""
+"""Layout of named arrays in one block of memory, and a check that the node has room for it; independent of MPI."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 
 from fedkd_mpi.errors import UserError
 
-ALIGNMENT = 64  # bytes: a cache line, and enough for every vector unit
-FOLDER = Path("/dev/shm")  # where both Open MPI and MPICH put their shared windows ...
-RESERVE = 16 * 2**20  # bytes: ... and their messages
-Entry = Sequence[Any]  # name, dtype, shape, offset in bytes: JSON-able
+ALIGNMENT = 64  # bytes of a cache line; enough for every vector unit
+FOLDER = Path("/dev/shm")  # Open MPI and MPICH create their shared windows here
+RESERVE = 16 * 2**20  # bytes that remain free in FOLDER for the messages of MPI
+Entry = Sequence[Any]  # name, dtype, shape, offset in bytes; JSON-serialisable
 
 
-def lay_out(arrays: Mapping[str, np.ndarray]) -> tuple[list[Entry], int]:
-    """Return the place of every array in one block, 64-byte aligned, and the block's bytes."""
+def block_layout(arrays: Mapping[str, np.ndarray]) -> tuple[list[Entry], int]:
+    """Return the entry of every array in one block, with aligned offsets, and the size of the block in bytes."""
     entries, end = [], 0
     for name, array in arrays.items():
         entries.append((name, array.dtype.str, array.shape, end))
@@ -27,26 +27,26 @@ def lay_out(arrays: Mapping[str, np.ndarray]) -> tuple[list[Entry], int]:
 
 
 def padded(size: int) -> int:
-    """Return where what follows so many bytes may begin."""
+    """Round a size in bytes up to the next multiple of ALIGNMENT."""
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def views(entries: Sequence[Entry], block: Any) -> dict[str, np.ndarray]:
-    """Return the arrays that `entries` places in the block, without a copy."""
+    """Return the arrays of `entries` as views of the block, without copying."""
     return {name: np.ndarray(tuple(shape), dtype, block, at) for name, dtype, shape, at in entries}
 
 
 def flat_bytes(array: np.ndarray) -> np.ndarray:
-    """Return the bytes of a contiguous array, as a view; raises ValueError on another."""
+    """Return the bytes of an array as a uint8 view; raises ValueError if the array is not C-contiguous."""
     if not array.flags.c_contiguous:
         raise ValueError("only contiguous arrays can be handed to MPI")
     return array.reshape(-1).view(np.uint8)
 
 
 def check_room(size: int, hostname: str) -> None:
-    """Raise UserError where this node cannot hold `size` bytes of shared memory.
+    """Raise UserError if this node has no room for `size` bytes of shared memory.
 
-    Asked beforehand: a full tmpfs shows itself as a bus error at the first write, not when the window is made.
+    This is checked before the window is created, because a full tmpfs causes a bus error only at the first write.
     """
     if not FOLDER.is_dir():
         return

@@ -1,4 +1,4 @@
-"""Waiting asleep: naps that grow with the wait, which a datagram ends early."""
+"""Waiting with little CPU use: a process polls at growing intervals, and a datagram ends an interval early."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ import numpy as np
 
 from fedkd_mpi.communication import datagrams
 
-WARY, TRUSTING = 0.2, 1.0  # sleep between two looks, as a share of the time waited so far, without and with rings ...
-SHORTEST_INTERVAL, LONGEST_INTERVAL = 50e-6, 1.0  # ... within these bounds, in seconds ...
-LONGEST_INTERVAL_OF_ROOT = 50e-3  # ... and this one for rank 0, because all others wait for it
-AFTER_NOTIFICATION = 1e-3  # what the ring speaks of may come a moment later, over another network; this time doubles
-UNDERWAY = 5e-3  # after a shorter nap the ring may still be: that it was not heard says nothing
-SAME_NODE_INTERVAL = 0.1  # the shortest where rings are heard and all are on one node, where they do not get lost
-STRANGERS = 64  # datagrams of others that a nap looks at before it sleeps on without listening
-ADDRESS_BYTES = 16  # of the text of an IPv4 address
-DRAINED = 1024  # rings that one nap takes up at most: no flood holds a process here
+# The poll interval is this share of the time waited so far, without and with notifications in the last wait.
+WARY, TRUSTING = 0.2, 1.0
+SHORTEST_INTERVAL, LONGEST_INTERVAL = 50e-6, 1.0  # seconds: bounds of the poll interval
+LONGEST_INTERVAL_OF_ROOT = 50e-3  # seconds; shorter for rank 0, because all other ranks wait for it
+AFTER_NOTIFICATION = 1e-3  # seconds: the MPI message may arrive later than its notification; this time doubles
+UNDERWAY = 5e-3  # seconds: within a shorter interval a notification may still be on its way
+SAME_NODE_INTERVAL = 0.1  # seconds: shortest interval when notifications arrive within one node, where none is lost
+STRANGERS = 64  # datagrams of other senders that are read per interval; after that the process sleeps without reading
+ADDRESS_BYTES = 16  # bytes of an IPv4 address as text
+DRAINED = 1024  # notifications that are read at once at most, so that a flood cannot hold a process here
 
 
 class WakeupSocket:
-    """Wakes the processes of a run; MPI alone says whether what a process waits for has come.
+    """Sends and receives datagrams that wake a process from its sleep between two polls.
 
-    A ring that gets lost costs the rest of a nap, and strangers' datagrams are not heard: nothing depends on either.
+    Only MPI (or the shared table of a node) decides whether a wait is over. A lost notification costs the rest of one
+    poll interval. Datagrams without the run's authentication code are ignored.
     """
 
     def __init__(self, *, root: bool, one_node: bool = True):
@@ -35,26 +37,26 @@ class WakeupSocket:
         self._longest = LONGEST_INTERVAL_OF_ROOT if root else LONGEST_INTERVAL
         self._socket, self.address = datagrams.open_socket(one_node=one_node)
         self._addresses: list[tuple[str, int] | None] = []
-        self._one_node, self._ring = one_node, b""
+        self._one_node, self._notification = one_node, b""
         self.port: int = self._socket.getsockname()[1]
 
     def connect(self, addresses: Sequence[str | None], ports: Sequence[int], key: bytes) -> None:
-        """Know the doorbells of all processes, by mpi rank; without this, rings do nothing and naps are all."""
+        """Set address and port of every process, by MPI rank, and the key; without this, notify() does nothing."""
         self._addresses = [(host, port) if host else None for host, port in zip(addresses, ports, strict=True)]
-        self._ring = datagrams.sign(key, b"ring")
+        self._notification = datagrams.sign(key, b"wake")
 
     def notify(self, *mpi_ranks: int) -> None:
-        """Wake processes, those that can be reached."""
+        """Wake those of the processes that can be reached."""
         for mpi_rank in mpi_ranks if self._addresses else ():
             if address := self._addresses[mpi_rank]:
                 with suppress(OSError):
-                    self._socket.sendto(self._ring, address)
+                    self._socket.sendto(self._notification, address)
 
     def sleep_until(self, done: Callable[[], bool], look: Callable[[], None], *, same_node: bool = False) -> float:
-        """Sleep until done(), calling look() whenever it is not yet; return the seconds that it took.
+        """Sleep until done() is true and return the seconds waited; look() is called before each sleep.
 
-        Whoever heard a ring during the last wait (but for very short ones) counts on one: looks cost time that others
-        could compute in. `near`: whoever rings has brought something about on this node, and not by MPI.
+        A process that was notified during its last wait (very short waits apart) polls less often, because polling
+        takes CPU time from other processes. `same_node`: done() depends on a process of this node, not on MPI.
         """
         start, soon, heard, interval = time.perf_counter(), math.inf, False, 0.0
         shortest = (
@@ -72,17 +74,20 @@ class WakeupSocket:
         return time.perf_counter() - start
 
     def close(self) -> None:
-        """Give the port back."""
+        """Close the socket."""
         self._socket.close()
 
     def _sleep(self, seconds: float) -> bool:
-        """Sleep so long, or until the bell rings, and say whether it has; all rings until now are one."""
+        """Sleep for the given time or until a notification arrives; return whether one arrived.
+
+        All notifications received so far count as one.
+        """
         end = time.perf_counter() + seconds
         for _ in range(STRANGERS):
             left = end - time.perf_counter()
             if left <= 0 or (datagram := self._receive(left)) is None:
                 return False
-            if self._ring and hmac.compare_digest(datagram, self._ring):
+            if self._notification and hmac.compare_digest(datagram, self._notification):
                 self._drain()
                 return True
         time.sleep(max(end - time.perf_counter(), 0.0))

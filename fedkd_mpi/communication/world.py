@@ -1,7 +1,8 @@
 """The processes of a run: buffer collectives, sleeping waits, byte counters, shared arrays, the end of a failing job.
 
-Waiting costs nearly no CPU: each process sends rank 0 a message when it arrives, and sleeps (wakeup.py) until another
-lets it go on. A few bytes, such as lengths, travel in these; payloads then move in blocking calls, at full speed.
+Waiting takes nearly no CPU time. Each process sends rank 0 a message when it arrives at a collective and sleeps
+(wakeup.py) until rank 0 answers. These messages carry small data such as lengths. Payloads are then moved by blocking
+MPI calls.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from fedkd_mpi.communication.shared_memory import flat_bytes
 from fedkd_mpi.communication.wakeup import WakeupSocket, introduce
 from fedkd_mpi.errors import UserError
 
-COUNT_LIMIT = 2**31 - 1  # what one call can carry: Open MPI 5 has no large-count (MPI 4) functions
+COUNT_LIMIT = 2**31 - 1  # bytes per MPI call: Open MPI 5 has no large-count (MPI 4) functions
 HOSTNAME_BYTES = 64  # HOST_NAME_MAX of Linux
-PRINTING = 0.2  # seconds for a launcher to fetch what was printed: MPICH's drops it when the job is aborted
+PRINTING = 0.2  # seconds for the launcher to read printed output: MPICH's launcher drops the rest at an abort
 ARRIVED, GO = 1, 2  # tags
 NOTHING = np.empty(0, np.uint8)
 
@@ -47,7 +48,7 @@ class World:
         self._mpi, self._finalize, self._windows = mpi, finalize, []
         self._abort_channel = self.wakeup = None
         if mpi is not None:
-            # Payloads have a communicator of their own: an MPI monitoring layer tells them from all else.
+            # Payloads have a communicator of their own, so that MPI monitoring tools can count them separately.
             self._control, self._payload = mpi.COMM_WORLD.Dup(), mpi.COMM_WORLD.Dup()
             self._control.Set_name("fedkd control")
             self._payload.Set_name("fedkd payload")
@@ -59,7 +60,7 @@ class World:
         self.hostname = socket.gethostname()
         name = np.frombuffer(self.hostname.encode()[:HOSTNAME_BYTES].ljust(HOSTNAME_BYTES, b"\0"), np.uint8)
         self.hostnames = [row.tobytes().rstrip(b"\0").decode() for row in self.allgather(name)]
-        # How datagrams from here reach every process, and what authenticates them.
+        # The address of every process for datagrams from this one, and the key that authenticates them.
         self.addresses, self.key = [], b""
         if self.wakeup:
             self.addresses, self.key = introduce(self.wakeup, self.allgather, self.hostnames, self.hostname)
@@ -80,19 +81,19 @@ class World:
         return self.local_rank == 0
 
     def take_counters(self) -> Counters:
-        """Return what was counted since the last call, and begin anew."""
+        """Return the counts since the last call and reset the counters."""
         taken, self.counters = self.counters, Counters()
         return taken
 
     def barrier(self) -> None:
-        """Sleep until every process has arrived here."""
+        """Sleep until every process has called barrier()."""
         self.allgather_small(NOTHING, [0] * self.world_size)
 
     def allgather_small(self, own: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-        """Return everywhere the few bytes of every process in rank order (uint8); sleeps until all have arrived.
+        """Return on every process the few bytes of all processes in rank order (uint8); sleep until all have arrived.
 
-        They travel in the very messages that say so. `own` is contiguous, of any type; `counts` are the bytes of every
-        process, known to all. Raises ValueError where `own` is not as long as announced.
+        The bytes are part of the messages that announce arrival. `own` is contiguous, of any type; `counts` are the
+        bytes of every process, the same on all. Raises ValueError if `own` has another length than announced.
         """
         flat = self._announced(own, counts)
         if self.world_size == 1:
@@ -102,8 +103,8 @@ class World:
             if self.is_root:
                 parts = np.split(everyone, np.cumsum(counts)[:-1])
                 parts[0][:] = flat
-                coming = [self._control.Irecv(part, rank, ARRIVED) for rank, part in enumerate(parts) if rank]
-                self._sleep_until(lambda: self._mpi.Request.Testall(coming))
+                receives = [self._control.Irecv(part, rank, ARRIVED) for rank, part in enumerate(parts) if rank]
+                self._sleep_until(lambda: self._mpi.Request.Testall(receives))
                 self._let_go(everyone)
                 self.counters.add(received=everyone.size - flat.size)
             else:
@@ -115,9 +116,10 @@ class World:
         return everyone
 
     def broadcast_small(self, buffer: np.ndarray = NOTHING) -> None:
-        """Fill the contiguous `buffer`, a few bytes, as long on every process, with rank 0's; the others sleep for it.
+        """Fill the contiguous `buffer`, a few bytes, with rank 0's bytes; the other ranks sleep until they arrive.
 
-        Rank 0 waits for nobody: call it where all have just sent rank 0 something, or it may run far ahead of them.
+        The buffer has the same length on every process. Rank 0 does not wait. Call this after an operation in which
+        all ranks have sent to rank 0, or rank 0 may run far ahead of them.
         """
         if self.world_size > 1:
             with self.status.in_collective():
@@ -126,11 +128,11 @@ class World:
     def gather(
         self, own: np.ndarray, counts: Sequence[int] | None = None, *, payload: bool = False, sleeping: bool = False
     ) -> np.ndarray | None:
-        """Return on rank 0 the bytes of all processes in rank order (uint8), None elsewhere.
+        """Return on rank 0 the bytes of all processes in rank order (uint8), None on other ranks.
 
-        `own` is contiguous, of any type. `counts` are the bytes of every process, known to all of them; where all pass
-        None, the sizes go first. `sleeping` waits asleep for all to arrive; without it, call it when they have.
-        Raises ValueError where `own` is not as long as announced.
+        `own` is contiguous, of any type. `counts` are the bytes of every process, the same on all; if all pass None,
+        the sizes are gathered first. With `sleeping`, processes sleep until all have arrived; without it, they must
+        already be synchronised. Raises ValueError if `own` has another length than announced.
         """
         if counts is None:
             counts = self.allgather(np.array([own.nbytes])).view(np.int64)[:, 0]
@@ -143,7 +145,7 @@ class World:
         first, total = int(starts[self.mpi_rank]), int(starts[-1])
         whole = np.empty(total, np.uint8) if self.is_root else None
         channel = self._payload if payload else self._control
-        # Counts and displacements are 32 bits wide; windows over the whole keep both small, whoever sends how much.
+        # MPI counts and displacements have 32 bits. Gathering in windows keeps both small for any sizes.
         with self.status.in_collective():
             for low in range(0, total, self.count_limit):
                 edges = np.clip(starts, low, low + self.count_limit)
@@ -156,17 +158,17 @@ class World:
         return whole
 
     def allgather(self, own: np.ndarray) -> np.ndarray:
-        """Return uint8 [world_size, n] everywhere: the few, n bytes of each, n the same; sleeps until all are here."""
+        """Return uint8 [world_size, n] on every process; `own` has n bytes on each; sleep until all have arrived."""
         return self.allgather_small(own, [own.nbytes] * self.world_size).reshape(self.world_size, -1)
 
     def broadcast(self, buffer: np.ndarray, *, payload: bool = False) -> None:
-        """Fill the contiguous `buffer`, as long on every process, with rank 0's bytes."""
+        """Fill the contiguous `buffer`, of the same length on every process, with rank 0's bytes."""
         if self.world_size > 1:
             with self.status.in_collective():
                 self._broadcast(self._payload if payload else self._control, flat_bytes(buffer), 0, payload)
 
     def first_message(self, error: str | None) -> str | None:
-        """Return everywhere the message of the lowest rank that has one; sleeps until all have arrived."""
+        """Return on every process the message of the lowest rank that has one; sleep until all have arrived."""
         text = np.frombuffer((error or "").encode(), np.uint8)
         lengths = self.allgather(np.array([text.size])).view(np.int64)[:, 0]
         if not lengths.any():
@@ -178,7 +180,7 @@ class World:
         return message.tobytes().decode()
 
     def collectively(self, work: Callable[[], Any]) -> Any:
-        """Return `work()`, or raise the same UserError everywhere if it raised one anywhere."""
+        """Return `work()`; if it raised UserError on any process, raise the same UserError on all of them."""
         result = error = None
         try:
             result = work()
@@ -189,7 +191,7 @@ class World:
         return result
 
     def broadcast_on_node(self, message: Any) -> Any:
-        """Return the node leader's message (JSON-able) on all processes of its node."""
+        """Return the node leader's message (JSON-serialisable) on all processes of its node."""
         text = np.frombuffer(json.dumps(message).encode(), np.uint8)
         if self.node_size > 1:
             length = np.array([text.size])
@@ -201,13 +203,13 @@ class World:
     def share(
         self, arrays: dict[str, np.ndarray] | None = None, meta: dict | None = None
     ) -> tuple[dict[str, np.ndarray], dict]:
-        """Return the node leader's arrays and meta (JSON-able) on all processes of its node; the others pass nothing.
+        """Return the node leader's arrays and meta (JSON-serialisable) on all processes of its node.
 
-        The arrays are read-only views of one copy per node, 64-byte aligned if shared; they end with `close`.
-        Raises UserError everywhere if a node has no room in shared memory.
+        Other processes pass nothing. The arrays are read-only views of one copy per node, 64-byte aligned if shared,
+        valid until close(). Raises UserError on every process if a node has no room in shared memory.
         """
         arrays = arrays or {}
-        entries, size = shared_memory.lay_out(arrays)
+        entries, size = shared_memory.block_layout(arrays)
         entries, size, meta = self.broadcast_on_node([entries, size, meta or {}])
         if self.node_size == 1:
             shared = {name: array.view() for name, array in arrays.items()}
@@ -228,14 +230,17 @@ class World:
         return shared, meta
 
     def wait_for(self, done: Callable[[], bool]) -> None:
-        """Sleep until done(), which others of this node bring about, who then ring the bell: no collective."""
+        """Sleep until done() is true; not collective.
+
+        Other processes of this node make it true and then notify this one.
+        """
         with self.status.held_up():
             self._sleep_until(done, same_node=True)
 
     def fault(self, text: str) -> NoReturn:
-        """End the whole job with exit code 1, printing `text`, which names the place, to stderr and once.
+        """End the whole job with exit code 1 and print `text`, which names the location, to stderr once.
 
-        Rank 0 speaks for a failing process and runs `on_fault`; where it is too busy to listen, that process does.
+        Rank 0 prints the text for a failing process and runs `on_fault`. If rank 0 is too busy, that process prints it.
         """
         try:
             if self._abort_channel and not self.is_root:
@@ -244,9 +249,9 @@ class World:
             self.end(text)
 
     def close(self) -> None:
-        """Free the shared memory, whose views are void from then on, and leave MPI."""
+        """Free the shared memory, which invalidates its views, and finalize MPI if this object initialised it."""
         self.barrier()
-        self.on_fault = lambda text: None  # it may hold the whole run, which holds the world
+        self.on_fault = lambda text: None  # the old one may refer to the run, which refers to this object
         while self._windows:
             self._windows.pop().Free()
         if self._mpi is not None:
@@ -258,7 +263,7 @@ class World:
 
     def _announced(self, own: np.ndarray, counts: Sequence[int]) -> np.ndarray:
         if own.nbytes != counts[self.mpi_rank]:
-            raise ValueError(f"rank {self.mpi_rank} gathers {own.nbytes} bytes, announced {counts[self.mpi_rank]}")
+            raise ValueError(f"rank {self.mpi_rank} gathers {own.nbytes} bytes, but announced {counts[self.mpi_rank]}")
         return flat_bytes(own)
 
     def _let_go(self, flat: np.ndarray) -> None:
@@ -288,18 +293,18 @@ class World:
             self.end(text)
 
     def end(self, text: str) -> NoReturn:
-        """End the whole job from here, and as `fault`, without asking rank 0; for rank 0, or where it cannot speak."""
+        """End the whole job as fault() does, without rank 0; for rank 0 itself, or if rank 0 does not respond."""
         try:
             say(text, error=True)
             if self.is_root:
                 self.on_fault(text)
-        except Exception as error:  # whatever it is, the job must end, and this is its second cause
-            say(f"and on the way out: {error!r}", error=True)
+        except Exception as error:  # the job must end whatever fails here
+            say(f"a second error while the job ends: {error!r}", error=True)
         finally:
             flush()
             if self._mpi is None:
                 sys.exit(1)
             time.sleep(PRINTING)
             self._mpi.COMM_WORLD.Abort(1)
-            time.sleep(GRACE)  # MPICH's Abort returns and its launcher ends the process a moment later
+            time.sleep(GRACE)  # MPICH's Abort returns; its launcher ends the process a moment later
             os._exit(1)

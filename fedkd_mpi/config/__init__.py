@@ -1,1 +1,1 @@
-"""The configuration of a run: sections and their checks, and how it is read."""
+"""The configuration of a run: its sections, their validation, and loading."""

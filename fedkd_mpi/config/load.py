@@ -1,4 +1,4 @@
-"""The one configuration of a run: frozen, typed, YAML with dotted KEY=VALUE overrides; unknown keys are refused."""
+"""Loading of a configuration: YAML with dotted KEY=VALUE overrides; unknown keys are refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedkd_mpi.errors import UserError, shown
 
 
 def presets() -> Path:
-    """Return the folder of the shipped configurations (inside the installed package, or beside it in a checkout)."""
+    """Return the folder of the shipped configurations, inside the installed package or beside it in a checkout."""
     inside = Path(__file__).parents[1] / "configs"
     return inside if inside.is_dir() else Path(__file__).parents[2] / "configs"
 
@@ -26,23 +26,22 @@ def presets() -> Path:
 def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Return the configuration of a YAML file (default configs/digits.yaml) with KEY=VALUE overrides.
 
-    A relative path that is no file here is that of a shipped configuration, with or without .yaml.
-
-    Raises UserError with one line that names the key, and the nearest known key where it is unknown.
+    A relative path that does not exist here is looked up in the shipped configurations, with or without .yaml. Raises
+    UserError with one line that names the key and, if it is unknown, the nearest known key.
     """
     path = shipped(path or Path("digits.yaml"))
     try:
         tree = yaml_loader.read_mapping(path, "--config")
     except FileNotFoundError:
         known = ", ".join(sorted(str(file.relative_to(presets())) for file in presets().rglob("*.yaml")))
-        raise UserError(f"cannot read --config {shown(path)}: there is none; shipped configurations: {known}") from None
+        raise UserError(f"--config {shown(path)} does not exist; shipped configurations: {known}") from None
     for override in overrides:
         apply(tree, override)
     return parse(tree)
 
 
 def shipped(path: Path) -> Path:
-    """Return the path of a shipped file, named with or without .yaml, where it is none from here; else the path."""
+    """Return `path` if it exists, else the path of the shipped configuration of this name, with or without .yaml."""
     if path.is_absolute() or os.path.lexists(path) or not path.name.strip("."):
         return path
     inside = presets() / path.with_suffix(".yaml")
@@ -66,7 +65,7 @@ def parse(tree: dict[str, Any]) -> Config:
     return config.model_copy(update=filled)
 
 
-# Keys that change no bit: a resumed run may have other values.
+# Keys that do not affect results; a resumed run may have other values.
 CARE = ("checkpoint", "watchdog", "time_limit", "clients_in_memory", "balance")
 
 
@@ -76,18 +75,18 @@ def with_care(config: Config, overrides: Sequence[str]) -> Config:
     for override in overrides:
         key = override.partition("=")[0]
         if key.partition(".")[0] not in CARE:
-            raise UserError(f"--resume takes {key} from the log: only {', '.join(CARE)} may be given anew")
+            raise UserError(f"--resume takes {key} from the log: only {', '.join(CARE)} may be changed")
         apply(tree, override)
     return parse(tree)
 
 
 def apply(tree: dict[str, Any], text: str) -> None:
-    """Put an override KEY=VALUE into a nested mapping; raises UserError where it is none."""
+    """Apply an override KEY=VALUE to a nested mapping; raises UserError if it is invalid."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UserError(f"override '{shown(text)}' is not KEY=VALUE, for example rounds=50 or compression.t_end=0.99")
     if not re.fullmatch(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*){0,9}", key, re.ASCII):
-        raise UserError(f"override '{shown(text)}': '{shown(key)}' is no key: names with dots between them")
+        raise UserError(f"override '{shown(text)}': '{shown(key)}' is not a key: names with dots between them")
     *parents, last = key.split(".")
     for parent in parents:
         if not isinstance(tree.setdefault(parent, {}), dict):

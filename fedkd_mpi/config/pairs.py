@@ -1,4 +1,4 @@
-"""Which data, task and models go together, known before anything is read; parts of a user's own may be of any kind."""
+"""Compatibility of data sets, tasks and models, checked before data are read; a user's own parts may be of any kind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Needs(NamedTuple):
-    """What a task learns from: its data sets and models by name, and what a data set of one's own must hold for it."""
+    """The requirements of a task: names of data sets and models, and the contents that a user's data set must have."""
 
     data: tuple[str, ...]
     models: tuple[str, ...]
@@ -32,7 +32,7 @@ TASKS = {
 
 
 def check(config: Config) -> None:
-    """Raise UserError naming the task and the first data set or model of this package that does not fit it."""
+    """Raise UserError naming the task and the first data set or model of this package that does not match it."""
     needs = TASKS.get(config.task)
     if needs is None:
         return
@@ -48,24 +48,27 @@ def check(config: Config) -> None:
             continue
         others = [task for task, kind in zip(TASKS, kinds, strict=True) if name in kind]
         raise UserError(
-            f"{key}={name} does not fit task={config.task}: that takes {', '.join(fitting)}; {name} is for"
+            f"{key}={name} does not match task={config.task}, which needs {', '.join(fitting)}; {name} is for"
             f" task={' or '.join(others)}"
         )
 
 
 def require(task: str, name: str, parts: Mapping[str, Mapping[str, Any]], meta: Mapping[str, Any]) -> None:
-    """Raise UserError where a data set lacks what a task of this package learns from; `parts` are train and test."""
+    """Raise UserError if arrays or metadata that a task of this package needs are missing in a data set.
+
+    `parts` are the arrays of "train" and "test".
+    """
     needs = TASKS.get(task)
     if needs is None:
         return
     for part, arrays in parts.items():
         if missing := [key for key in needs.arrays if key not in arrays]:
             raise UserError(
-                f"data.name={name} does not fit task={task}: {part} lacks {', '.join(missing)}, it has"
+                f"data.name={name} does not match task={task}: {', '.join(missing)} missing in {part}, which has"
                 f" {shown(', '.join(map(str, arrays)))}"
             )
     if missing := [key for key in needs.meta if key not in meta]:
-        raise UserError(f"data.name={name} does not fit task={task}: meta lacks {', '.join(missing)}")
+        raise UserError(f"data.name={name} does not match task={task}: {', '.join(missing)} missing in meta")
 
 
 def _teachers(config: Config) -> list[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""The one configuration of a run: frozen and typed; cross checks between its sections."""
+"""The configuration of a run: frozen and typed, with checks across its sections."""
 
 from __future__ import annotations
 
@@ -34,36 +34,34 @@ from fedkd_mpi.config.sections import (
 
 
 class Config(Section):
-    """Everything that decides the bits of a run, apart from the build and the data files, and how it is kept safe."""
+    """Everything that determines the results of a run, apart from the build and the data files, and its safeguards."""
 
     name: str = Field("run", max_length=NAME, pattern=r"^[A-Za-z0-9._-]+$")
     seed: int = Field(0, ge=0, lt=2**63)
     rounds: int = Field(ge=1, le=MANY)
     num_clients: int = Field(ge=1, le=MANY)
-    cohort_size: int | None = Field(None, ge=1, le=MANY, description="clients a round; null = all")
+    cohort_size: int | None = Field(None, ge=1, le=MANY, description="clients per round; null = all")
     clients_in_memory: int | None = Field(
-        None, ge=1, le=MANY, description="clients whose states a process holds at once, the others on disk; null = all"
+        None, ge=1, le=MANY, description="client states in memory per process, the others on disk; null = all"
     )
     method: Annotated[str, AfterValidator(methods.known)] = Field(
         "fedkd",
-        description="local, centralized: teachers alone, nothing travels; "
-        + ", ".join(methods.AVERAGING)
-        + ": no teacher",
+        description="local, centralized: teachers only, no exchange; " + ", ".join(methods.AVERAGING) + ": no teacher",
     )
     exchange: Literal["delta", "gradient_sum"] = Field(
-        "delta", description="what a client sends: its student's change, or minus the sum of its gradients"
+        "delta", description="the update a client sends: the student's change, or minus the sum of its gradients"
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:[0-9]{1,4})?)$")
     stack: int = Field(
-        1, ge=1, le=MANY, description="clients trained at once in a process, as one stacked network; for small ones"
+        1, ge=1, le=MANY, description="clients trained at once in a process as one stacked network; for small networks"
     )
     compile: bool = Field(False, description="local training through torch.compile; on GPUs, CUDA graphs")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 = autocast in local training")
     threads_per_rank: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = Field(
-        1, description="at most a node's cores; auto = cores / ranks of the node: bits then depend on it"
+        1, description="at most the cores of a node; auto = cores per rank of the node, on which bits then depend"
     )
     balance: bool = Field(
-        True, description="a node's processes train its clients together, not each its own; on CPUs, states in memory"
+        True, description="free processes of a node train any of its clients, not only their own; on CPUs only"
     )
     on_nonfinite: Literal["abort", "skip"] = "abort"
     task: str = Field("image_classification", pattern=PART)
@@ -74,7 +72,7 @@ class Config(Section):
         None,
         min_length=1,
         max_length=1000,
-        description="in place of teacher: a list of architectures, handed to the clients in turn",
+        description="instead of teacher: a list of architectures, assigned to the clients in turn",
     )
     student: NetworkConfig
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -100,7 +98,7 @@ class Config(Section):
         if self.averages and self.averaging.network == "teacher" and len(self.architectures) > 1:
             raise ValueError(
                 f"method={self.method} with averaging.network=teacher averages teachers, which takes one architecture:"
-                " give teacher in place of teachers, or set averaging.network=student"
+                " give teacher instead of teachers, or set averaging.network=student"
             )
         if self.cohort_size is not None and self.cohort_size > self.num_clients:
             raise ValueError(f"cohort_size ({self.cohort_size}) must not exceed num_clients ({self.num_clients})")
@@ -120,33 +118,33 @@ class Config(Section):
 
     @property
     def averages(self) -> bool:
-        """Whether the method trains and exchanges one network, with no teacher beside it."""
+        """Whether the method trains and exchanges one network, without a teacher."""
         return methods.averages(self.method)
 
     @property
     def clients_per_round(self) -> int:
-        """Clients that take part in a round."""
+        """The number of clients in a round."""
         return self.cohort_size or self.num_clients
 
     @property
     def architectures(self) -> list[NetworkConfig]:
-        """The teachers' architectures, one or more."""
+        """The architectures of the teachers, one or more."""
         return self.teachers or [self.teacher]
 
     def architecture(self, client: int) -> int:
-        """Return which of the architectures a client's teacher has: they are handed out in turn."""
+        """Return the index of the architecture of a client's teacher; clients have the architectures in turn."""
         return client % len(self.architectures)
 
     def by_client(self, values: Sequence[int]) -> list[int]:
-        """Return values given for each architecture as one for each client."""
+        """Return one value per client from one value per architecture."""
         return [values[self.architecture(client)] for client in range(self.num_clients)]
 
     def network(self, role: str) -> NetworkConfig:
-        """Return the section of a network that is the same for all clients: the student, or the one teacher."""
+        """Return the section of a network that is the same for all clients: the student, or the only teacher."""
         return self.student if role == "student" else self.architectures[0]
 
     def threshold(self, round_index: int) -> float:
-        """Return the energy threshold T of a round (0-based): t_start at first, t_end in the last, linear between."""
+        """Return the energy threshold T of a round (0-based): linear from t_start in the first to t_end in the last."""
         share = round_index / max(self.rounds - 1, 1)
         return self.compression.t_start + (self.compression.t_end - self.compression.t_start) * share
 

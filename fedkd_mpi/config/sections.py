@@ -1,7 +1,7 @@
-"""The sections of the configuration: typed, frozen, each checking what concerns it alone.
+"""The sections of the configuration: typed and frozen, each with the checks of its own keys.
 
-Every number has a lower and an upper bound, is finite, and is never taken from true, false or text. The upper bounds
-are far above what anybody runs: they are what counters, single precision and the system can hold.
+Every number is finite and has a lower and an upper bound; true, false and text are not converted to numbers. The upper
+bounds are far above practical values: they are limits of counters, of single precision and of the system.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ MANY = 10**7  # clients, rounds, samples, steps: what is made a list of
 BYTES = 2**62  # what sums of int64 can hold
 TINY, HUGE = 1e-30, 1e30  # factors: what single precision holds
 YEARS = 1e8  # seconds
-NAME = 200  # characters of a name: a file's has 255 bytes, with a date, a seed and suffixes behind it
-PART = r"^[\w.:-]{1,200}$"  # of this package, or package.module:Name
+NAME = 200  # characters of a name; file names of up to 255 bytes also contain a date, a seed and suffixes
+PART = r"^[\w.:-]{1,200}$"  # a name of this package, or package.module:Name
 
 
 class Section(BaseModel):
@@ -27,19 +27,19 @@ class Section(BaseModel):
 
 
 class DataConfig(BaseModel):
-    """A data set; keys beyond these are its own and are checked by it."""
+    """A data set; all other keys are options of the data set, which validates them."""
 
     model_config = ConfigDict(extra="allow", **STRICT)
     name: str = Field(
-        pattern=PART, description="of a data set (docs/images.md, docs/tasks.md), or package.module:function"
+        pattern=PART, description="name of a data set (docs/images.md, docs/tasks.md), or package.module:function"
     )
     root: Annotated[Path | None, Field(strict=False)] = Field(
         None, description="folder of the data sets; default $FEDKD_DATA"
     )
-    augment: bool = Field(False, description="vary the training samples at random, as the task knows how to")
+    augment: bool = Field(False, description="random augmentation of the training samples, as the task defines it")
 
     def options(self) -> dict[str, Any]:
-        """Return the data set's own keys."""
+        """Return the options of the data set."""
         return dict(self.model_extra or {})
 
 
@@ -48,9 +48,9 @@ class PartitionConfig(Section):
     alpha: float | None = Field(
         None, ge=1e-4, le=1e8, description="Dirichlet concentration; small = each client sees few classes"
     )
-    classes_per_client: int | None = Field(None, ge=1, le=WIDE, description="of the pathological partition")
-    min_samples: int = Field(2, ge=2, le=MANY, description="fewest samples a client may hold")
-    test_fraction: float = Field(0.2, gt=0, lt=1, description="of each client's own samples, kept for its local score")
+    classes_per_client: int | None = Field(None, ge=1, le=WIDE, description="for the pathological partition")
+    min_samples: int = Field(2, ge=2, le=MANY, description="smallest number of samples per client")
+    test_fraction: float = Field(0.2, gt=0, lt=1, description="share of each client's samples for its local score")
 
     @model_validator(mode="after")
     def _kind_has_its_key(self) -> PartitionConfig:
@@ -63,20 +63,20 @@ class PartitionConfig(Section):
 
 
 class NetworkConfig(BaseModel):
-    """A teacher or a student; keys beyond these are the model's own and are checked by its family."""
+    """A teacher or a student; all other keys are options of the model family, which validates them."""
 
     model_config = ConfigDict(extra="allow", **STRICT)
     name: str = Field(pattern=PART, description="mlp, cnn, resnet, bert or package.module:Class")
     learning_rate: float = Field(ge=TINY, le=HUGE)
 
     def options(self) -> dict[str, Any]:
-        """Return the model's own keys."""
+        """Return the options of the model."""
         return dict(self.model_extra or {})
 
 
 class OptimizerConfig(Section):
     name: Literal["sgd", "adam"] = "sgd"
-    momentum: float = Field(0.0, ge=0, lt=1, description="of sgd")
+    momentum: float = Field(0.0, ge=0, lt=1, description="for sgd")
     weight_decay: float = Field(0.0, ge=0, le=HUGE)
     clip_norm: float | None = Field(
         None, ge=TINY, le=HUGE, description="largest 2-norm of one network's gradient; null = no clipping"
@@ -90,8 +90,8 @@ class OptimizerConfig(Section):
 
 
 class LocalConfig(Section):
-    epochs: int | None = Field(None, ge=1, le=MANY, description="passes over the client's samples a round")
-    steps: int | None = Field(None, ge=1, le=10**9, description="mini-batches a round, in place of epochs")
+    epochs: int | None = Field(None, ge=1, le=MANY, description="passes over the client's samples per round")
+    steps: int | None = Field(None, ge=1, le=10**9, description="mini-batches per round, instead of epochs")
     batch_size: int = Field(32, ge=1, le=MANY)
 
     @model_validator(mode="after")
@@ -114,15 +114,15 @@ class ServerConfig(Section):
         "average", description="BatchNorm statistics: exchanged, or kept local"
     )
     optimizer: Literal["sgd", "fedadam"] = Field(
-        "sgd", description="step on the mean of what clients sent; sgd adds it"
+        "sgd", description="the server's step with the mean update of the clients; sgd adds it"
     )
-    beta1: float | None = Field(None, ge=0, lt=1, description="of fedadam's first moment; default 0.9")
-    beta2: float | None = Field(None, ge=0, lt=1, description="of fedadam's second moment; default 0.99")
-    tau: float | None = Field(None, ge=1e-12, le=1e3, description="of fedadam: its adaptivity; default 1e-3")
+    beta1: float | None = Field(None, ge=0, lt=1, description="fedadam: decay of the first moment; default 0.9")
+    beta2: float | None = Field(None, ge=0, lt=1, description="fedadam: decay of the second moment; default 0.99")
+    tau: float | None = Field(None, ge=1e-12, le=1e3, description="fedadam: adaptivity; default 1e-3")
 
     @property
     def rates(self) -> FedAdam:
-        """Return fedadam's constants (defaults of Reddi et al. 2021)."""
+        """Return the constants of fedadam (defaults of Reddi et al. 2021)."""
         own = FedAdam()
         return FedAdam(*(getattr(own, k) if getattr(self, k) is None else getattr(self, k) for k in own._fields))
 
@@ -132,7 +132,7 @@ class ServerConfig(Section):
             if getattr(self, key) is not None and self.optimizer != "fedadam":
                 raise ValueError(f"server.{key} belongs to server.optimizer=fedadam, not {self.optimizer}")
         if self.optimizer == "fedadam" and "learning_rate" not in self.model_fields_set:
-            raise ValueError("server.optimizer=fedadam needs server.learning_rate, a step of the weights (say 0.01)")
+            raise ValueError("server.optimizer=fedadam needs server.learning_rate, a step of the weights (e.g. 0.01)")
         return self
 
 
@@ -140,9 +140,9 @@ class DistillationConfig(Section):
     adaptive: bool = Field(True, description="divide by L_t + L_s (equations 3-5)")
     logits: bool = Field(True, description="equations 3 and 4")
     hidden: bool = Field(True, description="hidden states of equation 5, through W_h")
-    attention: bool = Field(True, description="attention maps of equation 5, where both models have them")
-    floor: float = Field(0.5, ge=TINY, le=HUGE, description="least value of the denominator L_t + L_s")
-    shared_map: bool = Field(False, description="one W_h for all layer pairs (equal widths), not one each")
+    attention: bool = Field(True, description="attention maps of equation 5, if both models have them")
+    floor: float = Field(0.5, ge=TINY, le=HUGE, description="lower bound of the denominator L_t + L_s")
+    shared_map: bool = Field(False, description="one W_h for all layer pairs (equal widths) instead of one per pair")
 
 
 class CompressionConfig(Section):
@@ -153,27 +153,29 @@ class CompressionConfig(Section):
     )
     t_start: float = Field(0.95, gt=0, le=1, description="energy threshold of the first round")
     t_end: float = Field(0.98, gt=0, le=1, description="energy threshold of the last round")
-    error_feedback: Literal["none", "ef", "ef21"] = Field("none", description="what is lost is sent later; both legs")
+    error_feedback: Literal["none", "ef", "ef21"] = Field(
+        "none", description="send compression errors later; up and down"
+    )
     energy_scope: Literal["tensor", "model"] = Field(
-        "tensor", description="of the threshold: each matrix, or the update"
+        "tensor", description="the threshold applies to each matrix, or to the whole update"
     )
     byte_budget: int | None = Field(
-        None, ge=1, le=BYTES, description="largest payload of a message; sets the threshold"
+        None, ge=1, le=BYTES, description="largest payload per message; determines the threshold"
     )
     run_budget: int | None = Field(
-        None, ge=1, le=BYTES, description="largest uplink + downlink of the run, headers included"
+        None, ge=1, le=BYTES, description="largest sum of uplink and downlink of the run, headers included"
     )
     budget_growth: float | None = Field(
-        None, ge=1e-6, le=1e6, description="last round's share of run_budget / first's; default 1"
+        None, ge=1e-6, le=1e6, description="ratio of the last round's share of run_budget to the first's; default 1"
     )
     warm_start: bool | None = Field(
-        None, description="svd: factorise from last round's directions, faster, K up to some % above the smallest"
+        None, description="svd: start from the last round's directions; faster, K a few % above the smallest"
     )
-    bits: Literal[4, 8, 16] | None = Field(None, description="of quantize; default 8")
-    density: float | None = Field(None, gt=0, le=1, description="share of entries of topk, fetchsgd; default 0.01")
-    rank: int | None = Field(None, ge=1, le=WIDE, description="of powersgd; default 4")
-    sketch_rows: int | None = Field(None, ge=1, le=1000, description="hash functions of fetchsgd; default 5")
-    sketch_share: float | None = Field(None, gt=0, le=1, description="fetchsgd's sketch / update size; default 0.5")
+    bits: Literal[4, 8, 16] | None = Field(None, description="quantize: bits per number; default 8")
+    density: float | None = Field(None, gt=0, le=1, description="topk, fetchsgd: share of entries; default 0.01")
+    rank: int | None = Field(None, ge=1, le=WIDE, description="powersgd: rank; default 4")
+    sketch_rows: int | None = Field(None, ge=1, le=1000, description="fetchsgd: hash functions; default 5")
+    sketch_share: float | None = Field(None, gt=0, le=1, description="fetchsgd: sketch size / update size; default 0.5")
 
     @model_validator(mode="after")
     def _rising(self) -> CompressionConfig:
@@ -198,9 +200,9 @@ class CompressionConfig(Section):
                 named = " or ".join(codecs)
                 raise ValueError(f"compression.{key} belongs to compression.codec={named}, not {self.codec}")
         if self.byte_budget is not None and self.run_budget is not None:
-            raise ValueError("give one of compression.byte_budget (a message) and compression.run_budget (all of them)")
+            raise ValueError("give one of compression.byte_budget (per message) and compression.run_budget (per run)")
         if self.budget_growth is not None and self.run_budget is None:
-            raise ValueError("compression.budget_growth says how compression.run_budget is spread; give that too")
+            raise ValueError("compression.budget_growth divides compression.run_budget among rounds; give that too")
         if self.energy_scope == "model" and (self.codec != "rdsvd" or self.error_feedback == "none"):
             raise ValueError(
                 "compression.energy_scope=model needs compression.codec=rdsvd and compression.error_feedback=ef or"
@@ -225,7 +227,7 @@ class AveragingConfig(Section):
 
 
 class LogConfig(Section):
-    spectra: bool = Field(False, description="keep the singular values of every update, for report --energy")
+    spectra: bool = Field(False, description="log the singular values of every update, for report --energy")
 
 
 class CheckpointConfig(Section):
@@ -236,10 +238,10 @@ class CheckpointConfig(Section):
 
 class WatchdogConfig(Section):
     seconds: float = Field(
-        600.0, ge=0.01, le=YEARS, description="without progress, after which missing processes are named"
+        600.0, ge=0.01, le=YEARS, description="seconds without progress after which missing processes are named"
     )
     abort_seconds: float | None = Field(
-        None, ge=0.01, le=YEARS, description="after which the run is ended; null = 3 times as long"
+        None, ge=0.01, le=YEARS, description="seconds without progress after which the run ends; null = 3 * seconds"
     )
 
     @model_validator(mode="after")
@@ -250,7 +252,7 @@ class WatchdogConfig(Section):
 
 
 def seconds_of(value: Any) -> Any:
-    """Return the seconds of [D-]HH:MM:SS as Slurm writes them; of what is no text, the thing itself."""
+    """Return the seconds of a text [D-]HH:MM:SS, as Slurm writes it; other values are returned unchanged."""
     if not isinstance(value, str):
         return value
     match = re.fullmatch(r"(?:([0-9]{1,4})-)?([0-9]{1,6}):([0-5][0-9]):([0-5][0-9])", value)

@@ -1,6 +1,6 @@
-"""The HDF5 cost log of a run: `Writer` on rank 0, `open`, `read` and `frames` for everyone; docs/hdf5.md is its page.
+"""The HDF5 cost log of a run: Writer on rank 0, and open(), read() and frames() for readers; described in docs/hdf5.md.
 
-Importable with NumPy and h5py alone: neither MPI nor torch is needed to read a log.
+The package needs only NumPy and h5py: a log can be read without MPI and torch.
 """
 
 from fedkd_mpi.costlog.files import check_output

@@ -1,4 +1,4 @@
-"""How a cost log lies on disk: HDF5 files written whole, and read whether their writer closed them or not."""
+"""Cost logs as files: complete HDF5 files are written by renaming, and unclosed files can be read."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ _CHUNK_BYTES, _CHUNK_ROWS = 65536, 512
 
 
 def replace(path: Path, attrs: Mapping[str, Any], tables: Tables) -> None:
-    """Write a whole log and put it in the place of `path`, which holds the old file or the new one, never a part.
+    """Write a complete log and replace `path` by it; at any time `path` is the old file or the new one, never a part.
 
-    A link stays a link. Raises OSError where the file cannot be written.
+    A link remains a link. Raises OSError if the file cannot be written.
     """
-    # HDF5 does not survive a full disk: it crashes at exit. So it builds the file in memory.
-    # v110 is the oldest format that has SWMR: older tools read it too. With pages no metadata object lies across a page
-    # boundary, where the kernel may cut short the write of a process that is being killed.
+    # HDF5 crashes at exit after a write to a full disk. So it builds the file in memory.
+    # v110 is the oldest format with SWMR, which older tools can read. With pages, no metadata object crosses a page
+    # boundary, at which the kernel may cut the write of a process that is being killed.
     layout = {"libver": ("v110", "v110"), "fs_strategy": "page", "fs_page_size": PAGE}
     with h5py.File(path, "w", driver="core", backing_store=False, **layout) as file:
         file.attrs.update({"schema_version": schema.SCHEMA_VERSION, **attrs})
         for name, value in attrs.items():
-            if isinstance(value, list):  # an empty one would become a list of numbers
+            if isinstance(value, list):  # an empty list would become an array of numbers
                 file.attrs.create(name, np.array(value, dtype=object), dtype=h5py.string_dtype())
         for table, columns in (schema.FIXED | schema.growing(attrs["metrics"])).items():
             for name, column in columns.items():
@@ -46,11 +46,11 @@ def replace(path: Path, attrs: Mapping[str, Any], tables: Tables) -> None:
                     dataset = _dataset(file, f"{table}/{name}", column, values, table in schema.GROWING)
                     dataset.attrs.update({"unit": column.unit, "description": column.description})
         file.flush()
-        image = superblock.close(file.id.get_file_image())  # HDF5 1.14 leaves a wrong checksum in it
+        image = superblock.close(file.id.get_file_image())  # HDF5 1.14 writes a wrong checksum
     path = real(path)
     new = temporary(path)
     try:
-        new.unlink(missing_ok=True)  # of a run that was killed; were it a link, what it leads to would be overwritten
+        new.unlink(missing_ok=True)  # left by a killed run; if it is a link, its target must not be overwritten
         with new.open("xb") as file:
             file.write(image)
             file.flush()
@@ -61,13 +61,13 @@ def replace(path: Path, attrs: Mapping[str, Any], tables: Tables) -> None:
 
 
 def open_read(path: Path) -> h5py.File:
-    """Open a log for reading, while it is written or after its writer was killed too; raises UserError."""
+    """Open a log for reading, also while it is written or after its writer was killed; raises UserError."""
     try:
         with path.open("rb") as file:
             signature = file.read(len(_SIGNATURE))
         if signature != _SIGNATURE:
             raise UserError(f"{path} is not an HDF5 file")
-        # No lock is taken: reading needs none, and some cluster file systems have none to give.
+        # No lock: reading does not need one, and some cluster file systems have none.
         try:
             return h5py.File(path, "r", locking=False)
         except OSError as error:
@@ -76,8 +76,8 @@ def open_read(path: Path) -> h5py.File:
                 raise UserError(f"cannot read the log {path}: {reason(error)}") from error
         if image != path.read_bytes():
             return h5py.File(path, "r", locking=False, swmr=True)
-        # The same twice over: nobody wrote in between, the image is whole. SWMR is not the way to read a file that no
-        # longer changes, for where a damaged one does not fit its checksum HDF5 waits practically for ever.
+        # Two equal reads: nobody wrote in between, so the image is complete. A file that no longer changes is not read
+        # with SWMR, because HDF5 would retry practically for ever if a checksum of a damaged file is wrong.
         try:
             return h5py.File(io.BytesIO(superblock.close(image)), "r")
         except (OSError, RuntimeError) as error:
@@ -87,7 +87,7 @@ def open_read(path: Path) -> h5py.File:
 
 
 def is_open(path: Path) -> bool:
-    """Tell whether a file is a log that its writer has not closed, be it at work or gone."""
+    """Whether a file is a log that its writer, running or ended, has not closed."""
     try:
         with path.open("rb") as file:
             return superblock.is_open(file.read(PAGE))
@@ -96,7 +96,7 @@ def is_open(path: Path) -> bool:
 
 
 def state(path: Path) -> tuple[int, ...] | None:
-    """Return what changes whenever a file is written, None where there is none."""
+    """Return device, inode, size and time of a file, which change when it is written; None if it does not exist."""
     try:
         now = path.stat()
     except OSError:
@@ -105,14 +105,14 @@ def state(path: Path) -> tuple[int, ...] | None:
 
 
 def size(path: Path) -> int:
-    """Return the bytes of a file."""
+    """Return the size of a file in bytes."""
     return path.stat().st_size
 
 
 def real(path: Path) -> Path:
-    """Return the path itself, or where a link is part of it the file that it leads to: a log has one name.
+    """Return the path with links resolved, or the path itself if there are none, so that a log has one name.
 
-    Raises UserError where a link leads to itself.
+    Raises UserError if a link leads to itself.
     """
     found = Path(os.path.realpath(path))
     if found.is_symlink():
@@ -121,9 +121,9 @@ def real(path: Path) -> Path:
 
 
 def check_output(path: str | Path, overwrite: bool) -> None:
-    """Make the folder of a new log and see that the log can be written there; worth a call before a long start.
+    """Create the folder of a new log and check that the log can be written there; called before a long start.
 
-    Raises UserError, one line, where the file exists and not `overwrite`, or its folder cannot be made or written.
+    Raises UserError if the file exists without `overwrite`, or if its folder cannot be created or written.
     """
     path = real(Path(path))
     try:
@@ -140,19 +140,19 @@ def check_output(path: str | Path, overwrite: bool) -> None:
 
 
 def temporary(path: Path) -> Path:
-    """Return the name under which the next version of a log is made."""
+    """Return the path under which the next version of a log is written before it is renamed."""
     return path.with_name(f"{path.name}.tmp")
 
 
 def widen(values: np.ndarray, width: int) -> np.ndarray:
-    """Return [rows, processes] as [rows, width]: processes that did not exist have 0 bytes and NaN seconds."""
+    """Return [rows, processes] as [rows, width]; missing processes have 0 bytes and NaN seconds."""
     wide = np.full((len(values), width), np.nan if values.dtype.kind == "f" else 0, values.dtype)
     wide[:, : values.shape[1]] = values
     return wide
 
 
 def reason(error: Exception) -> str:
-    """Return in a line why HDF5 or the system refused, shorter than HDF5 says it."""
+    """Return the reason of an error of HDF5 or the system in one line, shorter than HDF5's message."""
     text = " ".join(str(error).split())
     if "unable to lock file" in text:
         return "HDF5 could not lock it: set HDF5_USE_FILE_LOCKING=FALSE"
@@ -172,5 +172,5 @@ def _dataset(file: h5py.File, name: str, column: schema.Column, values: np.ndarr
     rows = _CHUNK_BYTES // (dtype.itemsize * max(1, math.prod(width)))
     chunks = (max(1, min(rows, _CHUNK_ROWS)), *(max(1, size) for size in width))
     fill = {"i": -1, "f": np.nan}.get(dtype.kind)
-    most = (None, *(size or None for size in width))  # without layers: no chunk may be wider than what there can be
+    most = (None, *(size or None for size in width))  # width 0 (no layers) is unlimited: chunks must fit the maximum
     return file.create_dataset(name, data=values.astype(dtype), maxshape=most, chunks=chunks, fillvalue=fill)

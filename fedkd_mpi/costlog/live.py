@@ -1,4 +1,4 @@
-"""A cost log that is being appended to: what is in it when `append` returns survives kill -9."""
+"""A cost log that is being appended to: rows survive kill -9 once append() has returned."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from h5py import h5f, h5p, h5s
 from fedkd_mpi.costlog import schema
 from fedkd_mpi.costlog.files import PAGE, Tables
 
-# What HDF5 needs for its own structures stays below so many bytes a file and a chunk.
+# Upper bounds of the bytes that HDF5 needs for its own structures, per file and per chunk.
 _FILE_OVERHEAD, _CHUNK_OVERHEAD = 32 * PAGE, 64
 
 
 class LiveFile:
-    """The growing tables of a log, open in SWMR mode: other processes may read it all the while.
+    """The growing tables of a log, open in SWMR mode, in which other processes may read the file.
 
-    `widths` are the lengths of the second dimensions, `widths[table][column]`. Raises OSError.
+    `widths[table][column]` are the lengths of the second dimensions. Raises OSError if the file cannot be opened.
     """
 
     def __init__(self, path: Path, columns: Mapping[str, Mapping[str, schema.Column]]):
         self._path = path
-        # Straight into SWMR: opened for writing first and switched then, a kill in between would lock every reader out.
+        # Open directly in SWMR mode: a kill between opening and a later switch would lock out every reader.
         access = h5p.create(h5p.FILE_ACCESS)
         access.set_libver_bounds(h5f.LIBVER_V110, h5f.LIBVER_V110)
         access.set_file_locking(False, True)
@@ -42,9 +42,9 @@ class LiveFile:
         self._base = path.stat().st_size + _FILE_OVERHEAD - self._chunks
 
     def append(self, rows: Tables, last: str) -> None:
-        """Append rows to some tables: readers see them only from the moment the table `last` has them all.
+        """Append rows to tables; readers see them only once the table `last` is complete.
 
-        Raises OSError or RuntimeError where the file cannot be written.
+        Raises OSError or RuntimeError if the file cannot be written.
         """
         chunks = self._chunk_bytes({table: _height(columns) for table, columns in rows.items()})
         if grows := chunks > self._chunks:
@@ -52,23 +52,23 @@ class LiveFile:
             self._chunks = chunks
         for table, columns in rows.items():
             self._tables[table].append(columns, but="round" if table == last else None)
-        # Readers go by the `round` column: it may reach the file only when all the rest is there.
+        # Readers use the column `round`: it may be written only when all other columns are in the file.
         self._file.flush()
         if grows:
-            self._reserve(self._base + chunks)  # flushing cuts off what was not needed
+            self._reserve(self._base + chunks)  # flushing truncates unused space
         self._tables[last].number(rows[last]["round"])
         self._file.flush()
 
     def in_place(self) -> bool:
-        """Tell whether the file that was opened still has its name."""
+        """Whether the file that was opened still has its name."""
         try:
             return _identity(self._path.stat()) == self._identity
         except OSError:
             return False
 
     def close(self) -> None:
-        """Close the file; all that was appended is in it already."""
-        # Where HDF5 failed to write, closing fails again.
+        """Close the file; all appended rows are already in it."""
+        # If HDF5 failed to write, closing fails again.
         with suppress(OSError, RuntimeError):
             self._file.close()
 
@@ -76,7 +76,7 @@ class LiveFile:
         return sum(each.chunk_bytes(more.get(table, 0)) for table, each in self._tables.items())
 
     def _reserve(self, size: int) -> None:
-        # HDF5 does not survive a full disk: it crashes at exit. So the disk is asked for room before HDF5 writes.
+        # HDF5 crashes at exit after a write to a full disk. So space is allocated before HDF5 writes.
         missing = size - self._path.stat().st_size
         if missing > 0:
             with self._path.open("ab") as file:
@@ -84,7 +84,7 @@ class LiveFile:
 
 
 class _Table:
-    """The columns of a growing table: HDF5 alone, without what h5py looks up every time."""
+    """The columns of a growing table, through HDF5's own interface, which avoids h5py's overhead per call."""
 
     def __init__(self, columns: Mapping[str, h5py.Dataset]):
         self._columns = {name: (each.id, each.id.get_type(), each.shape[1:]) for name, each in columns.items()}
@@ -98,7 +98,7 @@ class _Table:
             self._chunks[each.chunks[0]] += pages * PAGE + _CHUNK_OVERHEAD
 
     def append(self, values: Mapping[str, np.ndarray], but: str | None) -> None:
-        """Write rows to all columns except one that number() is called for."""
+        """Write rows to all columns except the column `but`, for which number() is called later."""
         first, count = self._rows, _height(values)
         self._rows += count
         if not count:
@@ -113,7 +113,7 @@ class _Table:
                 dataset.write(_memory((count, *width)), self._spaces[width], np.ascontiguousarray(values[name]), kind)
 
     def number(self, values: np.ndarray) -> None:
-        """Write the column `round` of the rows that were appended last: it ends with them."""
+        """Write the column `round` of the rows that were appended last."""
         dataset, kind, _ = self._columns["round"]
         dataset.set_extent((self._rows,))
         self._numbers.set_extent_simple((self._rows,))
@@ -121,7 +121,7 @@ class _Table:
         dataset.write(_memory(values.shape), self._numbers, np.ascontiguousarray(values), kind)
 
     def chunk_bytes(self, more: int) -> int:
-        """Return the most bytes that the chunks of all rows take, and of so many more."""
+        """Return an upper bound of the bytes of the chunks of all rows and `more` further rows."""
         return sum(-(-(self._rows + more) // count) * size for count, size in self._chunks.items())
 
 

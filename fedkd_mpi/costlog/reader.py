@@ -1,4 +1,4 @@
-"""Reads a cost log: after the run, while it goes on, and after kill -9, always cut to the completed rounds."""
+"""Reads a cost log during a run, after it, and after kill -9, always cut to the completed rounds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedkd_mpi.errors import UserError
 if TYPE_CHECKING:
     import pandas
 
-ATTEMPTS, PAUSE = 100, 0.03  # seconds between two looks at a log that is being written
+ATTEMPTS, PAUSE = 100, 0.03  # seconds between two attempts to open a log that is being written
 
 
 class _Source:
@@ -25,10 +25,10 @@ class _Source:
         self.path, self.file = path, files.open_read(path)
 
     def values(self, name: str, select: slice | np.ndarray) -> np.ndarray:
-        """Return the selected rows of a dataset, "table/column", as they are in the file."""
+        """Return the selected rows of a dataset "table/column", unconverted."""
         with door.reading(self.path, name):
             dataset = self.file[name]
-            if self.file.swmr_mode:  # the rows were counted first: refreshed, a column has at least as many
+            if self.file.swmr_mode:  # rows were counted before; after a refresh a column has at least as many
                 dataset.refresh()
             if isinstance(select, slice):
                 return dataset[select]
@@ -36,9 +36,9 @@ class _Source:
 
 
 class Table(Mapping[str, np.ndarray]):
-    """One table of a log: column name -> NumPy array with the rows first, read from the file when asked for.
+    """One table of a log: column name -> NumPy array with rows first, read from the file on access.
 
-    Text comes as str. Raises UserError where the file is damaged.
+    Text is returned as str. Raises UserError if the file is damaged.
     """
 
     def __init__(
@@ -70,10 +70,10 @@ class Table(Mapping[str, np.ndarray]):
 
 
 class Log(Mapping[str, Table]):
-    """An open log: table name -> Table, as it stood when it was opened.
+    """An open log: table name -> Table, in the state at the time of opening.
 
-    `attrs` are the attributes of the file; `rounds_completed` is the number of rounds that every table is cut to.
-    Events are not cut: those of a round that failed are the last word of the run.
+    `attrs` are the attributes of the file. `rounds_completed` is the number of rounds to which every table is cut.
+    Events are not cut, so that the events of a failed round are included.
     """
 
     def __init__(self, path: Path, rounds: int | None, sums: bool):
@@ -85,7 +85,7 @@ class Log(Mapping[str, Table]):
                 self._load(rounds)
                 if sums:
                     door.require_sums(path, self)
-                if self._file.swmr_mode:  # being written right now: what is read later could be newer
+                if self._file.swmr_mode:  # the file is being written: values that are read later could be newer
                     self._tables = {name: dict(table) for name, table in self._tables.items()}
         except BaseException:
             self.close()
@@ -99,10 +99,10 @@ class Log(Mapping[str, Table]):
 
         done = of_round[: np.append(of_round < 0, True).argmax()]
         if (np.diff(done) != 1).any() or (done > door.MOST).any():
-            raise UserError(f"{self.path} is damaged: its rounds do not follow one another")
+            raise UserError(f"{self.path} is damaged: its rounds are not consecutive")
         if rounds is not None and rounds > len(done):
             raise UserError(
-                f"{self.path} holds {len(done)} completed rounds, not {rounds}: it is not the log of this run"
+                f"{self.path} contains {len(done)} completed rounds, not {rounds}: it is not the log of this run"
             )
         done = done[:rounds]
         first, last = (done[0], done[-1]) if len(done) else (0, -1)
@@ -110,7 +110,7 @@ class Log(Mapping[str, Table]):
 
         select: dict[str, Any] = dict.fromkeys(columns, slice(None))
         select |= dict.fromkeys(("rounds", "downlink", "mpi"), slice(len(done)))
-        # Row numbers, not masks: the columns of a round that is being written differ in length.
+        # Row numbers instead of masks, because the columns of a round that is being written differ in length.
         for table in ("uplink", "training"):
             of_client = self._source.values(f"{table}/round", slice(None))
             select[table] = np.flatnonzero((of_client >= 0) & (of_client <= last))
@@ -137,13 +137,13 @@ class Log(Mapping[str, Table]):
         return len(self._tables)
 
     def check(self) -> None:
-        """Read every column once, and keep none: raises UserError naming the first whose values are no log's."""
+        """Read every column once; raises UserError naming the first column with invalid values."""
         for table in self._tables.values():
             for name in table:
                 table[name]
 
     def close(self) -> None:
-        """Close the file; arrays that were read stay."""
+        """Close the file; arrays that were read remain valid."""
         self._file.close()
 
     def __enter__(self) -> Log:
@@ -154,15 +154,15 @@ class Log(Mapping[str, Table]):
 
 
 def open(path: str | Path, rounds: int | None = None, *, sums: bool = True) -> Log:
-    """Open a log of any status, cut to its first `rounds` rounds or else to all that were completed.
+    """Open a log of any status, cut to its first `rounds` rounds, by default to all completed rounds.
 
-    To follow a run that goes on, open its log again, without adding up its bytes anew (`sums`). Raises UserError, one
-    line, where the file is missing, foreign, damaged, of another schema_version, or holds fewer than `rounds` rounds.
+    To follow a running run, open its log again with sums=False, which omits the check of the sums of bytes. Raises
+    UserError if the file is missing, not a log, damaged, of another schema_version, or has fewer than `rounds` rounds.
     """
     path = Path(path)
     known = None
-    # HDF5 does not find rows that were appended while it opened the file; a moment later it does. Times are compared
-    # with one another, never with this machine's clock: the file server has its own.
+    # HDF5 may miss rows that are appended while it opens the file; a later attempt finds them. File times are compared
+    # with each other and not with this machine's clock, because a file server has its own clock.
     for _ in range(ATTEMPTS):
         before = files.state(path)
         try:
@@ -176,20 +176,20 @@ def open(path: str | Path, rounds: int | None = None, *, sums: bool = True) -> L
 
 
 def read(path: str | Path) -> dict[str, dict[str, Any]]:
-    """Return a whole log as {"attrs": {...}, "rounds": {"round": array, ...}, ...}, bytes int64 and seconds float64.
+    """Return a log as {"attrs": {...}, "rounds": {"round": array, ...}, ...}; bytes are int64, seconds float64.
 
-    Raises UserError as `open` does.
+    Raises UserError as open() does.
     """
     with open(path) as log:
         return {"attrs": log.attrs} | {name: dict(table) for name, table in log.items()}
 
 
 def frames(path: str | Path) -> dict[str, pandas.DataFrame]:
-    """Return the tables of a log as pandas frames, bytes int64 and seconds float64.
+    """Return the tables of a log as pandas data frames; bytes are int64, seconds float64.
 
-    Columns with a second dimension are in frames of their own, one line a cell: `mpi`, `uplink_layers`,
-    `downlink_layers` and `label_histogram`; spectra are in `read` alone. Raises UserError as `open` does, or where
-    pandas is not installed.
+    Columns with a second dimension are in separate frames with one row per cell: `mpi`, `uplink_layers`,
+    `downlink_layers` and `label_histogram`. Spectra are only in read(). Raises UserError as open() does, and if pandas
+    is not installed.
     """
     try:
         import pandas

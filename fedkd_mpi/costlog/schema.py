@@ -1,4 +1,4 @@
-"""What a cost log holds, declared once: the writer creates it, the reader checks it and docs/hdf5.md repeats it."""
+"""The schema of a cost log, declared once: the writer creates it, the reader checks it, and docs/hdf5.md repeats it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ STRAGGLER = 2.0  # a local training this many times as long as the median of its
 class Column(NamedTuple):
     """One dataset: its type, unit and meaning.
 
-    `dtype` is a NumPy type name; "S" is UTF-8 text of fixed length ("S" alone: as long as the longest value).
-    `axis` names what a second dimension counts: layer, component, mpi_rank or class; without one there is none.
+    `dtype` is a NumPy type name; "S" with a number is UTF-8 text of that length, "S" alone is as long as the longest
+    value. `axis` names the second dimension: layer, component, mpi_rank or class; "" means that there is none.
     """
 
     dtype: str
@@ -46,30 +46,30 @@ def _number(unit: str, description: str, axis: str = "") -> Column:
 
 
 class Phase(NamedTuple):
-    """A part of a round; the log holds its seconds on the slowest process, or on rank 0 where that alone counts."""
+    """A part of a round; the log contains its seconds on the slowest process if `shared`, else on rank 0."""
 
     description: str
     shared: bool = False
 
 
 PHASES = {
-    "train": Phase("local training, on the slowest process", shared=True),
-    "encode": Phase("encoding the updates, on the slowest process", shared=True),
+    "train": Phase("local training on the slowest process", shared=True),
+    "encode": Phase("encoding the updates on the slowest process", shared=True),
     "wait": Phase("rank 0 waiting for the other processes to arrive"),
     "gather": Phase("moving the updates to rank 0"),
     "aggregate": Phase("decoding and averaging the updates, encoding the broadcast"),
     "broadcast": Phase("moving the broadcast to the clients"),
-    "evaluate": Phase("evaluation, on the slowest process", shared=True),
+    "evaluate": Phase("evaluation on the slowest process", shared=True),
 }
 
-# Attributes of the root group. The writer sets those in OWN_ATTRS, the caller gives the others.
+# Attributes of the root group. The writer sets those in OWN_ATTRS, the caller passes the others.
 ATTRS = {
     "schema_version": "version of this layout",
-    "status": "running, interrupted or completed; a run that was killed still says running",
+    "status": "running, interrupted or completed; the log of a killed run is still running",
     "metrics": "names of the task's metrics: the `<metric>` of the columns of rounds",
-    "lower_is_better": "those of the metrics of which less is better",
-    "world_size": "MPI processes of the run; of its last part, where it was resumed",
-    "num_clients": "clients of the run, sampled or not",
+    "lower_is_better": "the metrics for which less is better",
+    "world_size": "number of MPI processes; if the run was resumed, of its last part",
+    "num_clients": "number of clients, sampled or not",
     "config": "the resolved configuration, YAML text",
     "config_digest": "digest of the configuration",
     "package_version": "version of fedkd_mpi",
@@ -80,24 +80,24 @@ ATTRS = {
 }
 OWN_ATTRS = ("schema_version", "status", "metrics", "lower_is_better", "world_size", "num_clients")
 
-# Written whole when the log is created.
+# Tables that are written completely when the log is created.
 FIXED = {
     "layers": {
         "name": Column("S", "text", "parameter or buffer of the student; the order of every layer axis"),
         "shape": Column("S", "text", "shape of the tensor, e.g. 64x3x3x3"),
         "numel": _count("numbers", "numbers in the tensor"),
-        "compressible": Column("bool", "yes or no", "whether a codec may factor it"),
+        "compressible": Column("bool", "yes or no", "whether a codec may factorise the tensor"),
     },
     "clients": {
         "train_samples": _count("samples", "training samples of the client"),
         "test_samples": _count("samples", "test samples of the client"),
-        "mpi_rank": _index("MPI process that hosted the client when the run first started"),
+        "mpi_rank": _index("MPI rank of the client when the run first started"),
         "label_histogram": _count(
-            "samples", "train and test samples of each class; only where there are classes", "class"
+            "samples", "train and test samples of each class; only if there are classes", "class"
         ),
     },
 }
-# Only in some logs: label_histogram where there are classes, spectrum where log.spectra was on, the paper's counts for
+# Columns of some logs only: label_histogram if there are classes, spectrum with log.spectra, the paper's counts for
 # codecs that choose the rank at which the paper would send.
 PAPER = {("rounds", "uplink_paper_bytes"), ("rounds", "downlink_paper_bytes")}
 OPTIONAL = {("clients", "label_histogram"), ("uplink", "spectrum"), ("downlink", "spectrum"), *PAPER}
@@ -106,70 +106,75 @@ OPTIONAL = {("clients", "label_histogram"), ("uplink", "spectrum"), ("downlink",
 _MESSAGE = {
     "bytes": _bytes("payload and header of the message"),
     "header_bytes": _bytes("header of the message"),
-    "layer_rank": _count("components", "rank K of the layer's factors, -1 where the layer is raw", "layer"),
+    "layer_rank": _count("components", "rank K of the layer's factors, -1 if the layer is raw", "layer"),
     "layer_bytes": _bytes("payload of the layer", "layer"),
     "layer_energy": _number("1", "share of the layer's squared norm that was kept", "layer"),
     "spectrum": Column(
-        "float32", "1", "singular values before encoding, falling, of one compressible layer after another", "component"
+        "float32", "1", "singular values before encoding, for each compressible layer in descending order", "component"
     ),
 }
 
-# Grow while the run goes on.
+# Tables that grow during the run.
 GROWING = {
     "rounds": {
-        "round": _index("number of the round; written last, so that a round with a number is complete"),
+        "round": _index("index of the round; written last, so that a round with an index is complete"),
         "threshold": _number("1", "energy threshold T of the round"),
         "cohort_size": _count("clients", "clients sampled for the round"),
-        "skipped_clients": _count("clients", "clients of the cohort whose update was left out as not finite"),
+        "skipped_clients": _count(
+            "clients", "clients of the cohort whose update was skipped because it was not finite"
+        ),
         "uplink_bytes": _bytes("payload and header of all updates of the cohort"),
         "downlink_bytes": _bytes("payload and header of the broadcast, counted once per receiving client"),
         "uplink_header_bytes": _bytes("the headers in uplink_bytes"),
         "downlink_header_bytes": _bytes("the headers in downlink_bytes"),
         "uplink_paper_bytes": _bytes(
-            "the paper's count of the uplink: 4(PK + K^2 + KQ) of a matrix at the smallest rank K above T, also where"
-            " it is sent raw, and 4 per other parameter; only for codec svd, without a byte budget"
+            "uplink bytes as the paper counts them: 4(PK + K^2 + KQ) per matrix at the smallest rank K"
+            " above T, even if it is sent raw, and 4 per other parameter; only for codec svd without a byte"
+            " budget"
         ),
-        "downlink_paper_bytes": _bytes("the same of the downlink, once per receiving client"),
-        "student_dense_bytes": _bytes("the same cohort exchanging the student uncompressed, up + down"),
-        "teacher_dense_bytes": _bytes("the same cohort exchanging the teacher uncompressed, up + down"),
+        "downlink_paper_bytes": _bytes("downlink bytes as the paper counts them, once per receiving client"),
+        "student_dense_bytes": _bytes("uplink and downlink bytes if the cohort exchanged the student uncompressed"),
+        "teacher_dense_bytes": _bytes("uplink and downlink bytes if the cohort exchanged the teacher uncompressed"),
         "catchup_bytes": _bytes(
-            "what members of the cohort absent from earlier rounds would fetch before training: the smaller of"
-            " the missed broadcasts and a dense student, with what receivers keep beside it (the server optimiser's"
-            " moments, ef21's estimates); 0 at full participation"
+            "bytes that members of the cohort who missed earlier rounds would fetch before training: the"
+            " missed broadcasts or, if smaller, the dense student and the receiver's state (the server"
+            " optimiser's moments, ef21's estimates); 0 at full participation"
         ),
         "student_loss": _number("1", "mean local training loss of the students"),
         "teacher_loss": _number("1", "mean local training loss of the teachers"),
         **{f"seconds_{name}": _seconds(phase.description) for name, phase in PHASES.items()},
-        "seconds_total": _seconds("the whole round, on rank 0"),
+        "seconds_total": _seconds("the whole round on rank 0"),
     },
     "uplink": {
         "round": _index("round of the update"),
         "client": _index("client that sent it"),
-        "mpi_rank": _index("MPI process that hosted the client in this round, and sent what it sent"),
+        "mpi_rank": _index("MPI rank of the client in this round, which sends its update"),
         **_MESSAGE,
     },
     "downlink": {"round": _index("round of the broadcast"), **_MESSAGE},
     "training": {
         "round": _index("round of the local training"),
         "client": _index("client that trained"),
-        "mpi_rank": _index("MPI process that hosted the client in this round, and sent what it sent"),
+        "mpi_rank": _index("MPI rank of the client in this round, which sends its update"),
         "student_loss": _number("1", "mean training loss of the student"),
         "teacher_loss": _number("1", "mean training loss of the teacher"),
         "seconds_train": _seconds("local training"),
-        "seconds_encode": _seconds("encoding the update; an equal share, where several were encoded at once"),
+        "seconds_encode": _seconds("encoding the update; an equal share if several were encoded at once"),
         "seconds_evaluate": _seconds("scoring teacher and student on the client's own test samples"),
     },
     "mpi": {
-        "bytes_sent": _bytes("all that the process handed to MPI to send", "mpi_rank"),
-        "bytes_received": _bytes("all that the process received from MPI", "mpi_rank"),
-        "payload_bytes_sent": _bytes("the uplink and downlink messages in bytes_sent; the rest is control", "mpi_rank"),
-        "payload_bytes_received": _bytes("the uplink and downlink messages in bytes_received", "mpi_rank"),
-        "seconds_compute": _seconds("time the process computed", "mpi_rank"),
-        "seconds_wait": _seconds("time the process waited for others", "mpi_rank"),
+        "bytes_sent": _bytes("all bytes that the process sent through MPI", "mpi_rank"),
+        "bytes_received": _bytes("all bytes that the process received through MPI", "mpi_rank"),
+        "payload_bytes_sent": _bytes(
+            "uplink and downlink messages in bytes_sent; the rest is control data", "mpi_rank"
+        ),
+        "payload_bytes_received": _bytes("uplink and downlink messages in bytes_received", "mpi_rank"),
+        "seconds_compute": _seconds("time in which the process computed", "mpi_rank"),
+        "seconds_wait": _seconds("time in which the process waited for others", "mpi_rank"),
     },
     "events": {
         "round": _index("round the event belongs to; written last"),
-        "client": _index("client concerned, -1 where there is none"),
+        "client": _index("client that the event concerns, -1 if there is none"),
         "level": Column("S8", "text", "info, warning or error"),
         "message": Column(
             "S240",
@@ -179,49 +184,52 @@ GROWING = {
     },
 }
 
-# In rounds, for every metric of the task.
+# Columns of the table rounds for every metric of the task.
 METRIC = {
     "student_{metric}": _number(
-        "1", "mean over the cohort: the trained student on the client's own test samples; NaN where not evaluated"
+        "1",
+        "mean over the cohort of the trained student's score on the client's own test samples; NaN if not evaluated",
     ),
     "teacher_{metric}": _number(
-        "1", "mean over the cohort: the teacher on the client's own test samples; NaN where not evaluated"
+        "1", "mean over the cohort of the teacher's score on the client's own test samples; NaN if not evaluated"
     ),
     "student_{metric}_weighted": _number(
-        "1", "the same of all test samples of the cohort together: a client counts by its samples"
+        "1", "the same score on all test samples of the cohort, so that a client counts by its samples"
     ),
     "teacher_{metric}_weighted": _number(
-        "1", "the same of all test samples of the cohort together: a client counts by its samples"
+        "1", "the same score on all test samples of the cohort, so that a client counts by its samples"
     ),
     "student_{metric}_all": _number(
-        "1", "mean over all clients of each one's latest student score; NaN until all have one"
+        "1", "mean over all clients of the latest student score; NaN until every client has one"
     ),
     "teacher_{metric}_all": _number(
-        "1", "mean over all clients of each one's latest teacher score; NaN until all have one"
+        "1", "mean over all clients of the latest teacher score; NaN until every client has one"
     ),
-    "global_student_{metric}": _number("1", "the student on the global test set; NaN where not evaluated"),
-    "global_teacher_{metric}": _number("1", "mean over all teachers on the global test set; NaN where not evaluated"),
+    "global_student_{metric}": _number("1", "score of the global student on the global test set; NaN if not evaluated"),
+    "global_teacher_{metric}": _number("1", "mean score of all teachers on the global test set; NaN if not evaluated"),
 }
 
-# In training, likewise.
+# Columns of the table training for every metric of the task.
 CLIENT_METRIC = {
-    "student_{metric}": _number("1", "the trained student on the client's own test samples; NaN where not evaluated"),
-    "teacher_{metric}": _number("1", "the teacher on the client's own test samples; NaN where not evaluated"),
+    "student_{metric}": _number(
+        "1", "score of the trained student on the client's own test samples; NaN if not evaluated"
+    ),
+    "teacher_{metric}": _number("1", "score of the teacher on the client's own test samples; NaN if not evaluated"),
 }
 
 
 def components(layers: Iterable[tuple[str, Sequence[int], bool]]) -> int:
-    """Return the length of the axis component: the singular values of all compressible layers."""
+    """Return the length of the axis component: the number of singular values of all compressible layers."""
     return sum(min(shape[0], math.prod(shape[1:])) for _, shape, compressible in layers if compressible)
 
 
 def is_metric(name: str) -> bool:
-    """Tell whether a name can be part of a column's: neither empty nor a path."""
+    """Whether a name can be part of a column name: printable, not empty and not a path."""
     return bool(name) and len(name) <= 200 and not set(name) & set("/\0") and name.isprintable()
 
 
 def growing(metrics: Iterable[str]) -> dict[str, dict[str, Column]]:
-    """Return the growing tables, rounds and training with the columns of the given metrics."""
+    """Return the growing tables, including the columns of the given metrics in rounds and training."""
     metrics = list(metrics)
     tables = dict(GROWING)
     for table, columns in (("rounds", METRIC), ("training", CLIENT_METRIC)):

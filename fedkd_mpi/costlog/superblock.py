@@ -1,7 +1,7 @@
-"""The superblock, the first 48 bytes of an HDF5 file, in which an unfinished log is marked as being written.
+"""The superblock, the first 48 bytes of an HDF5 file; a flag in it marks a file that is open for writing.
 
-HDF5 File Format Specification 4.0, II.A, version 3: signature, version, two sizes, flags, the addresses of the base, of
-an extension, of the end of the file and of the root group; then a checksum of these.
+HDF5 File Format Specification 4.0, II.A, version 3: signature, version, two sizes, flags, the addresses of the base, an
+extension, the end of the file and the root group, and a checksum.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _MASK = 0xFFFFFFFF
 
 
 def is_open(image: bytes) -> bool:
-    """Tell whether a file image starts with an intact superblock that a writer has not closed."""
+    """Whether a file image starts with a valid superblock whose writer has not closed the file."""
     size = _LAYOUT.size
     if len(image) < size + 4:
         return False
@@ -22,14 +22,14 @@ def is_open(image: bytes) -> bool:
 
 
 def close(image: bytes) -> bytes:
-    """Return the image as if its writer had closed it."""
+    """Return the image as if its writer had closed the file."""
     signature, version, offsets, lengths, _, base, extension, _, root = _LAYOUT.unpack_from(image)
     head = _LAYOUT.pack(signature, version, offsets, lengths, 0, base, extension, len(image), root)
     return head + _checksum(head) + image[len(head) + 4 :]
 
 
 def _checksum(head: bytes) -> bytes:
-    """Return the hash lookup3 of Bob Jenkins (2006, public domain), HDF5's checksum of metadata."""
+    """Return the hash lookup3 of Bob Jenkins (2006, public domain), which HDF5 uses as the checksum of metadata."""
     words = struct.unpack(f"<{len(head) // 4}I", head)
     a = b = c = 0xDEADBEEF + len(head)
     while len(words) > 3:

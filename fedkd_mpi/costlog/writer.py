@@ -1,4 +1,4 @@
-"""Writes a cost log, a round at a time, so that kill -9 at any moment leaves every completed round readable."""
+"""Writes a cost log round by round, so that after kill -9 at any time every completed round is readable."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from fedkd_mpi.errors import RunFault, UserError
 
 
 class Writer:
-    """The log of one run; made by `create` or `resume`, on rank 0 alone.
+    """The log of one run, created by create() or resume() on rank 0.
 
-    As a context manager it marks the log `interrupted` where the block ends without `finish`.
+    As a context manager it marks the log `interrupted` if the block ends without finish().
     """
 
     def __init__(self, path: Path):
@@ -60,21 +60,21 @@ class Writer:
         lower_is_better: Sequence[str] = (),
         paper: bool = True,
     ) -> Writer:
-        """Create a log, which appears under its name whole or not at all, and open it for appending.
+        """Create a log, which exists completely or not at all, and open it for appending.
 
-        `attrs` are those of schema.ATTRS that the writer does not set itself (text, integers, lists of text); `layers`
-        are (name, shape, compressible); `clients` are the columns [client] of schema.FIXED, label_histogram
-        [client, class] where there are classes; `spectra` adds the column spectrum to uplink and downlink,
-        `paper` the paper's counts to rounds; `lower_is_better` names metrics of which less is better.
-        Raises UserError where the file exists and not `overwrite`, or cannot be written; ValueError on wrong names,
-        shapes or types.
+        `attrs` are the attributes of schema.ATTRS that the writer does not set itself (text, integers, lists of text).
+        `layers` are (name, shape, compressible). `clients` are the columns [client] of schema.FIXED, and
+        label_histogram [client, class] if there are classes. `spectra` adds the column spectrum to uplink and downlink,
+        `paper` adds the paper's counts to rounds. `lower_is_better` are the metrics for which less is better. Raises
+        UserError if the file exists without `overwrite` or cannot be written, ValueError on invalid names, shapes or
+        types.
         """
         path = Path(path)
         _check_names("attrs", attrs, set(schema.ATTRS) - set(schema.OWN_ATTRS))
         _check_names("clients", clients, schema.FIXED["clients"], optional={"label_histogram"})
         if wrong := [metric for metric in metrics if not schema.is_metric(metric)]:
             raise UserError(
-                f"the task's metric {wrong[0]!r} cannot name a column of the log: no /, nothing unprintable"
+                f"the task's metric {wrong[0]!r} cannot be the name of a log column: it must be printable, without /"
             )
         count = len(clients["train_samples"])
         attrs = {"status": "running", "world_size": world_size, "num_clients": count, **attrs, "metrics": list(metrics)}
@@ -108,11 +108,11 @@ class Writer:
         world_size: int | None = None,
         attrs: Mapping[str, Any] | None = None,
     ) -> Writer:
-        """Go on with a log of any status after its first `completed_rounds` rounds; later rows and events are dropped.
+        """Continue a log of any status after its first `completed_rounds` rounds; later rows and events are removed.
 
-        `world_size` and `attrs` (hostnames, mpi_library, ...) replace those of the log; where the world grew, the mpi
-        table gets wider, with 0 bytes and NaN seconds where a process did not exist. The old file stays until the new
-        one is whole. Raises UserError where the log cannot be read or written, or holds fewer rounds.
+        `world_size` and `attrs` (hostnames, mpi_library, ...) replace those of the log. With more processes than before
+        the table mpi becomes wider, with 0 bytes and NaN seconds for processes that did not exist. The old file remains
+        until the new one is complete. Raises UserError if the log cannot be read or written, or has fewer rounds.
         """
         with reader.open(path, completed_rounds) as log:
             new = {"status": "running", "world_size": log.attrs["world_size"] if world_size is None else world_size}
@@ -134,12 +134,12 @@ class Writer:
         mpi: Mapping[str, np.ndarray],
         training: Mapping[str, np.ndarray],
     ) -> None:
-        """Append one round: once this returns, the round survives kill -9.
+        """Append one round; it survives kill -9 once this returns.
 
-        `rounds` are numbers; `uplink` is [update] and [update, layer], `downlink` numbers and [layer], `training`
-        [client], these without `round`; `mpi` is [process]. Raises RunFault where the file cannot be written
-        (earlier rounds stay readable) or
-        byte sums do not agree; ValueError on wrong names, shapes or types, or a round out of turn.
+        `rounds` are numbers, `uplink` is [update] and [update, layer], `downlink` are numbers and [layer], `training`
+        is [client], `mpi` is [process]; the column `round` is only in `rounds`. Raises RunFault if the file cannot be
+        written (earlier rounds remain readable) or byte sums do not agree, ValueError on invalid names, shapes or
+        types, or if the round is not the next one.
         """
         with self._lock:
             given = {"rounds": rounds, "uplink": uplink, "downlink": downlink, "training": training, "mpi": mpi}
@@ -148,7 +148,7 @@ class Writer:
                     _check_names(table, values, self._given[table])
             number = int(rounds["round"])
             if number != (max(0, number) if self._next is None else self._next):
-                raise ValueError(f"round {number} in {self.path}, where round {self._next or 0} is due")
+                raise ValueError(f"round {number} in {self.path}, but round {self._next or 0} is next")
             rows = {
                 "uplink": self._of_clients("uplink", uplink, number),
                 "downlink": self._checked("downlink", _row({**downlink, "round": number}), 1),
@@ -162,9 +162,9 @@ class Writer:
             self._next = number + 1
 
     def event(self, round: int, client: int | None, level: str, message: str) -> None:
-        """Log an event at once: when this returns, it survives kill -9; a long message is cut at a whole character.
+        """Log an event immediately; it survives kill -9 once this returns. A long message is cut between characters.
 
-        `client` is None where no client is concerned, `level` is info, warning or error. Raises RunFault where the file
+        `client` is None if the event concerns no client; `level` is info, warning or error. Raises RunFault if the file
         cannot be written, ValueError on another level.
         """
         if level not in schema.LEVELS or round < 0:
@@ -176,10 +176,10 @@ class Writer:
             self._write("an event", round, "events", {"events": self._checked("events", _row(row), 1)})
 
     def finish(self, status: str) -> None:
-        """Close the log as `interrupted` or `completed`: a reader sees the old status or the new, never half a file.
+        """Close the log as `interrupted` or `completed`; a reader sees the old or the new status, never a partial file.
 
-        What is finished stays as it is. Raises RunFault where the file cannot be written; its rounds stay readable
-        under the status `running`.
+        A log that is already finished is not changed. Raises RunFault if the file cannot be written; its rounds remain
+        readable with status `running`.
         """
         if status not in schema.STATUSES[1:]:
             raise ValueError(f"a log is finished as {' or '.join(schema.STATUSES[1:])}, not {status!r}")
@@ -192,22 +192,22 @@ class Writer:
             self._finished = True
 
     def close(self) -> None:
-        """Close the file and leave its status as it is; all that was logged is in it already."""
+        """Close the file without changing its status; all logged rows are already in it."""
         with self._lock:
             file, self._file = self._file, None
             if file is not None:
                 file.close()
 
     def in_place(self) -> bool:
-        """Tell whether the file that this run writes still has its name."""
+        """Whether the file that this run writes still has its name."""
         return self._live.in_place()
 
     def require_in_place(self, number: int) -> None:
-        """Raise RunFault where another file, or none, has the name of the one that this run writes."""
+        """Raise RunFault if the log's path no longer names the file that this run writes."""
         if not self.in_place():
             self.close()
             gone = f"the log {self.path} was replaced, moved or removed while this run wrote it"
-            self._fault = f"{gone}: the {self.rounds_completed} rounds before are in the old file"
+            self._fault = f"{gone}: the {self.rounds_completed} earlier rounds are in the old file"
             raise RunFault(self._fault, round=number)
 
     def __enter__(self) -> Writer:
@@ -217,7 +217,7 @@ class Writer:
         try:
             self.finish("interrupted")
         except RunFault:
-            # What ended the block says more than that its log could not be marked.
+            # The error that ended the block is more informative than the failure to mark the log.
             if error is None:
                 raise
 
@@ -243,20 +243,20 @@ class Writer:
             self._file.append(rows, last)
         except (OSError, RuntimeError) as error:
             self.close()
-            kept = f"the {self.rounds_completed} rounds before are safe"
+            kept = f"the {self.rounds_completed} earlier rounds are safe"
             self._fault = f"cannot write {what} to the log {self.path}: {files.reason(error)}; {kept}"
             raise RunFault(self._fault, round=number) from error
 
 
 def mark(path: Path, status: str, owner: Mapping[str, Any] = MappingProxyType({})) -> None:
-    """Set the status of a log that nobody writes any more, if its attributes are those of its `owner`.
+    """Set the status of a log that no process writes any more, if its attributes include those of `owner`.
 
-    Raises RunFault where the file cannot be written.
+    Raises RunFault if the log belongs to another run or cannot be written.
     """
     try:
         with reader.open(path, sums=False) as log:
             if any(log.attrs[name] != value for name, value in owner.items()):
-                raise RunFault(f"the log {path} is another run's by now, and is left as it is")
+                raise RunFault(f"the log {path} now belongs to another run and is not changed")
             files.replace(path, log.attrs | {"status": status}, log)
     except (OSError, RuntimeError, UserError) as error:
         raise RunFault(f"cannot mark the log {path} as {status}: {files.reason(error)}") from error

@@ -1,1 +1,1 @@
-"""What lets a run survive: checkpoints, stopping, the watchdog, the lock of a log."""
+"""Fault tolerance: checkpoints, stopping, the watchdog, and the lock of a log."""

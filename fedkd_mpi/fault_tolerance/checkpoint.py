@@ -1,8 +1,8 @@
-"""All that a run carries from round to round, on disk by client id and not by process.
+"""Checkpoints: the state that a run keeps between rounds, stored by client id and independent of the processes.
 
-A checkpoint is a folder `round-000012` (its completed rounds) beside the log: safetensors files under one manifest. It
-is written under another name and put in place by one rename, so that it is there whole or not at all; the last two are
-kept. Random streams are keyed by round and client (common/random_streams.py) and have no position to save.
+A checkpoint is a folder `round-000012` (the number of completed rounds) beside the log, with safetensors files and one
+manifest. It is written under another name and then renamed, so that it is complete or absent. The last two checkpoints
+are kept. Random streams are keyed by round and client (common/random_streams.py) and have no position to save.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Shard(NamedTuple):
 class Checkpoints:
     """The checkpoints of one log; `save` and `newest` are collective.
 
-    `owner` says whose they are (digest of the configuration, start of the run): others are refused.
+    `owner` identifies the run (digest of the configuration, start time); checkpoints of other runs are refused.
     """
 
     def __init__(self, log: Path, owner: Mapping[str, Any], world: World):
@@ -48,33 +48,33 @@ class Checkpoints:
         self.owner, self.world = dict(owner), world
 
     def path(self, rounds: int) -> Path:
-        """Return the folder of the checkpoint after so many rounds."""
+        """Return the folder of the checkpoint after `rounds` completed rounds."""
         return self.folder / f"{PREFIX}{rounds:06d}"
 
     def rounds(self) -> list[int]:
-        """Return the completed rounds of every checkpoint there is, the newest first."""
+        """Return the completed rounds of every existing checkpoint, the newest first."""
         names = {path.name for path in self.folder.glob(f"{PREFIX}*") if path.is_dir()}
         found = [int(name) for name in (name.removeprefix(PREFIX) for name in names) if NUMBER.fullmatch(name)]
         return sorted((number for number in found if self.path(number).name in names), reverse=True)
 
     def require_none(self) -> None:
-        """Raise UserError where checkpoints of an earlier log are left."""
+        """Raise UserError if there are checkpoints of an earlier log."""
         if self.rounds():
-            raise UserError(f"{self.folder} holds checkpoints of an earlier run: remove it, or pass --overwrite")
+            raise UserError(f"{self.folder} contains checkpoints of an earlier run: remove it, or pass --overwrite")
 
     def require_writable(self) -> None:
-        """Raise UserError where no checkpoint could be written; worth a call before a long start."""
+        """Raise UserError if checkpoints cannot be written; called before a long start."""
         probe, new = self.folder / f"{PARTIAL}probe", not self.folder.exists()
         try:
             probe.mkdir(parents=True, exist_ok=True)
             probe.rmdir()
-            if new:  # a run that is refused after this leaves nothing
+            if new:  # a run that is refused later must leave nothing behind
                 self.folder.rmdir()
         except OSError as error:
             raise UserError(f"cannot write checkpoints to {self.folder}: {error.strerror}") from None
 
     def clear(self) -> None:
-        """Remove the checkpoints of the log that a new one has replaced; raises UserError where that is refused."""
+        """Remove the checkpoints of a log that a new log has replaced; raises UserError if they cannot be removed."""
         try:
             for left in (*self.folder.glob(f"{PREFIX}*"), *self.folder.glob(f"{PARTIAL}*")):
                 _remove(left)
@@ -103,17 +103,17 @@ class Checkpoints:
                 self._put_in_place(partial, target)
                 self._prune(rounds)
         except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)  # on a full disk the log needs the room
+            shutil.rmtree(partial, ignore_errors=True)  # on a full disk the log needs the space
             kept = [number for number in self.rounds() if number != rounds]
-            safe = f"the one after round {kept[0]} is whole" if kept else "the log is whole"
+            safe = f"the checkpoint after round {kept[0]} is complete" if kept else "the log is complete"
             text = f"cannot write the checkpoint {target}: {error.strerror}; {safe}"
             raise RunFault(text, round=max(rounds - 1, 0)) from error
 
     def newest(self, limit: int, trained: Callable[[int], set[int]]) -> tuple[Manifest | None, list[str]]:
-        """Return the newest whole checkpoint of at most `limit` rounds, and why newer ones were refused, file by file.
+        """Return the newest valid checkpoint of at most `limit` rounds, and the reasons why newer ones were refused.
 
-        `trained` gives the clients whose states the checkpoint after so many rounds must hold. (None, []) where there
-        are none at all; raises UserError where there are some and none is whole.
+        `trained(rounds)` returns the clients whose states a checkpoint after that many rounds must contain. Returns
+        (None, []) if there are no checkpoints; raises UserError if there are some and none is valid.
         """
         refused: list[str] = []
         listed = self.world.first_message(json.dumps(self.rounds()) if self.world.is_root else None)
@@ -129,7 +129,7 @@ class Checkpoints:
                 return manifest, refused
             refused.append(error)
         if refused:
-            raise UserError(f"{'; '.join(refused)}; remove {self.folder} to begin again at round 0")
+            raise UserError(f"{'; '.join(refused)}; remove {self.folder} to start again from round 0")
         return None, []
 
     def _check(self, manifest: Manifest, limit: int, trained: Callable[[int], set[int]]) -> None:
@@ -138,10 +138,10 @@ class Checkpoints:
             differs = [name for name in self.owner if manifest.owner.get(name) != self.owner[name]]
             raise UserError(f"{path} belongs to another run ({', '.join(differs)} differs)")
         if manifest.rounds > limit:
-            raise UserError(f"{path} is after round {manifest.rounds}, the log holds {limit} rounds")
-        held = {client for file in manifest.files for client in file["clients"]}
-        if missing := trained(manifest.rounds) - held:
-            raise UserError(f"{path} lacks client {min(missing)}, which the log has trained before")
+            raise UserError(f"{path} is after round {manifest.rounds}, but the log contains {limit} rounds")
+        present = {client for file in manifest.files for client in file["clients"]}
+        if missing := trained(manifest.rounds) - present:
+            raise UserError(f"{path}: client {min(missing)}, which was trained according to the log, is missing")
         for file in manifest.files[self.world.mpi_rank :: self.world.world_size]:
             manifests.verify(manifest.folder, file)
 
@@ -156,7 +156,7 @@ class Checkpoints:
 
     def _put_in_place(self, partial: Path, target: Path) -> None:
         _sync(partial)
-        if target.exists():  # a damaged one, which a resumed run has passed by
+        if target.exists():  # a damaged checkpoint, which the resumed run has not used
             target.rename(partial.with_name(f"{partial.name}-replaced"))
         partial.rename(target)
         _sync(self.folder)
@@ -164,15 +164,15 @@ class Checkpoints:
     def _prune(self, rounds: int) -> None:
         numbers = self.rounds()
         kept = [number for number in numbers if number <= rounds][:KEPT]
-        for number in set(numbers) - set(kept):  # newer ones: refused on resuming, and their rounds are played anew
+        for number in set(numbers) - set(kept):  # also newer ones, which were refused when the run was resumed
             gone = self.folder / f"{PARTIAL}{number:06d}-dropped"
-            self.path(number).rename(gone)  # a half-removed checkpoint must not be taken for a damaged one
+            self.path(number).rename(gone)  # so that a partly removed checkpoint is not reported as damaged
         for left in self.folder.glob(f"{PARTIAL}*"):
             _remove(left)
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder, or the link or file that stands in its place: what a link leads to is not ours."""
+    """Remove a folder, or a link or file of that name; the target of a link is not removed."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -1,6 +1,6 @@
-"""Signals from the first moment of a process on: what comes before the run can obey it is remembered.
+"""Recording of signals from the start of a process on, before a run can handle them.
 
-It imports next to nothing, to be ready before the rest is read.
+The module imports almost nothing, so that it is active before the other imports.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ import signal
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
-heard: list[int] = []  # in the order they came
+heard: list[int] = []  # received signals, in order
 
 
 def listen() -> None:
-    """Note these signals from now on; a second SIGINT ends the process."""
+    """Record the signals from now on; a second SIGINT ends the process."""
     for number in obeyed():
         signal.signal(number, _note)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a launcher that blocks one for itself may pass that on
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the mask may be inherited from a launcher that blocks signals
 
 
 def obeyed() -> list[int]:
-    """Return the signals that ask to stop: all but a SIGHUP that nohup has this process ignore."""
+    """Return the signals that request a stop: all of SIGNALS, except SIGHUP if nohup has made the process ignore it."""
     return [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
 
 
 def let_go() -> None:
-    """Give the signals their usual effects again, for a command that is no run; what was heard has its effect now."""
+    """Restore the default handlers and send the recorded signals again; for commands that are not runs."""
     for number in obeyed():
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     for number in heard:

@@ -1,4 +1,4 @@
-"""What killed MPI jobs leave in shared memory: told, with how to remove it, and never removed from here."""
+"""Segments that killed MPI jobs leave in shared memory: they are reported with a remedy but not removed."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 from fedkd_mpi.common.units import bytes_text
 
-PATTERNS = ("sm_segment.*", "vader_segment.*", "mpich_shm_*", "fedkd-clients-*")  # Open MPI's, MPICH's, ours
+PATTERNS = ("sm_segment.*", "vader_segment.*", "mpich_shm_*", "fedkd-clients-*")  # Open MPI, MPICH, this package
 
 
 def stale_segments(folder: Path) -> list[Path]:
-    """Return the segments of this user in a folder that no live process of this user has open or mapped."""
+    """Return the segments of this user in a folder that no running process of this user has open or mapped."""
     found = []
     for pattern in PATTERNS:
         for path in folder.glob(pattern):
@@ -25,15 +25,15 @@ def stale_segments(folder: Path) -> list[Path]:
 
 
 def told(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield what has been left in a folder and the remedy, if anything has."""
+    """Yield (problem, remedy) if segments are left in a folder."""
     if stale := stale_segments(folder):
         size = bytes_text(sum(path.stat().st_size for path in stale))
         names = " ".join(str(path) for path in stale[:3]) + (" ..." if stale[3:] else "")
-        yield f"{len(stale)} segment(s) of jobs that are gone, {size}: {names}", f"rm {names}, while no job is starting"
+        yield f"{len(stale)} segment(s) of jobs that have ended, {size}: {names}", f"rm {names}, while no job starts"
 
 
 def _used(folder: str) -> Iterator[str]:
-    """The files of a folder that processes have mapped or open, as far as they may be looked at."""
+    """Yield the files of a folder that processes have mapped or open, if this user may inspect the processes."""
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             for line in (process / "maps").read_text(errors="replace").splitlines():

@@ -1,4 +1,4 @@
-"""One run at a time writes a log: two that resume it would mix their rounds and drop each other's checkpoints."""
+"""The lock of a log: two runs that write the same log would mix their rounds and remove each other's checkpoints."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pathlib import Path
 from fedkd_mpi.common.console import say
 from fedkd_mpi.errors import UserError
 
-LONGEST = 4096  # bytes of a lock file: it holds the name of a process
-TRIES = 1000
+LONGEST = 4096  # bytes of a lock file at most; it contains the name of a process
+TRIES = 1000  # names tried for a new log
 
 
 def reserve(log: Path) -> Lock:
-    """Return the lock, taken, of the first of x.h5, x-2.h5, ... that is not there and that no other run begins.
+    """Return the acquired lock of the first of x.h5, x-2.h5, ... that does not exist and that no other run has locked.
 
-    Runs that are named by the second they begin in may begin in the same one.
+    Default names contain the second of the start, and several runs may start in the same second.
     """
     for number in range(1, TRIES):
         path = log if number == 1 else log.with_stem(f"{log.stem}-{number}")
@@ -30,17 +30,18 @@ def reserve(log: Path) -> Lock:
             if not (path.exists() or path.with_name(f"{path.name}.checkpoints").exists()):
                 return lock
             lock.release()
-    return Lock(log)  # why it cannot be had is said where it is taken
+    return Lock(log)  # its take() raises the error
 
 
 class HeldError(UserError):
-    """Another process holds the lock: it is worth waiting for."""
+    """Another process holds the lock; waiting for it may help."""
 
 
 class Lock:
-    """A lock on `<log>.lock`, held by rank 0 from `take` to the end of the block; the kernel frees it with the process.
+    """A lock on `<log>.lock`, held by rank 0 from take() to the end of the block.
 
-    It is a POSIX lock: network file systems pass these on between nodes, and no child process inherits it.
+    It is a POSIX lock: the kernel frees it when the process ends, network file systems support it between nodes, and
+    child processes do not inherit it.
     """
 
     def __init__(self, log: Path):
@@ -54,14 +55,14 @@ class Lock:
         self.release()
 
     def release(self) -> None:
-        """Give the lock back, if it is held."""
+        """Release the lock if it is held."""
         if self._descriptor is not None:
             self._remove()
             os.close(self._descriptor)
             self._descriptor = None
 
     def take(self) -> None:
-        """Take the lock, or say that the file system has none; raises HeldError naming the process that holds it."""
+        """Acquire the lock, or warn if the file system has no locks; raises HeldError naming the current holder."""
         while self._descriptor is None:
             descriptor = self._open()
             if descriptor is None:
@@ -78,27 +79,27 @@ class Lock:
                 return
             if self._is_current(descriptor):
                 self._descriptor = descriptor
-            else:  # its holder has just removed it
+            else:  # the former holder has just removed the file
                 os.close(descriptor)
-        with suppress(OSError):  # on a full disk; the name is for the message alone
+        with suppress(OSError):  # on a full disk; the name is only used in a message
             os.ftruncate(self._descriptor, 0)
             os.pwrite(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
 
     def _open(self) -> int | None:
-        """Return a descriptor of the lock file, None where no log can be written either (said where it is opened)."""
+        """Return a descriptor of the lock file; None if the folder is not writable, which is reported later."""
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            # Not through a link, and not waiting at a pipe: what is written here must be the lock's own file.
+            # Do not follow links or wait for pipes: only the lock file itself may be written.
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             descriptor = os.open(self.file, flags, 0o644)
         except OSError as error:
             if error.errno in (ELOOP, EISDIR, ENXIO):
-                raise UserError(f"{self.file} is no lock of a run ({error.strerror}): remove it") from None
+                raise UserError(f"{self.file} is not a lock file ({error.strerror}): remove it") from None
             return None
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1 or status.st_size > LONGEST:
             os.close(descriptor)
-            raise UserError(f"{self.file} is no lock of a run, but a file of something else: remove it")
+            raise UserError(f"{self.file} is not a lock file but another file: remove it")
         return descriptor
 
     def _is_current(self, descriptor: int) -> bool:
@@ -108,15 +109,15 @@ class Lock:
             return False
 
     def _remove(self) -> None:
-        with suppress(OSError):  # one that is left behind is not locked, and in nobody's way
+        with suppress(OSError):  # a file that remains is not locked and does no harm
             self.file.unlink()
 
     def _refusal(self, holder: str) -> str:
         return (
-            f"{holder} is writing the log {self.log}: wait until it ends, or log elsewhere with --output "
-            f"(if that process is gone with its node, remove {self.file})"
+            f"{holder} is writing the log {self.log}: wait until it ends, or choose another log with --output "
+            f"(if that process ended with its node, remove {self.file})"
         )
 
     def _warn(self, error: OSError) -> None:
-        text = f"no locks in {self.file.parent} ({error.strerror}): see to it that no other run writes {self.log.name}"
+        text = f"no locks in {self.file.parent} ({error.strerror}): make sure that no other run writes {self.log.name}"
         say(f"fedkd_mpi: warning: {text}", error=True)

@@ -1,4 +1,4 @@
-"""Stopping well: what asks a run to stop, and what happens between two rounds: agree, save, stop."""
+"""Requests to stop a run: signals, the STOP file, the time limit and the end of the Slurm job."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ ASKING = 10.0  # seconds to wait for Slurm's answer
 
 
 class StopRequests:
-    """Hears signals in every process, and in rank 0's looks for the STOP file and the clock.
+    """Records signals on every process; on rank 0 it also checks the STOP file and the time.
 
-    As a context manager it notes SIGTERM, SIGUSR1, SIGINT and SIGHUP inside the block, and what came before it; a
-    second SIGINT ends the job at once. SIGUSR1, the warning of the job's end, lets a round be played first: with a time
-    limit shorter than its own warning no start would get anywhere.
+    As a context manager it handles SIGTERM, SIGUSR1, SIGINT and SIGHUP inside the block, including those received
+    before it. A second SIGINT ends the job at once. SIGUSR1 warns of the end of the job. The run still completes its
+    first round then, because otherwise a run with a time limit shorter than the warning would make no progress.
     `time_limit` is in seconds from now, `slurm_end` in seconds since 1970.
     """
 
     def __init__(self, world: World, log: Path, time_limit: float | None, slurm_end: float | None = None):
         self.world, self.file = world, log.parent / STOP
         self.heard: str | None = None
-        self._interrupted = self._warned = False  # _warned: by nothing but warnings of the end so far
+        self._interrupted = self._warned = False  # _warned: only SIGUSR1 has been received so far
         limits = [] if time_limit is None else [(time.time() + time_limit, f"time_limit ({time_limit:.0f} s)")]
         if slurm_end is not None:
-            past = ", which was over at the start" if slurm_end <= time.time() else ""
+            past = ", which had passed at the start" if slurm_end <= time.time() else ""
             limits.append((slurm_end, f"the end of the Slurm job{past}"))
         self._limit = min(limits, default=None)
 
@@ -46,18 +46,18 @@ class StopRequests:
         for number in early_signals.heard:
             self._note(number, None)
         self._before = [(number, signal.signal(number, self._note)) for number in early_signals.obeyed()]
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, early_signals.SIGNALS)  # a launcher that blocks one may pass that on
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, early_signals.SIGNALS)  # the mask may be inherited from a launcher
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before:
             signal.signal(number, handler)
-        if signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:  # it may come while a run that is done leaves
+        if signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:  # it may arrive while a completed run ends
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
     def reason(self, seconds_needed: float) -> str | None:
-        """Return what asks this process to stop; on rank 0 also that `seconds_needed` do not fit any more."""
-        if self.heard and (seconds_needed or not self._warned):  # 0 = no round was played yet
+        """Return why this process should stop, or None; on rank 0 also if `seconds_needed` exceed the time limit."""
+        if self.heard and (seconds_needed or not self._warned):  # 0: no round has been run yet
             return self.heard
         if not self.world.is_root:
             return None
@@ -70,16 +70,16 @@ class StopRequests:
     def _note(self, number: int, _: FrameType | None) -> None:
         where = f"rank {self.world.mpi_rank} on {self.world.hostname}"
         if number == signal.SIGINT and self._interrupted:
-            self.world.fault(f"fedkd_mpi: {where}: second SIGINT, ended at once")
+            self.world.fault(f"fedkd_mpi: {where}: second SIGINT, the run is ended at once")
         self._interrupted |= number == signal.SIGINT
         self._warned = number == signal.SIGUSR1 and (self._warned or not self.heard)
         self.heard = f"{signal.Signals(number).name} at {where}"
 
 
 def slurm_end() -> float | None:
-    """Return when Slurm will end the job this process is part of, in seconds since 1970; None where it will not."""
+    """Return when Slurm will end the job of this process, in seconds since 1970; None without a job or a limit."""
     if end := os.environ.get("SLURM_JOB_END_TIME"):  # since Slurm 23.02
-        with suppress(ValueError):  # stale or odd: ask Slurm itself
+        with suppress(ValueError):  # invalid: ask Slurm itself
             return float(end)
     if not (job := os.environ.get("SLURM_JOB_ID")) or not shutil.which("squeue"):
         return None
@@ -88,5 +88,5 @@ def slurm_end() -> float | None:
         environment = os.environ | {"SLURM_TIME_FORMAT": "standard"}
         asked = subprocess.run(command, capture_output=True, text=True, timeout=ASKING, env=environment, check=True)
         return datetime.fromisoformat(asked.stdout.strip()).timestamp()
-    except (OSError, subprocess.SubprocessError, ValueError):  # "N/A" without a limit; --signal tells the rest
+    except (OSError, subprocess.SubprocessError, ValueError):  # "N/A" without a limit; sbatch --signal still works
         return None

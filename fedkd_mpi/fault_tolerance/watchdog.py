@@ -1,8 +1,8 @@
-"""No silent hang: names the processes that have not arrived at a collective, and in the end ends the run.
+"""Watchdog: names the processes that have not arrived at a collective, and ends the run if they make no progress.
 
-Every process sends a small datagram a second from a thread of its own: where it is, and at how many collectives it has
-arrived. MPI has no part in this, so that it works while the main thread is inside MPI or native code, and a stopped
-process is known by its silence.
+A thread of every process sends one small datagram per second with its status and the number of collectives that it has
+entered. MPI is not used, so that the watchdog works while the main thread is inside MPI or native code. A stopped
+process is recognised because its datagrams stop.
 """
 
 from __future__ import annotations
@@ -26,35 +26,35 @@ if TYPE_CHECKING:
     from fedkd_mpi.communication.world import World
     from fedkd_mpi.config.sections import WatchdogConfig as Settings
 
-OBSERVERS = 2  # ranks 0 and 1 listen: rank 1 speaks where rank 0 itself has fallen silent
-BEAT = 1.0  # seconds between two datagrams, less where the limit is short ...
-BEATS = 8  # ... so that the limit has so many
-HEEDED = 200  # datagrams in a beat for each process; more are a flood, in which genuine ones may be lost
+OBSERVERS = 2  # ranks 0 and 1 receive; rank 1 reports if rank 0 itself is silent
+BEAT = 1.0  # seconds between two datagrams at most
+BEATS = 8  # datagrams within the limit at least
+HEEDED = 200  # datagrams per beat and process; more are a flood, in which genuine ones may be lost
 LONGEST_PHASE = 200  # characters
 
 
 @dataclass
 class Sighting:
-    """What an observer knows of a process, on the observer's own clock."""
+    """The last datagram of a process as an observer received it; times are on the observer's monotonic clock."""
 
     status: ProcessStatus = field(default_factory=ProcessStatus)
-    pid: int = 0  # 0 = never heard
-    number: int = -1  # of its last datagram: an older one, sent again, is ignored
+    pid: int = 0  # 0: no datagram received yet
+    number: int = -1  # of its last datagram; older ones (replays) are ignored
     heard: float = 0.0
     changed: float = 0.0
 
 
 class Watchdog:
-    """The thread of one process; made and stopped by all processes, does nothing where there is only one.
+    """The watchdog thread of one process; created and stopped by all processes; does nothing for a single process.
 
-    `on_warning` and `on_abort` are called on the observer that speaks, from the thread.
+    `on_warning` and `on_abort` are called on the reporting observer, from the thread.
     """
 
     def __init__(self, world: World, settings: Settings):
         self.world, self.limit = world, settings.seconds
         self.abort = settings.abort_seconds or 3 * settings.seconds
         self.on_warning: Callable[[str], None] = lambda text: None
-        self.on_abort: Callable[[], None] = lambda: None  # before rank 1 ends the run in rank 0's place
+        self.on_abort: Callable[[], None] = lambda: None  # called before rank 1 ends the run instead of rank 0
         self.beat = min(BEAT, self.limit / BEATS)
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
@@ -63,21 +63,21 @@ class Watchdog:
             return
         self._socket, host = datagrams.open_socket(one_node=world.one_node)
         self._host = host or datagrams.LOOPBACK
-        self._observers, self._number = self._meet(), 0
+        self._observers, self._number = self._find_observers(), 0
         self._seen = [Sighting() for _ in range(world.world_size)]
         self._forget_times(time.monotonic())
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread, and wait for it: one that still runs while the interpreter ends can take the process down."""
+        """End the thread and wait for it: a thread that runs while the interpreter exits can crash the process."""
         self._done.set()
         if self._thread:
-            with suppress(OSError):  # it has ended, or ends with its beat
+            with suppress(OSError):  # the thread has ended, or ends at the end of its beat
                 self._socket.sendto(b"", (self._host, self._socket.getsockname()[1]))
             self._thread.join(self.beat + 1.0)
 
-    def _meet(self) -> list[tuple[str, int]]:
+    def _find_observers(self) -> list[tuple[str, int]]:
         """Return the observers' addresses. Collective."""
         ports = self.world.allgather(np.array([self._socket.getsockname()[1]])).view(np.int64)[:, 0]
         pairs = zip(self.world.addresses[:OBSERVERS], ports, strict=False)
@@ -87,10 +87,10 @@ class Watchdog:
         observer = self.world.mpi_rank < OBSERVERS
         last = time.monotonic()
         while not self._done.is_set():
-            self._tell()
+            self._send()
             flooded = self._listen(last + self.beat)
             now = time.monotonic()
-            # Where this very process was stopped, or strangers fill the socket, its clocks say nothing of the others.
+            # If this process was stopped, or other senders flood the socket, the times of the others are meaningless.
             if flooded or now - last > self.limit / 2:
                 self._forget_times(now)
             elif observer:
@@ -98,18 +98,18 @@ class Watchdog:
             last = now
         self._socket.close()
 
-    def _tell(self) -> None:
+    def _send(self) -> None:
         status = self.world.status
         state = [status.round, status.phase, status.client, status.arrived, status.waiting]
         self._number += 1
         body = json.dumps([self.world.mpi_rank, self._number, os.getpid(), state]).encode()
         datagram = datagrams.sign(self.world.key, body)
         for address in self._observers:
-            with suppress(OSError):  # an observer that cannot be reached is the other observer's concern
+            with suppress(OSError):  # the other observer reports an observer that cannot be reached
                 self._socket.sendto(datagram, address)
 
     def _listen(self, until: float) -> bool:
-        """Take up what the others tell until a moment; return whether so much came that some of it may be lost."""
+        """Receive datagrams until the given time; return whether there were so many that some may be lost."""
         for _ in range(HEEDED * (len(self._seen) + 1)):
             left = until - time.monotonic()
             if left <= 0 or self._done.is_set():
@@ -119,8 +119,8 @@ class Watchdog:
                 datagram = self._socket.recv(datagrams.LARGEST + 1)
             except OSError:
                 continue
-            if told := _parse(datagrams.verified(self.world.key, datagram), len(self._seen)):
-                self._note(*told)
+            if received := _parse(datagrams.verified(self.world.key, datagram), len(self._seen)):
+                self._note(*received)
         self._done.wait(max(until - time.monotonic(), 0.0))
         return True
 
@@ -137,16 +137,16 @@ class Watchdog:
             sighting.heard = sighting.changed = now
 
     def _look(self, now: float) -> None:
-        """Warn of, and after the second limit end the run for, processes that others wait for and that do not move."""
+        """Warn of processes that others wait for and that make no progress; end the run after the second limit."""
         silent = [rank for rank, seen in enumerate(self._seen) if now - seen.heard > self.limit / 2]
-        speaker = next((rank for rank in range(OBSERVERS) if rank not in silent), None)
+        reporter = next((rank for rank in range(OBSERVERS) if rank not in silent), None)
         missing = self._missing(now, silent)
         self._warned.intersection_update(missing)
-        if not missing or self.world.mpi_rank != speaker:
+        if not missing or self.world.mpi_rank != reporter:
             return
         idle = max(now - self._seen[rank].changed for rank in missing)
         text = f"{'; '.join(self._describe(rank, now, rank in silent) for rank in missing)}"
-        known = all(self._seen[rank].pid for rank in missing)  # where datagrams do not get through, only MPI knows
+        known = all(self._seen[rank].pid for rank in missing)  # datagrams of unknown processes may be blocked
         if idle > self.abort and known:
             if not self.world.is_root:
                 self.on_abort()
@@ -157,30 +157,30 @@ class Watchdog:
             self.on_warning(f"watchdog: {text}")
 
     def _missing(self, now: float, silent: list[int]) -> list[int]:
-        """Return the processes that have not moved within the limit although others wait for them."""
+        """Return the processes without progress within the limit for which others wait."""
         ahead = max(seen.status.arrived for seen in self._seen)
         waits = [seen for seen in self._seen if seen.status.waiting and seen.status.arrived == ahead]
         if not any(now - seen.changed > self.limit for seen in waits):
             return []
         ranks = range(len(self._seen))
         behind = [rank for rank in ranks if self._seen[rank].status.arrived < ahead] or list(ranks)
-        # Of those behind, who waits inside a collective is held up by another, unless it was stopped there; where that
-        # leaves none, MPI itself hangs.
+        # A process behind that waits inside a collective is held up by another one, unless it was stopped there. If no
+        # other process remains, MPI itself hangs.
         causes = [rank for rank in behind if rank in silent or not self._seen[rank].status.waiting] or behind
         return [rank for rank in causes if now - self._seen[rank].changed > self.limit]
 
     def _describe(self, rank: int, now: float, silent: bool) -> str:
         seen, where = self._seen[rank], f"rank {rank} on {self.world.hostnames[rank]}"
         if not seen.pid:
-            return f"{where} has not been heard since the start (are UDP datagrams blocked between the nodes?)"
-        sign = f", and no sign of life for {now - seen.heard:.0f} s" if silent else ""
+            return f"{where} has sent nothing since the start (are UDP datagrams blocked between the nodes?)"
+        sign = f", and has sent nothing for {now - seen.heard:.0f} s" if silent else ""
         since = f"for {now - seen.changed:.0f} s"
-        what = "has arrived but does not go on" if seen.status.waiting else "has not arrived"
+        what = "has arrived but does not continue" if seen.status.waiting else "has not arrived"
         return f"{where} (process {seen.pid}) {what}, {since} in {seen.status}{sign}"
 
 
 def _parse(body: bytes | None, world_size: int) -> tuple[int, int, int, ProcessStatus] | None:
-    """Return rank, number, process and place that a datagram of this run tells, None where it tells nothing."""
+    """Return rank, number, process id and status from a datagram of this run, or None if it is invalid."""
     try:
         rank, number, pid, (round_index, phase, client, arrived, waiting) = json.loads(body or b"")
     except (ValueError, TypeError, RecursionError):

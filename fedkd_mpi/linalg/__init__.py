@@ -1,1 +1,1 @@
-"""Factorisations of updates; knows nothing of messages."""
+"""Factorisations of updates; independent of messages."""

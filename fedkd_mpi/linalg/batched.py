@@ -1,13 +1,14 @@
-"""Many small matrices factorised at once, each with the bits that it has alone.
+"""Factorisation of many small matrices at once, with the same bits as one by one.
 
-What is done to all of them is single operations on stacks. numpy multiplies, and LAPACK decomposes, the matrices of a
-stack one after another, as each would be by itself; torch's batched products may round otherwise in a larger batch.
+All operations work on stacks of matrices. numpy multiplies and LAPACK decomposes the matrices of a stack one after
+another, with the same result as for a single matrix. torch's batched products are not used because their rounding may
+depend on the size of the batch.
 
-The directions come from one block on the Gram matrix S, two power steps from sums of its columns. K is the smallest
-rank if K - 1 directions provably hold too little. In a basis that begins with K - 1 Ritz vectors, of values t_1 >= ...
->= t_(K-1), S = [[diag(t), R^T], [R, C]]. With mu above the eigenvalues of C and g = t_(K-1) - mu > 0, S is at most
-[[diag(t) + R^T R / g, 0], [0, C + g]] (the difference is a square), so that the K - 1 largest eigenvalues of S have no
-larger sum than t_1 + ... + t_(K-1) + |R|^2 / g.
+The directions are a block of Ritz vectors of the Gram matrix S, after two power steps from sums of its columns. K is
+the smallest rank if K - 1 directions provably contain too little energy. In a basis that begins with K - 1 Ritz vectors
+with values t_1 >= ... >= t_(K-1), S = [[diag(t), R^T], [R, C]]. With mu above the eigenvalues of C and
+g = t_(K-1) - mu > 0, S is at most [[diag(t) + R^T R / g, 0], [0, C + g]] (the difference is a square). So the sum of
+the K - 1 largest eigenvalues of S is at most t_1 + ... + t_(K-1) + |R|^2 / g.
 """
 
 from __future__ import annotations
@@ -23,18 +24,19 @@ from fedkd_mpi.linalg.spectrum import BOUNDARY
 
 BLOCK = 16  # directions in a block
 WORTH = 32  # short side from which a block is cheaper than all eigenvectors
-SINGLE = 2**18  # multiplications up to which numpy's BLAS starts no threads: it does not heed torch's number of them
-ORDINARY = 2.0**-40, 2.0**40  # energies whose squares, and parts of them, are in float32's range by far
-ERROR = 1e-6  # of the squared Frobenius norm of S: what rounding may take from its part outside of the block
+SINGLE = 2**18  # multiplications up to which numpy's BLAS uses one thread; it ignores torch's number of threads
+ORDINARY = 2.0**-40, 2.0**40  # bounds of energies whose squares are well within float32's range
+ERROR = 1e-6  # share of the squared Frobenius norm of S that rounding may remove from its part outside the block
 
 Found = tuple[Tensor, float]
 
 
 def factorize(matrices: Sequence[Tensor], threshold: float) -> list[Found | None]:
-    """Return the factors of the smallest rank K above the energy threshold, and the share of the energy they keep.
+    """Return for each matrix the factors of the smallest rank K above the energy threshold and the kept energy share.
 
-    The matrices are float32 [P, Q] on the CPU; the factors U diag(s) [P, K], then V [K, Q], flat. None where the short
-    side does not suit, where K is not proven here, or where the scale is not ordinary: zero, say, or not finite.
+    The matrices are float32 [P, Q] on the CPU. The factors are U diag(s) [P, K], then V [K, Q], flat. The result is
+    None for a matrix whose short side is not suitable, whose K is not proven here, or whose scale is not ordinary (for
+    example zero or not finite).
     """
     sizes: dict[int, dict[torch.Size, list[int]]] = {}
     for index, matrix in enumerate(matrices):
@@ -44,7 +46,7 @@ def factorize(matrices: Sequence[Tensor], threshold: float) -> list[Found | None
     found: list[Found | None] = [None] * len(matrices)
     if not sizes:
         return found
-    with np.errstate(all="ignore"):  # in matrices that are not finite, and directions that are not used
+    with np.errstate(all="ignore"):  # for matrices that are not finite, and for unused directions
         groups = [_Group(matrices, shapes.values()) for shapes in sizes.values()]
         values, vectors = torch.linalg.eigh(torch.from_numpy(np.concatenate([group.inner for group in groups])))
         values, turns = values.numpy()[:, ::-1], np.ascontiguousarray(vectors.mT.numpy()[:, ::-1])
@@ -58,9 +60,9 @@ def factorize(matrices: Sequence[Tensor], threshold: float) -> list[Found | None
 
 
 class _Group:
-    """Matrices of one short side: stacks of one shape each, their Gram matrices S, a block of directions, rows.
+    """Matrices with the same short side: stacks by shape, their Gram matrices S and blocks of directions (as rows).
 
-    `inner` is S in the block [n, BLOCK, BLOCK]: all of S, and zeros, where the block is wider.
+    `inner` is S projected on the block, [n, BLOCK, BLOCK], with zeros if the block is wider than S.
     """
 
     def __init__(self, matrices: Sequence[Tensor], shapes: Iterable[Sequence[int]]):
@@ -71,13 +73,13 @@ class _Group:
         self.totals = np.einsum("nii->ni", self.grams).astype(np.float64).sum(1).tolist()
         for gram, total in zip(self.grams, self.totals, strict=True):
             if not ORDINARY[0] < total < ORDINARY[1]:
-                gram[:] = 0  # nothing is found then
+                gram[:] = 0  # the result of this matrix will be None
         self.block = _block(self.grams)
         self.image = self.block @ self.grams
         self.inner = self.image @ self.block.swapaxes(-1, -2)
 
     def factors(self, values: np.ndarray, turn: np.ndarray, threshold: float) -> Iterator[Found | None]:
-        """Yield factors, in order, given eigenvalues [n, BLOCK] and eigenvectors, rows, of what is in the block."""
+        """Yield the factors in order, given eigenvalues [n, BLOCK] and eigenvectors (as rows) of `inner`."""
         directions = turn @ self.block
         residuals = turn @ self.image
         residuals -= values[:, :, None] * directions
@@ -99,7 +101,7 @@ def _stacked(matrices: Sequence[Tensor]) -> np.ndarray:
 
 
 def _gram(wide: np.ndarray) -> np.ndarray:
-    """wide @ wide.T, of a stack."""
+    """Return wide @ wide.T of a stack."""
     step = SINGLE // wide.shape[1] ** 2
     parts = [wide[:, :, at : at + step] for at in range(0, wide.shape[2], step)]
     result = parts[0] @ parts[0].swapaxes(1, 2)
@@ -112,13 +114,16 @@ def _block(grams: np.ndarray) -> np.ndarray:
     size = grams.shape[1]
     if size <= BLOCK:
         return np.eye(BLOCK, size, dtype=np.float32)
-    # sums of columns are nearly as good a start as random combinations
+    # Sums of columns are nearly as good a start as random combinations.
     start = grams[:, : size // BLOCK * BLOCK].reshape(-1, size // BLOCK, BLOCK, size).sum(1) @ grams
     return torch.linalg.qr(torch.from_numpy(start).mT).Q.mT.numpy()
 
 
 def _sides(wide: np.ndarray, directions: np.ndarray, turned: bool) -> tuple[np.ndarray, np.ndarray]:
-    """U diag(s) and V of matrices, or of their transposes, from directions of the short side, rows."""
+    """Return U diag(s) and V of matrices from directions of their short side (as rows).
+
+    `turned` tells that `wide` are the transposed matrices.
+    """
     step = SINGLE // directions[0].size
     parts = [directions @ wide[:, :, at : at + step] for at in range(0, wide.shape[2], step)]
     projected = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
@@ -133,9 +138,9 @@ def proven(
 ) -> tuple[int, float]:
     """Return K and the share of the energy in K Ritz vectors; K is 0 if it is not proven to be the smallest.
 
-    `total` and `squares` are the trace and the squared Frobenius norm of S, `values` the Ritz values, falling, and
-    `errors` the squared norms of their vectors' residuals. Nor is it proven where the energies are so near the
-    threshold that rounding could tell.
+    `total` and `squares` are the trace and the squared Frobenius norm of S, `values` are the Ritz values in descending
+    order, and `errors` are the squared norms of the residuals of their vectors. K is also 0 if an energy is so close to
+    the threshold that rounding could decide.
     """
     below = held = 0.0
     for less, value in enumerate(values):  # noqa: B007
@@ -145,11 +150,11 @@ def proven(
     if not held > (threshold + BOUNDARY) * total:
         return 0, 0.0
     if less:
-        # outside of the block, S has this trace and this squared norm, each of which bounds its eigenvalues
+        # Outside the block, S has this trace and this squared norm; each of them bounds its eigenvalues.
         trace = total * (1 + BOUNDARY) - sum(values)
         norm = squares * (1 + ERROR) - sum(value * value for value in values) - 2 * sum(errors)
         outside = min(trace, math.sqrt(max(norm, ERROR * squares)))
-        # the larger eigenvalue of [[value, e], [e, outside]] bounds those outside of the first K - 1
+        # The larger eigenvalue of [[value, e], [e, outside]] bounds all eigenvalues except the first K - 1.
         mu = (value + outside) / 2 + math.hypot((value - outside) / 2, math.sqrt(sum(errors[less:])))
         gap, head = values[less - 1] - mu, sum(errors[:less])
         below = below + head / gap if gap > 0 else below if gap == head == 0 else math.inf

@@ -1,4 +1,4 @@
-"""One layout in memory for tensors to be multiplied: BLAS may round otherwise where strides or alignment differ."""
+"""One memory layout for tensors that are multiplied: the rounding of BLAS depends on strides and alignment."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-ALIGNMENT = 64  # bytes: torch's own memory begins there, numpy's and views into a larger tensor may not
+ALIGNMENT = 64  # bytes; torch's allocations are aligned to it, numpy's and views of larger tensors need not be
 
 
 def canonical(tensor: Tensor) -> Tensor:
-    """Return the values row-major, without gaps, from an aligned address: the tensor's own memory where it is so."""
+    """Return the values in row-major order, contiguous and aligned; without a copy if the tensor already is."""
     tensor = tensor.detach()
     flat = tensor.reshape(-1).contiguous()
     if flat.data_ptr() % ALIGNMENT:
         flat = flat.clone()
-    return flat.view(tensor.shape)  # also where a side of length 1 has a stride of its own
+    return flat.view(tensor.shape)  # also resets the strides of dimensions of length 1
 
 
 def canonicals(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Return canonical() of each."""
+    """Return canonical() of each tensor."""
     return [canonical(tensor) for tensor in tensors]

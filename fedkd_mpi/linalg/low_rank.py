@@ -1,9 +1,9 @@
-"""The energy-threshold low-rank factorisation the codecs stand on: smallest rank K, or nearly so in less time.
+"""Low-rank factorisation by energy threshold, as the codecs use it: of smallest rank K, or slightly above in less time.
 
-Squaring (the Gram matrix of the short side) costs no accuracy at the thresholds in use (T <= 0.999); scale does, so a
-power of two is taken out first, and a cumulative energy near T is decided in float64. Unlike gesdd, eigh of a
-symmetric matrix does not fail to converge; and where few directions hold the energy they are found without it, with a
-proof that none has been missed (linalg/subspace.py, and linalg/batched.py for many small matrices at once).
+The Gram matrix of the short side is accurate enough for the thresholds in use (T <= 0.999) if the scale is ordinary. So
+a power of two is removed first, and a cumulative energy close to T is decided in float64. Unlike gesdd, eigh of a
+symmetric matrix always converges. If few directions contain the energy, they are found without eigh, with a proof that
+K is the smallest rank (linalg/subspace.py, and linalg/batched.py for many small matrices at once).
 """
 
 from __future__ import annotations
@@ -32,18 +32,19 @@ from fedkd_mpi.linalg.spectrum import (
 )
 from fedkd_mpi.linalg.subspace import HOPELESS, WIDTHS, few, refined, steep
 
-LARGE = 128  # short side from which an eigendecomposition costs more than trying without
-WARM = 48  # the same where a start is known
-SPARSE = 192  # rows, or columns, from which it is worth looking for zero ones
+LARGE = 128  # short side from which an eigendecomposition costs more than an attempt without one
+WARM = 48  # the same with a known start
+SPARSE = 192  # rows or columns from which a search for zero rows or columns is worthwhile
 NARROW = 0.15  # share of the short side up to which a block of directions is multiplied by the matrix itself
-FAR = 90  # exponent from which factors may leave float32's range: what they keep is computed from them
-WIDE = 0.4  # share of the short side above which a start is of no use
+FAR = 90  # exponent from which factors may exceed float32's range, so that their energy is computed from them
+WIDE = 0.4  # share of the short side above which a start is not useful
 
 
 class Factors(NamedTuple):
-    """matrix [P, Q] ~ left @ right: `numbers` holds both, flat; energy = kept share of the squared s.
+    """A factorisation matrix [P, Q] ~ left @ right; `numbers` contains both factors, flat.
 
-    The energy is above the threshold, but for matrices of a scale whose factors are beyond float32's range.
+    `energy` is the kept share of the sum of squared singular values. It is above the threshold, except for matrices of
+    such a scale that the factors exceed float32's range.
     """
 
     shape: torch.Size
@@ -67,12 +68,12 @@ class Factors(NamedTuple):
 
 
 class _Prepared(NamedTuple):
-    """A matrix scaled by 2^-exponent, without the zero rows and columns of a sparse update."""
+    """A matrix scaled by 2^-exponent, without zero rows and zero columns."""
 
     matrix: Tensor
     exponent: int
-    rows: Tensor | None  # mask of the rows left in; None = all
-    columns: Tensor | None
+    rows: Tensor | None  # mask of the kept rows, None if all are kept
+    columns: Tensor | None  # likewise
 
     @property
     def wide(self) -> Tensor:
@@ -82,17 +83,17 @@ class _Prepared(NamedTuple):
 def exact(matrix: Tensor, threshold: float) -> Factors:
     """Return the factors of the smallest rank K with sum_{j<=K} s_j^2 / sum_j s_j^2 > threshold.
 
-    matrix is float32 [P, Q]; K may be full, and is 0 only for an all-zero matrix (Wu et al. 2022, Methods).
-    Raises ValueError if the matrix is not finite: LAPACK would fail to converge, or not return at all.
+    The matrix is float32 [P, Q]. K may be the full rank; it is 0 only for an all-zero matrix (Wu et al. 2022, Methods).
+    Raises ValueError if the matrix is not finite, for which LAPACK might fail or never return.
     """
     return exact_each([matrix], threshold)[0]
 
 
 def exact_each(matrices: Sequence[Tensor], threshold: float) -> list[Factors]:
-    """Return exact() of every matrix; those with a short side below LARGE are factorised together.
+    """Return exact() of every matrix; matrices with a short side below LARGE are factorised at once.
 
-    A GPU decomposes a stack in about the time of one. A CPU gains the calls, and gives each matrix the bits that it has
-    by itself, whatever it is with and however it lies in memory. Raises ValueError as exact() does.
+    A GPU decomposes a stack in about the time of one matrix. A CPU saves call overhead; the bits of a result do not
+    depend on the other matrices or on the memory layout. Raises ValueError as exact() does.
     """
     matrices = canonicals(matrices)
     found: list[Factors | None] = [None] * len(matrices)
@@ -111,7 +112,7 @@ def _is_small(matrix: Tensor) -> bool:
 
 
 def _others(matrices: Sequence[Tensor], threshold: float) -> Iterator[Factors]:
-    """Yield the factors of any matrices; a GPU decomposes those of a shape (either way round) in one call."""
+    """Yield the factors of any matrices; a GPU decomposes matrices of the same shape, or transposed, in one call."""
     prepared = [_prepare(matrix) for matrix in matrices]
     alike: dict[torch.Size, list[int]] = {}
     for index, part in enumerate(prepared):
@@ -134,11 +135,11 @@ def _others(matrices: Sequence[Tensor], threshold: float) -> Iterator[Factors]:
 
 
 def fast(matrix: Tensor, threshold: float, start: Tensor | None) -> Factors:
-    """Return factors that keep more than the threshold's share of the energy at, or just above, the smallest rank.
+    """Return factors that keep more than the threshold's share of the energy, of the smallest rank or slightly above.
 
-    start is the `left` of the same layer's last factors, whose directions are taken two steps of power iteration
-    further (Vogels et al. 2019), on the Gram matrix where they are many; where there is no start, where it is wide, or
-    where the energy is not reached, the result is that of exact(). Raises ValueError as exact() does.
+    `start` is `left` of the layer's last factors. Its directions are improved by two steps of power iteration (Vogels
+    et al. 2019), with the Gram matrix if there are many. The result is that of exact() if there is no start, if the
+    start is too wide, or if the energy is not reached. Raises ValueError as exact() does.
     """
     short = min(matrix.shape)
     matrix, start = canonical(matrix), None if start is None else canonical(start)
@@ -168,11 +169,11 @@ def fast(matrix: Tensor, threshold: float, start: Tensor | None) -> Factors:
 
 
 def directions(wide: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """Return left singular vectors [n, k] and squared singular values (float64 [n], on the CPU), both falling.
+    """Return left singular vectors [n, k] and squared singular values (float64 [n], on the CPU), in descending order.
 
-    wide is float32 [n, m], n <= m, of ordinary scale. k may be less than n where far fewer directions hold the
-    threshold's share of the energy; they are then close to the singular ones, and the values after the k-th all zero
-    but the last, which is all that remains.
+    `wide` is float32 [n, m] with n <= m, of ordinary scale. k may be less than n if far fewer directions contain the
+    threshold's share of the energy. The vectors are then approximate, and the values after the k-th are zero except the
+    last, which contains the rest of the energy.
     """
     symmetric = gram(wide)
     size = wide.shape[0]
@@ -194,9 +195,9 @@ def directions(wide: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
 
 
 def zero_rows(matrix: Tensor) -> Tensor | None:
-    """Return the mask of rows that are not all zero, or None if (nearly) all are not.
+    """Return the mask of the non-zero rows, or None if there are (nearly) no zero rows.
 
-    An embedding's update has few of them; 32 rows from all over it tell.
+    The update of an embedding has few non-zero rows. A sample of 32 rows decides.
     """
     if matrix.shape[0] < SPARSE or bool(matrix[spread(matrix.T, 32)].any(1).all()):
         return None
@@ -219,14 +220,14 @@ def _prepare(matrix: Tensor) -> _Prepared | None:
 
 
 def _zero_columns(matrix: Tensor) -> Tensor | None:
-    """As zero_rows(), of columns; a corner of the matrix tells, and where the rows are few nothing is to be gained."""
+    """Return the mask of the non-zero columns, as zero_rows() does; a sample decides, and only with enough rows."""
     if min(matrix.shape) < SPARSE or bool(matrix[:32, :: matrix.shape[1] // 32].any(0).all()):
         return None
     return matrix.any(0)
 
 
 def _found(wide: Tensor, threshold: float) -> tuple[Tensor, float]:
-    """The K directions and their energy, by the cheapest way that proves K."""
+    """Return the K directions and their energy, by the cheapest method that proves K."""
     worth_trying = wide.shape[0] >= LARGE and threshold < 1
     found, too_few = steep(wide, threshold) if worth_trying else (None, 0)
     if found:
@@ -238,16 +239,18 @@ def _found(wide: Tensor, threshold: float) -> tuple[Tensor, float]:
 
 
 def _spectrum(symmetric: Tensor, threshold: float) -> tuple[Tensor, np.ndarray, np.ndarray | np.bool_]:
-    """All directions, the shares of the energy in the first of them, and whether one is near T; also of stacks."""
+    """Return all directions, cumulative energy shares, and whether a share is close to T; also for stacks."""
     basis, energies = eigenvectors(symmetric)
     cumulative = energies.cumsum(-1) / energies.sum(-1, keepdims=True)
     return basis, cumulative, undecided(cumulative, threshold)
 
 
-def _cut(wide: Tensor, basis: Tensor, cumulative: np.ndarray, near: np.bool_, threshold: float) -> tuple[Tensor, float]:
-    """The K directions of all of them, and their energy; float64 decides where the cumulative energy is near T."""
+def _cut(
+    wide: Tensor, basis: Tensor, cumulative: np.ndarray, close: np.bool_, threshold: float
+) -> tuple[Tensor, float]:
+    """Return the first K of all directions and their energy; K is computed in float64 if a share is close to T."""
     rank = smallest_rank(cumulative, threshold)
-    if near:
+    if close:
         return refined(wide, basis[:, : rank + 2], threshold)
     return basis[:, :rank], float(cumulative[rank - 1])
 
@@ -257,7 +260,10 @@ def _nothing(matrix: Tensor) -> Factors:
 
 
 def _assemble(matrix: Tensor, prepared: _Prepared, basis: Tensor, projected: Tensor, energy: float) -> Factors:
-    """Factors of the whole matrix from K directions of its short side and what it is in them: s moves to the left."""
+    """Return the factors of the whole matrix; the singular values are multiplied into the left factor.
+
+    `basis` are K directions of the short side of the prepared matrix, `projected` is that matrix in this basis.
+    """
     if prepared.matrix.shape[0] > prepared.matrix.shape[1]:
         left, right = projected.T, basis.T
     else:
@@ -276,6 +282,6 @@ def _assemble(matrix: Tensor, prepared: _Prepared, basis: Tensor, projected: Ten
 
 
 def kept_energy(matrix: Tensor, factors: Factors) -> float:
-    """Return the share of the matrix's energy that the product of its factors keeps, entry by entry in float64."""
+    """Return the share of the matrix's energy that the product of its factors keeps, computed in float64."""
     lost = matrix.double() - (factors.left @ factors.right).double()
     return 1 - float(lost.square().sum() / matrix.double().square().sum())

@@ -1,4 +1,4 @@
-"""Small pieces of every factorisation: Gram matrices, their eigenvectors, energies and ranks."""
+"""Common parts of the factorisations: Gram matrices, their eigenvectors, energies and ranks."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BOUNDARY = 1e-5  # a cumulative energy this close to T is decided in float64
-LONG = 2**14  # columns from which float32 sums of squares lose digits that BOUNDARY needs: parts of them are summed
+BOUNDARY = 1e-5  # a cumulative energy share this close to T is decided in float64
+LONG = 2**14  # columns from which float32 sums of squares are too inaccurate for BOUNDARY and are summed in parts
 BLOCK = 64  # rows of a Gram matrix computed at a time
-LANES = 16  # blocks of another width than a multiple of this are multiplied up to three times slower (AVX-512)
+LANES = 16  # blocks whose width is no multiple of this are multiplied up to three times slower (AVX-512)
 
 
 def gram(wide: Tensor) -> Tensor:
-    """Return wide @ wide.T [n, n], of which large ones are computed block by block, without the upper triangle.
+    """Return wide @ wide.T [n, n]; the upper triangle of a large one is copied from the lower triangle.
 
-    Parts of long rows are summed in float64.
+    Products of long rows are summed in float64, in parts of LONG columns.
     """
     size, columns = wide.shape
     if columns > LONG:
@@ -36,7 +36,7 @@ def gram(wide: Tensor) -> Tensor:
 
 
 def energy_of(matrix: Tensor) -> float:
-    """Return the sum of squares, of rows in the matrix's precision and of their sums in float64."""
+    """Return the sum of squares of a matrix: each row in the matrix's precision, the sum over rows in float64."""
     if matrix.shape[1] > LONG and matrix.dtype != torch.float64:
         return sum(energy_of(matrix[:, at : at + LONG]) for at in range(0, matrix.shape[1], LONG))
     return float(torch.linalg.vector_norm(matrix, dim=1).double().square().sum())
@@ -66,5 +66,5 @@ def rounded(width: float) -> int:
 
 
 def spread(matrix: Tensor, count: int) -> Tensor:
-    """Places of `count` columns from all over the matrix: its own columns are as good a start as random ones."""
+    """Return the indices of `count` evenly spaced columns; columns are as good a start as random combinations."""
     return torch.arange(count, device=matrix.device) * matrix.shape[1] // count

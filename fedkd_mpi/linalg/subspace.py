@@ -1,10 +1,10 @@
-"""Leading directions without an eigendecomposition: subspace iteration, and proofs that no smaller rank would do.
+"""Leading directions without an eigendecomposition: subspace iteration, and proofs that no smaller rank is sufficient.
 
-Both ways end in K Ritz pairs of the Gram matrix S. The smallest rank is K if K - 1 directions provably hold less than
-the threshold's share: with mu above every eigenvalue that S has outside of the K directions, eigenvalue j is at most
-2 e^2 / (g + sqrt(g^2 + 4 e^2)) above Ritz value j, g = value_j - mu, e the norm of the K residuals (Li and Li 2005, A
-note on eigenvalues of perturbed Hermitian matrices). They differ in mu: steep() bounds what is outside by its trace
-and never forms S; few() forms it and lets a Cholesky factorisation of mu - S tell.
+Both methods end with K Ritz pairs of the Gram matrix S. The smallest rank is K if K - 1 directions provably contain
+less than the threshold's share. Let mu be above every eigenvalue of S outside the K directions, g = value_j - mu, and e
+the norm of the K residuals. Then eigenvalue j is at most 2 e^2 / (g + sqrt(g^2 + 4 e^2)) above Ritz value j (Li and Li
+2005, A note on eigenvalues of perturbed Hermitian matrices). The methods differ in mu: steep() bounds the part outside
+by its trace without forming S; few() forms S and tests mu with a Cholesky factorisation of mu - S.
 """
 
 from __future__ import annotations
@@ -15,25 +15,26 @@ from torch import Tensor
 
 from fedkd_mpi.linalg.spectrum import BOUNDARY, eigenvectors, energy_of, rounded, smallest_rank, spread, undecided
 
-WIDTHS = (0.04, 0.12)  # shares of the short side: blocks tried on the Gram matrix, one after another
-HOPELESS = 2.5  # times the error budget outside of one block: the next one will not do either
-SWEEPS = 4  # of subspace iteration at most
-STEEP = (16, 32)  # directions in a block of steep(), one after another
-FLAT = (1.5, 3.0)  # times the error budget outside of a block at first sight: it is too narrow; so is the next one
-NEAR = 16.0  # times the K-th value outside of a block at first sight: more than that will not do
+WIDTHS = (0.04, 0.12)  # widths of the blocks that are tried on the Gram matrix, as shares of the short side
+HOPELESS = 2.5  # if a block misses more than this many error budgets, the next block is not tried
+SWEEPS = 4  # steps of subspace iteration at most
+STEEP = (16, 32)  # directions per block in steep(), tried in this order
+FLAT = (1.5, 3.0)  # error budgets missed by a first block: it is too narrow; so is the next block
+NEAR = 16.0  # a first block must miss less than this many times the K-th value
 
 
 def steep(wide: Tensor, threshold: float) -> tuple[tuple[Tensor, float] | None, int]:
-    """Return K directions [n, K] of wide [n, m] and their energy where the spectrum falls steeply; else None.
+    """Return K directions [n, K] of wide [n, m] and their energy if the spectrum is steep; else None.
 
-    It does if what a narrow block leaves is less than the K-th squared singular value: often so where K is a few.
-    The second result is a number of directions that hold too little at first sight, for few() to leave out.
+    The spectrum is steep if the energy outside a narrow block is less than the K-th squared singular value, which is
+    common for small K. The second result is a number of directions that probably contain too little energy; few()
+    does not try it.
     """
     size, columns = wide.shape
     stored = wide if wide.is_contiguous() else wide.T
     total, too_few = energy_of(stored), 0
     for width in STEEP:
-        # sums of columns are nearly as good a start as random combinations, and cost one pass
+        # Sums of columns are nearly as good a start as random combinations and take one pass over the matrix.
         used = columns // width * width
         if stored is wide:
             block = wide[:, :used].reshape(size, -1, width).sum(1)
@@ -58,7 +59,7 @@ def steep(wide: Tensor, threshold: float) -> tuple[tuple[Tensor, float] | None, 
 def _iterated(
     wide: Tensor, block: Tensor, projected: Tensor, threshold: float, total: float
 ) -> tuple[Tensor, float] | None:
-    """Take the block further until K is proven, or until that is seen to fail."""
+    """Iterate the block until K is proven; None if it cannot be proven."""
     width = block.shape[1]
     for _ in range(SWEEPS - 2):
         block = torch.linalg.qr(wide @ projected.T).Q
@@ -73,7 +74,7 @@ def _iterated(
         residuals = wide @ (projected.T @ turn) - basis * torch.from_numpy(values).to(basis)
         errors = torch.linalg.vector_norm(residuals, dim=0).double().square().cpu().numpy()
         following = values[rank] if rank < width else 0.0
-        # the largest eigenvalue of [[following, e], [e, left]] bounds that of S outside of the first K
+        # The largest eigenvalue of [[following, e], [e, left]] bounds the eigenvalues of S outside the first K.
         mu = (following + left) / 2 + np.hypot((following - left) / 2, np.sqrt(errors[rank:].sum()))
         if _too_few(values[: rank - 1], mu, errors[:rank].sum(), threshold * total):
             if undecided(cumulative, threshold):
@@ -83,9 +84,9 @@ def _iterated(
 
 
 def few(symmetric: Tensor, wide: Tensor, threshold: float, too_few: int) -> tuple[Tensor, float] | None:
-    """The K directions and their energy where a narrow block holds them provably; None where it does not.
+    """Return K directions and their energy if a narrow block provably contains them; else None.
 
-    Blocks of no more than `too_few` directions are not tried.
+    Blocks of at most `too_few` directions are not tried.
     """
     size, total = symmetric.shape[0], float(symmetric.diagonal().sum(dtype=torch.float64))
     for width in sorted({rounded(share * size) for share in WIDTHS}):
@@ -114,10 +115,11 @@ def few(symmetric: Tensor, wide: Tensor, threshold: float, too_few: int) -> tupl
 
 
 def refined(wide: Tensor, block: Tensor, threshold: float) -> tuple[Tensor, float]:
-    """Decide in float64 how many of the block's directions, in their order, are needed.
+    """Return the smallest sufficient number of the block's directions, in order, and their energy, both in float64.
 
-    They are orthonormal but for rounding: a Cholesky factor of their products makes them so in float64. What they hold
-    errs by the square of their own error. If it is too little, float64 finds the directions too.
+    The directions are orthonormal except for rounding; a Cholesky factor of their products makes them orthonormal in
+    float64. Their energy has an error of the square of their own error. If it is too low, the directions are computed
+    again in float64.
     """
     block, wide_ = block.double(), wide.double()
     lower = torch.linalg.cholesky(block.T @ block)
@@ -134,7 +136,7 @@ def refined(wide: Tensor, block: Tensor, threshold: float) -> tuple[Tensor, floa
 
 
 def _proven(symmetric: Tensor, basis: Tensor, image: Tensor, values: np.ndarray, wanted: float) -> bool:
-    """Whether no K - 1 directions hold the wanted energy, given K Ritz pairs and image = symmetric @ basis."""
+    """Whether no K - 1 directions contain the wanted energy, given K Ritz pairs and image = symmetric @ basis."""
     rank = basis.shape[1]
     ritz = torch.from_numpy(values[:rank]).to(basis)
     error = float(torch.linalg.matrix_norm(image - basis * ritz))
@@ -149,7 +151,10 @@ def _proven(symmetric: Tensor, basis: Tensor, image: Tensor, values: np.ndarray,
 
 
 def _too_few(values: np.ndarray, mu: float, squared_error: float, wanted: float) -> bool:
-    """Whether these Ritz values, of which the last is above mu, stay below the wanted energy at their largest."""
+    """Whether the largest possible sum of the eigenvalues of these Ritz values is below the wanted energy.
+
+    The last Ritz value must be above mu, otherwise the result is False.
+    """
     gaps = values - mu
     if gaps.size and gaps[-1] < 0:
         return False

@@ -1,4 +1,4 @@
-"""Methods: what a client learns from a batch and which of its networks is exchanged; one file per method."""
+"""Methods: the loss of a client's networks and which network is exchanged; one file per method."""
 
 from __future__ import annotations
 
@@ -17,48 +17,48 @@ if TYPE_CHECKING:
 
 
 class Method:
-    """Built once per process as Method(config, task); holds no state of clients.
+    """Created once per process as Method(config, task); contains no state of clients.
 
-    What travels are the trainable parameters and floating-point buffers of the network that student() returns;
-    `role` is the section of the configuration that names its learning rate.
+    The trainable parameters and floating-point buffers of the network of student() are exchanged. `role` is the section
+    of the configuration with its learning rate.
     """
 
-    exchanges = True  # whether there is a student that travels
+    exchanges = True  # whether there is a student that is exchanged
     role = "student"
 
     def __init__(self, config: Config, task: Task):
         self.config, self.task = config, task
 
     def private(self, architecture: int = 0) -> nn.ModuleDict:
-        """Return new private networks of a client: its teacher under "teacher", and what else it keeps.
+        """Return new private networks of a client: its teacher as "teacher", and others that are not exchanged.
 
-        `architecture` says which of config.architectures its teacher has.
+        `architecture` is the index of the teacher's architecture in config.architectures.
         """
         return nn.ModuleDict()
 
     def student(self) -> nn.Module:
-        """Return the shared student, newly initialised (only asked for where the method exchanges)."""
+        """Return a new student; only called if the method exchanges one."""
         return make_model(self.config, self.task, self.role)
 
     def begin(self, round_index: int, device: str) -> None:
-        """Prepare for the local trainings of a round; called before each of them."""
+        """Prepare for local training in a round; called before each local training."""
 
     def loss(self, private: nn.ModuleDict, student: nn.Module | None, batch: Examples) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what to differentiate once for all networks, and the teacher's and the student's own loss to log."""
+        """Return the loss to differentiate for all networks, and the losses of teacher and student for the log."""
         raise NotImplementedError
 
     def correct(self, student: FlatModel, start: Tensor, state: dict[str, Tensor]) -> None:
-        """Change the student's gradient in place before a step.
+        """Modify the student's gradient in place before a step.
 
-        `start` is the global student, flat as student.state; `state` is the client's own and lives across rounds.
+        `start` is the global student, flat as student.state. `state` belongs to the client and is kept between rounds.
         """
 
     def finish(self, student: FlatModel, start: Tensor, state: dict[str, Tensor]) -> None:
-        """Change the student, from which the update is then taken, after the last step of a local training."""
+        """Modify the student after the last step of local training, before the update is computed."""
 
 
 def make_model(config: Config, task: Task, role: str) -> nn.Module:
-    """Return a new student, or a new teacher where all clients have the same, for the task."""
+    """Return a new network for the task: the student, or the teacher if all clients have the same architecture."""
     network = config.network(role)
     return models.build(network.name, task.input_shape, task.num_classes, network.options(), role)
 

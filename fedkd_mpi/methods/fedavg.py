@@ -10,10 +10,10 @@ from fedkd_mpi.tasks import Examples, Task
 
 
 class FedAvg(Method):
-    """No teacher: the network of averaging.network is trained on the labels and exchanged.
+    """Without a teacher: the network of averaging.network is trained on the labels and exchanged.
 
-    The mean of the updates is the mean of the models, as all start from the same one; server.weighting=samples weighs
-    them as the paper does.
+    The mean of the updates gives the mean of the models, because all start from the same model. With
+    server.weighting=samples the weights are those of the paper.
     """
 
     def __init__(self, config: Config, task: Task):

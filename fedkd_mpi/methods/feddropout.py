@@ -1,4 +1,4 @@
-"""Federated dropout: every round trains and moves a random part of the network (Caldas et al. 2018)."""
+"""Federated dropout: every round trains and exchanges a random part of the network (Caldas et al. 2018)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from fedkd_mpi.methods.fedavg import FedAvg
 from fedkd_mpi.models.flat import FlatModel
 from fedkd_mpi.tasks import Task
 
-# What normalises over units, those that are left out among them.
+# Layers that normalise over units, including omitted units.
 MIXING = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.RMSNorm)
 
 
 class FedDropout(FedAvg):
-    """All clients of a round leave out the same units of every hidden layer and keep the share averaging.keep.
+    """All clients of a round omit the same units of every hidden layer and keep the share averaging.keep of them.
 
-    Outputs that stay are scaled by 1 / share, as in dropout. What got no gradient is left exactly as it was, so that
-    codec `submatrix` need not send it; the whole network is scored. Raises UserError for layers that it does not know.
+    Outputs of kept units are scaled by 1 / share, as in dropout. Parameters without a gradient are unchanged to the
+    bit, so that codec `submatrix` need not send them. The complete network is scored. Raises UserError for layers that
+    are not supported.
     """
 
     def __init__(self, config: Config, task: Task):
@@ -35,12 +36,12 @@ class FedDropout(FedAvg):
         for name, layer in model.named_modules():
             if isinstance(layer, MIXING) or (not isinstance(layer, (nn.Linear, nn.Conv2d)) and layer._parameters):
                 raise UserError(
-                    f"method=feddropout leaves out units of Linear and Conv2d layers, and {name or 'the network'} is a"
-                    f" {type(layer).__name__}, which would mix them with the others or keep them: take a network"
+                    f"method=feddropout omits units of Linear and Conv2d layers, but {name or 'the network'} is a"
+                    f" {type(layer).__name__}, which would mix omitted units with others or keep them: choose a network"
                     " without it (norm=none), or another method"
                 )
         *hidden, last = (layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d)))
-        if (head := getattr(model, "head", last)) in hidden:  # registered first: it gives the logits all the same
+        if (head := getattr(model, "head", last)) in hidden:  # the head may be registered first
             hidden = [layer for layer in [*hidden, last] if layer is not head]
         self._shapes = [(layer.weight.shape[0], *(1,) * (layer.weight.dim() - 2)) for layer in hidden]
         for index, layer in enumerate(hidden):
@@ -63,7 +64,7 @@ class FedDropout(FedAvg):
     def finish(self, student: FlatModel, start: Tensor, state: dict[str, Tensor]) -> None:
         moved = state.pop("moved")
         part = student.state[: moved.numel()]
-        part.copy_(torch.where(moved, part, start[: moved.numel()]))  # momentum of earlier rounds moves the rest too
+        part.copy_(torch.where(moved, part, start[: moved.numel()]))  # undo steps by momentum of earlier rounds
 
     def _leave_out(self, index: int, layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         return output * self._masks[index] if layer.training else output

@@ -14,7 +14,7 @@ from fedkd_mpi.tasks import Examples, Task
 
 
 class FedKD(Method):
-    """The teacher and its W_h stay with the client and share the teacher's optimiser; the student travels."""
+    """Teacher and W_h are private and share the teacher's optimiser; the student is exchanged."""
 
     def __init__(self, config: Config, task: Task):
         super().__init__(config, task)

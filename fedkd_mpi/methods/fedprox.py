@@ -1,4 +1,4 @@
-"""FedProx: FedAvg with a pull towards the global model (Li et al., MLSys 2020, equation 2)."""
+"""FedProx: FedAvg with a proximal term towards the global model (Li et al., MLSys 2020, equation 2)."""
 
 from __future__ import annotations
 

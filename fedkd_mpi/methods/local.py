@@ -1,6 +1,7 @@
-"""Teachers that learn from labels alone; nothing travels.
+"""Teachers that are trained on labels only, without an exchange.
 
-`local`: every client on its own data, the lower reference. `centralized`: one client with all data, the upper one.
+`local`: every client trains on its own data (lower reference). `centralized`: one client has all data (upper
+reference).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from fedkd_mpi.tasks import Examples
 
 
 class Local(Method):
-    """Equation 1 alone."""
+    """Training with the supervised loss only (equation 1)."""
 
     exchanges = False
 

@@ -1,8 +1,9 @@
 """Teachers and students from one registry: a new family is one file, its options and one line in options.FAMILIES.
 
-A model is an `nn.Module` called with float32 [N, *input_shape] (of texts, whose input shape is `Texts`: with token ids
-int64 [N, L]) that returns an `Output`; its `hidden_sizes` are the widths of `Output.hidden`, from input to output. A
-user's own model is named by its path "package.module:Class" and made by `Class(input_shape, num_classes, **options)`.
+A model is an `nn.Module`. It is called with float32 [N, *input_shape], or with token ids int64 [N, L] if its input
+shape is `Texts`, and returns an `Output`. Its attribute `hidden_sizes` contains the widths of `Output.hidden`, from
+input to output. A user's model is named by its path "package.module:Class" and created as
+`Class(input_shape, num_classes, **options)`.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ _PATHS = {name: family.path for name, family in FAMILIES.items()}
 
 
 def check(name: str, options: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Return the options of model `name` with its family's defaults filled in, as plain YAML values; loads no torch.
+    """Return the options of the model `name` with the defaults of its family, as plain YAML values; imports no torch.
 
-    `key` is the section of the configuration ("teacher") that errors are to name. The options of a dotted path are its
-    class's own and come back as they are. Raises UserError for an unknown model, an unknown option or a wrong value.
+    `key` is the section of the configuration ("teacher") that errors name. The options of a user's class are returned
+    unchanged. Raises UserError for an unknown model, an unknown option or an invalid value.
     """
     if name not in FAMILIES and ":" in name:
         return dict(options)
     if name not in FAMILIES:
-        resolve(name, _PATHS, f"{key}.name")  # raises: one message for unknown names of all kinds
+        resolve(name, _PATHS, f"{key}.name")  # raises UserError with the common message for unknown names
     return check_options(FAMILIES[name].options, options, name, key)
 
 
@@ -43,7 +44,7 @@ def build(
 ) -> nn.Module:
     """Return the model `name` for inputs of `input_shape` (images: channels, height, width), initialised by torch.
 
-    Raises UserError as `check` does, and where the model cannot be loaded or does not fit the input.
+    Raises UserError as check() does, and if the model cannot be loaded or does not match the input.
     """
     options = check(name, options, key)
     from torch import nn
@@ -53,7 +54,7 @@ def build(
     try:
         inspect.signature(factory).bind(input_shape, num_classes, **options)
     except TypeError as error:
-        raise UserError(f"{key}: {name} does not take these options: {error}") from None
+        raise UserError(f"{key}: {name} does not accept these options: {error}") from None
     try:
         model = factory(input_shape, num_classes, **options)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""BERT-family encoders (Hugging Face transformers) with a head for texts, for tokens or for news to rank."""
+"""BERT-family encoders (Hugging Face transformers) with a head for texts, tokens or news ranking."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from fedkd_mpi.models.output import Output, Texts
 from fedkd_mpi.models.pretrained import freeze_embeddings, load_encoder, without_pooler
 
 # isort: split
-from transformers import AutoModel, BertConfig, PreTrainedModel  # after pretrained.py, which sets it offline
+from transformers import AutoModel, BertConfig, PreTrainedModel  # after pretrained.py, which sets offline mode
 
-GROUP = 16  # texts that are read together
-POSITIONS = 0.2  # how large the embedding of a place is in a new encoder, that of a word being 1
+GROUP = 16  # texts that are encoded at once in training
+POSITIONS = 0.2  # scale of position embeddings in a new encoder, relative to word embeddings
 
 
 class Bert(nn.Module):
-    """The first `layers` layers of an encoder and a head; its embeddings are frozen, and so are never exchanged.
+    """The first `layers` layers of an encoder and a head; the embeddings are frozen and therefore never exchanged.
 
-    The encoder comes from the local folder `path` (see pretrained.py), or is new: `layers`, `width`,
-    `heads`, `intermediate`. A new one's embeddings are drawn from a fixed stream, so that all clients, teacher and
-    student have the same. Attention maps have no dropout: equation 5 compares them. Raises UserError for inputs that
-    are no texts, and where `path` does not fit.
+    The encoder is read from the local folder `path` (see pretrained.py) or is new, with `layers`, `width`, `heads` and
+    `intermediate`. The embeddings of a new encoder are drawn from a fixed stream, so that teachers and students of all
+    clients have the same. Attention maps have no dropout, because equation 5 compares them. Raises UserError for inputs
+    that are not texts, and if `path` does not match the data.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Bert(nn.Module):
     ):
         super().__init__()
         if not isinstance(input_shape, Texts):
-            raise UserError(f"a bert reads texts, the data have shape {list(input_shape)}; choose a task on texts")
+            raise UserError(f"a bert needs texts, but the data have shape {list(input_shape)}; choose a task on texts")
         if path is None:
             width, heads = width or 128, heads or 4
             if width % heads:
@@ -82,10 +82,11 @@ class Bert(nn.Module):
 
 
 def read(encoder: PreTrainedModel, ids: Tensor, pad: int) -> Output:
-    """Return an encoder's hidden states [N, L, width] and attention maps of token ids [N, L]; the logits are empty.
+    """Return an encoder's hidden states [N, L, width] and attention maps for token ids [N, L]; the logits are empty.
 
-    Maps are given in training alone. Texts are read in groups of about the same length, since padding costs as much
-    time as words do; hidden states and maps of padding are zero or follow from padding alone.
+    Attention maps are returned in training mode only. Texts are encoded in groups of similar length, because padding
+    takes as much time as words. Hidden states and maps of padding are zero or depend on padding only. `pad` is the
+    padding id.
     """
     mask = ids != pad
     places = torch.arange(1, ids.shape[1] + 1, device=ids.device)
@@ -111,9 +112,9 @@ def read(encoder: PreTrainedModel, ids: Tensor, pad: int) -> Output:
 
 
 def new_encoder(settings: BertConfig) -> PreTrainedModel:
-    """Return an encoder with random weights, its embeddings from a stream of their own.
+    """Return an encoder with random weights and embeddings from a fixed random stream.
 
-    They are never trained: what is added to a word's must be small, or it is noise that no training takes away.
+    The embeddings are never trained. Position embeddings must be small, because training cannot remove their noise.
     """
     encoder: PreTrainedModel = without_pooler(AutoModel.from_config(settings, attn_implementation="eager"))
     tables: Any = encoder.embeddings

@@ -1,4 +1,4 @@
-"""Plain convolutional networks; by default the CNN of McMahan et al. (2017), unpadded as in FL libraries."""
+"""Plain convolutional networks; the default is the CNN of McMahan et al. (2017), without padding as in FL libraries."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fedkd_mpi.models.output import Output
 
 
 class CNN(nn.Module):
-    """Stages of convolution, norm, 2x2 max pooling and relu, then fully connected layers.
+    """Stages of convolution, norm, 2x2 max pooling and ReLU, followed by fully connected layers.
 
-    A hidden feature is a stage's output averaged over the image [N, channels], or a fully connected layer's after relu.
-    Raises UserError for inputs that are no images or too small for the stages.
+    The hidden features are the output of each stage averaged over the image [N, channels] and the output of each fully
+    connected layer after ReLU. Raises UserError for inputs that are not images or too small for the stages.
     """
 
     def __init__(
@@ -33,15 +33,15 @@ class CNN(nn.Module):
     ):
         super().__init__()
         if len(input_shape) != 3:
-            raise UserError(f"a cnn needs images [channels, height, width], the data have shape {list(input_shape)}")
+            raise UserError(f"a cnn needs images [channels, height, width]; the data have shape {list(input_shape)}")
         depth, *sides = input_shape
         for stage in range(1, len(channels) + 1):
             sides = [(side + 2 * padding - kernel_size + 1) // 2 for side in sides]
             if min(sides) < 1:
                 raise UserError(
                     f"images of {input_shape[1]}x{input_shape[2]} are too small: stage {stage} of {len(channels)}"
-                    f" (kernel_size {kernel_size}, padding {padding}, 2x2 pooling) leaves nothing;"
-                    " raise padding or name fewer channels"
+                    f" (kernel_size {kernel_size}, padding {padding}, 2x2 pooling) leaves no pixel;"
+                    " increase padding or give fewer channels"
                 )
         self.hidden_sizes = (*channels, *hidden)
         self.convs = nn.ModuleList(
@@ -55,7 +55,7 @@ class CNN(nn.Module):
     def forward(self, x: Tensor) -> Output:
         features = []
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            # relu is monotone: behind the pooling it gives the same numbers for a quarter of the work
+            # ReLU is monotone: after the pooling it gives the same numbers with a quarter of the work.
             x = functional.relu_(functional.max_pool2d(norm(conv(x)), 2))
             features.append(x.mean((2, 3)))
         x = x.flatten(1)

@@ -1,8 +1,8 @@
-"""Families of encoders that a local folder may hold: those that are read here, and why others are not."""
+"""Families of encoders in local folders: the supported ones, and the reasons why others are not supported."""
 
 from __future__ import annotations
 
-# model_type of config.json; True where positions begin after the padding id, as RoBERTa counts them.
+# model_type of config.json; True if position ids start after the padding id, as in RoBERTa.
 OFFSET = {
     "albert": False,
     "bert": False,
@@ -22,18 +22,18 @@ OFFSET = {
     "xlm-roberta": True,
 }
 
-_SPARSE = "its attention is sparse, and equation 5 compares whole maps"
-_LEFT = "a decoder, in which a token sees only those before it"
+_SPARSE = "its attention is sparse, but equation 5 compares complete maps"
+_LEFT = "a decoder, in which a token attends only to earlier tokens"
 _TWO = "an encoder with a decoder"
-_CHARACTERS = "it reads characters, not a tokenizer's ids"
+_CHARACTERS = "its input is characters, not the ids of a tokenizer"
 REASONS = {
     "big_bird": _SPARSE,
     "longformer": _SPARSE,
     "led": _SPARSE,
-    "fnet": "it has no attention, whose maps equation 5 compares",
-    "convbert": "its convolutions read the padding, so that a text's result depends on its neighbours",
+    "fnet": "it has no attention maps, which equation 5 compares",
+    "convbert": "its convolutions include the padding, so that the result of a text depends on the rest of the batch",
     "canine": _CHARACTERS,
-    "funnel": "its layers shorten the text, so that no token keeps a state of its own",
+    "funnel": "its layers shorten the text, so that tokens have no state of their own",
     "squeezebert": "it does not run without its pooler",
     "xlnet": "its attention has two streams and a memory",
     "yoso": "it has no attention maps of tokens",
@@ -55,10 +55,10 @@ REASONS = {
 
 
 def why_not(family: object) -> str | None:
-    """Return why the encoders of a `model_type` are not read, in one line, or None where they are."""
+    """Return in one line why the encoders of a `model_type` are not supported, or None if they are."""
     if isinstance(family, str) and family in OFFSET:
         return None
     if not isinstance(family, str):
-        return f"its config.json names no model_type; known are {', '.join(OFFSET)}"
+        return f"its config.json has no model_type; supported are {', '.join(OFFSET)}"
     reason = f": {REASONS[family]}" if family in REASONS else ""
-    return f"the family {family[:60]!r} is not read here{reason}; known are {', '.join(OFFSET)}"
+    return f"the family {family[:60]!r} is not supported{reason}; supported are {', '.join(OFFSET)}"

@@ -1,4 +1,4 @@
-"""A module whose tensors are views of one flat vector: copied, subtracted and optimised in single operations."""
+"""A module whose tensors are views of one flat vector; copying, subtracting and optimising are single operations."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from fedkd_mpi.errors import RunFault
 from fedkd_mpi.models.layer import Layer
 from fedkd_mpi.models.module_tensors import Slot, frozen_names, own_tensors, require_plain
 
-ALIGNMENT = 16  # float32 entries: each tensor starts on a 64-byte boundary, wherever the flat vector is
+ALIGNMENT = 16  # float32 entries; each tensor starts at a multiple of 64 bytes in the flat vector
 
 
 class FlatModel:
     """A module with its trainable parameters, then its floating-point buffers, in the flat vector `state`.
 
-    `layers` names them in order; frozen and empty parameters are in neither. `trainable` is the part of `state` that an
-    optimiser moves, with the flat gradient as its `.grad`. `others` are the bytes of all other buffers (counters,
-    masks): they belong to whoever trains the network and never travel. Raises UserError, naming the tensor, for a
-    module that cannot be laid out so.
+    `layers` lists them in order; frozen and empty parameters are in neither. `trainable` is the part of `state` that an
+    optimiser updates; the flat gradient is its `.grad`. `others` are the bytes of all other buffers (counters, masks),
+    which belong to the client in training and are never exchanged. Raises UserError naming the tensor if the module
+    cannot be stored in this form.
     """
 
     def __init__(self, module: nn.Module, device: str, *, exchange_buffers: bool = True):
         require_plain(module, exchanged=exchange_buffers)
-        # Convolutions and poolings are faster with channels last: an order in memory, the shapes stay.
+        # Convolutions and pooling are faster in channels-last memory order; the shapes do not change.
         self.module = module.to(device, memory_format=torch.channels_last)
         parameters, buffers, others = own_tensors(self.module)
         self.layers = [Layer(slot.name, tuple(slot.tensor.shape), slot.tensor.dim() >= 2) for slot in parameters]
@@ -53,15 +53,15 @@ class FlatModel:
         self._first_others = self.others.clone()
 
     def views(self, flat: Tensor) -> list[Tensor]:
-        """Return the layers' tensors as views of a flat vector laid out as `state`, or of rows of them [n, size]."""
-        places = zip(self.layers, self._strides, self._offsets, strict=True)
+        """Return the layers' tensors as views of a flat vector in the order of `state`, or of rows [n, size]."""
+        parts = zip(self.layers, self._strides, self._offsets, strict=True)
         count, step, at = flat.shape[:-1], flat.stride()[:-1], flat.storage_offset()
         return [
-            flat.as_strided((*count, *layer.shape), (*step, *strides), at + start) for layer, strides, start in places
+            flat.as_strided((*count, *layer.shape), (*step, *strides), at + start) for layer, strides, start in parts
         ]
 
     def flat(self, module: nn.Module) -> Tensor:
-        """Return the values of another module of this architecture, on the CPU, laid out and placed as `state`."""
+        """Return the values of another module of this architecture (on the CPU) as a vector like `state`."""
         parameters, buffers, _ = own_tensors(module)
         flat = torch.zeros(self.state.shape)
         for slot, view in zip(parameters + buffers, self.views(flat), strict=True):
@@ -69,63 +69,69 @@ class FlatModel:
         return flat.to(self.state.device)
 
     def exchanged(self, flat: Tensor) -> list[Tensor]:
-        """Return the views of those layers that travel: parameters, then buffers."""
+        """Return the views of the exchanged layers: parameters, then buffers."""
         return self.views(flat)[: len(self.exchanged_layers)]
 
     def exchanged_parts(self, flat: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the views of the parameters, which a codec encodes, and of the buffers that travel as they are."""
+        """Return the views of the parameters, which a codec encodes, and of the buffers that are sent unencoded."""
         views, count = self.exchanged(flat), len(self.parameter_layers)
         return views[:count], views[count:]
 
     def spectrum(self, flat: Tensor) -> list[float]:
-        """Return the singular values, falling, of one compressible layer after another of those that travel."""
+        """Return the singular values of each compressible exchanged layer, in descending order per layer."""
         pairs = zip(self.exchanged_layers, self.exchanged(flat), strict=True)
         matrices = [view.reshape(layer.matrix_shape) for layer, view in pairs if layer.compressible]
         return torch.cat([torch.linalg.svdvals(matrix.cpu()) for matrix in matrices]).tolist() if matrices else []
 
     def names_of(self, layer: Layer) -> tuple[str, ...]:
-        """Return all names by which the module calls a layer: several where parameters are tied."""
+        """Return all names of a layer in the module; there are several if parameters are tied."""
         return self._tied.get(layer.name, (layer.name,))
 
     def part(self, prefix: str) -> slice:
-        """Return where the layers whose names begin with a prefix lie in a flat vector, one behind another."""
+        """Return the slice of a flat vector with the layers whose names begin with `prefix`; they must be adjacent."""
         found = [index for index, layer in enumerate(self.layers) if layer.name.startswith(prefix)]
         ends = [*self._offsets, self.state.numel()]
         if found != list(range(found[0], found[-1] + 1)):
-            raise ValueError(f"layers {prefix}* are not neighbours")
+            raise ValueError(f"layers {prefix}* are not adjacent")
         return slice(ends[found[0]], ends[found[-1] + 1])
 
     def zero_grad(self) -> None:
-        """Set the gradient to zero, in place: the modules' .grad tensors are views of it."""
+        """Set the gradient to zero in place, because the .grad tensors of the module are views of it."""
         self.gradient.zero_()
 
     def gather(self) -> None:
-        """Take up buffers that the module has replaced by new tensors instead of writing into the old ones."""
+        """Copy buffers that the module has replaced by new tensors back into the flat vector.
+
+        Raises RunFault naming the buffer if it has another shape or type, or is missing.
+        """
         for slot, view in self._buffers:
             current = slot.current()
             if current is view:
                 continue
             if current is None or current.shape != view.shape or current.is_complex() != view.is_complex():
                 found = "nothing" if current is None else f"shape {list(current.shape)}"
-                raise RunFault(f"the module has put {found} in place of a buffer of shape {list(view.shape)}: a buffer"
-                               " keeps its shape and type", layer=slot.name)  # fmt: skip
+                raise RunFault(f"the module has replaced a buffer of shape {list(view.shape)} by {found}: a buffer must"
+                               " keep its shape and type", layer=slot.name)  # fmt: skip
             view.copy_(current)
             slot.install(view)
 
     def load(self, flat: Tensor) -> None:
-        """Take the values of a flat vector, whatever the module has put in place of its buffers meanwhile."""
+        """Copy the values of a flat vector; buffers that the module has replaced are restored first."""
         for slot, view in self._buffers:
             if slot.current() is not view:
                 slot.install(view)
         self.state.copy_(flat)
 
     def reset_others(self) -> None:
-        """Give the buffers that never travel the values of the new module, as the global student has them."""
+        """Set the buffers that are never exchanged to those of the new module, as in the global student."""
         self.others.copy_(self._first_others)
 
     def require_finite(self, flat: Tensor, what: str, round_index: int, client: int | None = None) -> None:
-        """Raise RunFault, naming the layer, if a vector laid out as `state` holds NaN or infinity."""
-        # a sum is finite only if every term is; one that overflows has them looked at
+        """Raise RunFault naming the layer if a vector with the order of `state` contains NaN or infinity.
+
+        `what` names the vector in the message.
+        """
+        # A sum is finite only if every term is finite. If the sum overflows, the terms are checked.
         if torch.isfinite(flat.sum()) or torch.isfinite(flat).all():
             return
         for layer, view in zip(self.layers, self.views(flat), strict=True):
@@ -143,7 +149,7 @@ class FlatModel:
             self._keep(slot, view)
 
     def _install_others(self, others: Sequence[Slot]) -> Tensor:
-        """Lay the buffers of other types into one vector of bytes, each on a boundary of 64."""
+        """Move the buffers of other types into one vector of bytes, each aligned to 64 bytes."""
         starts, size = [], 0
         for slot in others:
             starts.append(size)
@@ -161,7 +167,7 @@ class FlatModel:
 
 
 def _strides(tensor: Tensor) -> tuple[int, ...]:
-    """The strides of the tensor in a flat vector: dense, rows first or channels last, whatever memory it came in."""
+    """Return the strides of a tensor in a flat vector: contiguous, or channels last if the tensor is."""
     formats: dict[int, Any] = {4: torch.channels_last, 5: torch.channels_last_3d}
     form = formats.get(tensor.dim())
     if form is not None and tensor.is_contiguous(memory_format=form) and not tensor.is_contiguous():

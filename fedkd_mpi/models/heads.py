@@ -1,4 +1,4 @@
-"""What stands on an encoder of texts: a class of each text, a class of each token, or a score of each news to rank."""
+"""Output heads of text encoders: a class per text, a class per token, or a score per news item."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class TextHead(nn.Module):
-    """A linear map of the mean over a text's tokens."""
+    """A linear map of the mean over the tokens of a text."""
 
     def __init__(self, width: int, num_classes: int, dropout: float):
         super().__init__()
@@ -30,11 +30,11 @@ class TokenHead(nn.Module):
 
 
 class NewsHead(nn.Module):
-    """Additive attention makes a vector of a title, and one of a user's clicked titles; a score is their product.
+    """Additive attention pools titles into vectors and a user's clicked titles into one; a score is a product of two.
 
-    Called with the titles' hidden states [U, L, width] and mask [U, L], and with the rows in them of a user's history
-    [N, H] and of the candidates [N, C]; a row without any token stands for no news. Returns scores [N, C].
-    Source: Wu et al. 2019, arXiv:1907.05576 (news and user encoder); 2021, arXiv:2104.07413 (on a language model).
+    forward() takes the titles' hidden states [U, L, width] and mask [U, L], and the row indices of the users' histories
+    [N, H] and of the candidates [N, C]. A row without tokens represents no news. Returns scores [N, C]. Source: Wu et
+    al. 2019, arXiv:1907.05576 (news and user encoder); 2021, arXiv:2104.07413 (on a language model).
     """
 
     def __init__(self, width: int, dropout: float):
@@ -56,5 +56,5 @@ class _AdditiveAttention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         weight = self.query(torch.tanh(self.inner(x)))[..., 0]
         lowest = torch.finfo(weight.dtype).min
-        weight = weight.masked_fill(~mask, lowest).softmax(-1) * mask  # where there is nothing at all, zero
+        weight = weight.masked_fill(~mask, lowest).softmax(-1) * mask  # zero if the whole row is masked
         return (weight[..., None] * x).sum(-2)

@@ -1,4 +1,4 @@
-"""What sender and receiver know of a tensor that travels."""
+"""The description of an exchanged tensor, known to sender and receiver."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Layer(NamedTuple):
-    """One tensor of the exchanged student; sender and receiver hold the same list of them."""
+    """One tensor of the exchanged student; sender and receiver have the same list of layers."""
 
     name: str
     shape: tuple[int, ...]
@@ -15,7 +15,7 @@ class Layer(NamedTuple):
 
     @property
     def numel(self) -> int:
-        """Number of entries."""
+        """The number of entries."""
         return math.prod(self.shape)
 
     @property

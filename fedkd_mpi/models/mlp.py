@@ -13,12 +13,12 @@ from torch.nn import functional
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.models.output import Output, Texts
 
-# A linear layer does not need its output for the backward pass, so the relu may overwrite it.
+# A linear layer does not need its output for the backward pass, so that ReLU may overwrite it.
 _ACTIVATIONS = {"relu": torch.relu_, "gelu": functional.gelu, "tanh": torch.tanh}
 
 
 class MLP(nn.Module):
-    """Fully connected network on the flattened input; a hidden feature is a hidden layer after its activation.
+    """A fully connected network on the flattened input; the hidden features are the hidden layers after activation.
 
     Raises UserError for texts.
     """
@@ -26,7 +26,7 @@ class MLP(nn.Module):
     def __init__(self, input_shape: Sequence[int], num_classes: int, *, hidden: Sequence[int], activation: str):
         super().__init__()
         if isinstance(input_shape, Texts):
-            raise UserError("an mlp reads no texts; use a bert")
+            raise UserError("an mlp does not accept texts; use a bert")
         widths = (prod(input_shape), *hidden)
         self.hidden_sizes = tuple(hidden)
         self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))

@@ -1,4 +1,4 @@
-"""The one door for modules: which tensors of it are trained, which travel, and which it may not have at all."""
+"""The tensors of a module: which are trained, which are exchanged, and which are not supported."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor, nn
 
 from fedkd_mpi.errors import UserError
 
-POWER_ITERATES = ("_u", "_v", "_u0", "weight_u", "weight_v")  # of spectral norms, new and old
+POWER_ITERATES = ("_u", "_v", "_u0", "weight_u", "weight_v")  # buffers of torch's spectral norms, new and old
 
 
 @dataclass
 class Slot:
-    """A tensor of a module, and every place that holds it: several where modules share it.
+    """A tensor of a module and all its owners; there are several if modules share it.
 
-    `places` are (module, name in it); `names` are its full names, the first of which stands for all.
+    `owners` are (module, name in that module); `names` are the full names, of which the first identifies the tensor.
     """
 
     tensor: Tensor
     names: list[str] = field(default_factory=list)
-    places: list[tuple[nn.Module, str]] = field(default_factory=list)
+    owners: list[tuple[nn.Module, str]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -30,20 +30,20 @@ class Slot:
         return self.names[0]
 
     def current(self) -> Tensor | None:
-        """Return the buffer that the first place holds now."""
-        module, name = self.places[0]
+        """Return the current buffer of the first owner."""
+        module, name = self.owners[0]
         return module._buffers.get(name)
 
     def install(self, tensor: Tensor) -> None:
-        """Put a buffer in all places."""
-        for module, name in self.places:
+        """Set the buffer of all owners."""
+        for module, name in self.owners:
             module._buffers[name] = tensor
 
 
 def own_tensors(module: nn.Module) -> tuple[list[Slot], list[Slot], list[Slot]]:
-    """Return trainable parameters, buffers of float32, and all other buffers of a module, each tensor once.
+    """Return the trainable parameters, the float32 buffers and all other buffers of a module, each tensor once.
 
-    Empty tensors hold no numbers: they are left out.
+    Empty tensors are omitted.
     """
     parameters = [slot for slot in _slots(module, "_parameters") if slot.tensor.requires_grad and slot.tensor.numel()]
     buffers = [slot for slot in _slots(module, "_buffers") if slot.tensor.numel()]
@@ -57,7 +57,7 @@ def frozen_names(module: nn.Module) -> list[str]:
 
 
 def count_numbers(module: nn.Module) -> int:
-    """Return how many numbers an exchange of the module would send; it may be on the device meta.
+    """Return how many numbers an exchange of the module would send; the module may be on the device "meta".
 
     Raises UserError as require_plain() does.
     """
@@ -67,7 +67,10 @@ def count_numbers(module: nn.Module) -> int:
 
 
 def require_plain(module: nn.Module, *, exchanged: bool = False, meta: bool = False) -> None:
-    """Raise UserError, naming the tensor, where a module's parameters or buffers cannot be laid out and averaged."""
+    """Raise UserError naming the tensor if a parameter or buffer of a module cannot be exchanged or averaged.
+
+    `exchanged`: its buffers are exchanged; `meta`: the module may be on the device "meta".
+    """
     named = [*_slots(module, "_parameters"), *_slots(module, "_buffers")]
     for slot in named:
         what = "parameter" if isinstance(slot.tensor, nn.Parameter) else "buffer"
@@ -78,12 +81,12 @@ def require_plain(module: nn.Module, *, exchanged: bool = False, meta: bool = Fa
     if exchanged:
         for slot in _slots(module, "_buffers"):
             if slot.name.rpartition(".")[2] in POWER_ITERATES:
-                raise UserError(f"buffer {slot.name} is a power iterate of a spectral norm, and a mean of such is none:"
+                raise UserError(f"buffer {slot.name} is a power iterate of a spectral norm, which cannot be averaged:"
                                 " use another norm, or server.buffers=local")  # fmt: skip
 
 
 def _problem(tensor: Tensor, what: str, meta: bool) -> str | None:
-    """Why a tensor cannot be laid out, None where it can."""
+    """Return why a tensor cannot be part of a flat vector, or None if it can."""
     if isinstance(tensor, (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)):
         return "has no size yet: a lazy layer must be given its input size"
     if tensor.layout != torch.strided or tensor.is_quantized:
@@ -103,7 +106,7 @@ def _problem(tensor: Tensor, what: str, meta: bool) -> str | None:
 
 
 def _require_no_overlap(slots: list[Slot]) -> None:
-    """Different tensors may not lie in the same memory: laid out one by one, they would come apart."""
+    """Raise UserError if different tensors share memory: as parts of a flat vector they would no longer do so."""
     spans: dict[int, list[tuple[int, int, str]]] = {}
     for slot in slots:
         tensor = slot.tensor
@@ -122,12 +125,12 @@ def _require_no_overlap(slots: list[Slot]) -> None:
 
 
 def _slots(module: nn.Module, kind: str) -> Iterator[Slot]:
-    """Every tensor of a kind ("_parameters" or "_buffers") once, in the order of named_parameters()."""
+    """Yield every tensor of a kind ("_parameters" or "_buffers") once, in the order of named_parameters()."""
     found: dict[int, Slot] = {}
     for prefix, owner in module.named_modules(remove_duplicate=False):
         for name, tensor in getattr(owner, kind).items():
             if tensor is not None:
                 slot = found.setdefault(id(tensor), Slot(tensor))
                 slot.names.append(f"{prefix}.{name}" if prefix else name)
-                slot.places.append((owner, name))
+                slot.owners.append((owner, name))
     yield from found.values()

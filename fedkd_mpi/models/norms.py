@@ -8,10 +8,10 @@ MAX_GROUPS = 8
 
 
 def norm(kind: str, channels: int) -> nn.Module:
-    """Return the normalisation "none", "group" or "batch" of feature maps with `channels` channels.
+    """Return the normalisation "none", "group" or "batch" for feature maps with `channels` channels.
 
-    Groups are the most that divide the channels, at most 8 and of two channels at least: a group of one value would be
-    normalised to nothing on a 1x1 feature map.
+    The number of groups is the largest divisor of `channels` up to 8 with at least two channels per group: on a 1x1
+    feature map, a group of one channel would be normalised to zero.
     """
     if kind == "none":
         return nn.Identity()

@@ -1,4 +1,4 @@
-"""The options of every model family, checked with pydantic alone: a bad one is refused before torch is loaded."""
+"""The options of every model family, validated by pydantic: an invalid option is refused before torch is imported."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from fedkd_mpi.common.options import Count, Options
 
 
 class MLPOptions(Options):
-    """Fully connected layers of the widths `hidden`; no widths at all is a softmax regression."""
+    """Fully connected layers of widths `hidden`; an empty list is a softmax regression."""
 
     hidden: list[Count] = Field([128, 64], max_length=1000)
     activation: Literal["relu", "gelu", "tanh"] = "relu"
 
 
 class CNNOptions(Options):
-    """One convolution, 2x2 max pooling and activation per entry of `channels`, then fully connected layers `hidden`."""
+    """A convolution, 2x2 max pooling and activation per entry of `channels`, then fully connected layers `hidden`."""
 
     channels: list[Count] = Field([32, 64], min_length=1, max_length=30)
     kernel_size: Annotated[int, Field(ge=1, le=1000)] = 5
@@ -33,7 +33,7 @@ class CNNOptions(Options):
 
 
 class ResNetOptions(Options):
-    """`depth` 6n+2 of the three-stage CIFAR family, or 18 with four; `width` of the first stage (null: 16 or 64)."""
+    """`depth` 6n+2 has three stages (CIFAR), 18 has four; `width` is that of the first stage (null: 16 or 64)."""
 
     depth: Annotated[int, Field(ge=1, le=1202)] = 20
     width: Count | None = None
@@ -48,7 +48,7 @@ class ResNetOptions(Options):
 
 
 class REDCNNOptions(Options):
-    """`depth` convolutions of `width` channels and their mirror images; the defaults are RED-CNN's own."""
+    """`depth` convolutions of `width` channels and as many transposed ones; the defaults are those of RED-CNN."""
 
     width: Count = 96
     depth: Annotated[int, Field(ge=1, le=1000)] = 5
@@ -56,7 +56,7 @@ class REDCNNOptions(Options):
 
 
 class BertOptions(Options):
-    """An encoder from a local folder `path`, or a new one; `layers` counts from the input (null: all, or 4 if new)."""
+    """An encoder from a local folder `path`, or a new one; `layers` are the first layers (null: all, or 4 if new)."""
 
     path: str | None = None
     layers: Annotated[int, Field(ge=1, le=1000)] | None = None
@@ -69,12 +69,12 @@ class BertOptions(Options):
     def _of_a_new_one(self) -> BertOptions:
         for name in ("width", "heads", "intermediate"):
             if self.path is not None and getattr(self, name) is not None:
-                raise ValueError(f"{name} is that of path={self.path}; leave one of the two out")
+                raise ValueError(f"{name} is determined by path={self.path}; remove one of the two")
         return self
 
 
 class Family(NamedTuple):
-    """What the registry knows of a model family: its options and the module:class that is imported only to build it."""
+    """An entry of the registry: the options of a model family and its module:class, which is imported on use."""
 
     options: type[Options]
     path: str

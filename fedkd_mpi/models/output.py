@@ -1,4 +1,4 @@
-"""What every teacher and student returns."""
+"""The output type of every teacher and student."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ if TYPE_CHECKING:
 
 
 class Output(NamedTuple):
-    """One forward pass: logits [N, C]; from input to output, hidden [N, d_l] and attention maps [N, heads, L, L].
+    """The result of a forward pass: logits [N, C]; per layer, hidden features [N, d_l] and attention maps.
 
-    Of texts, hidden is [N, L, d_l], the logits of a tagger are [N, L, C], and `mask` bool [N, L] is false for padding.
+    Layers are in order from input to output. Attention maps are [N, heads, L, L]. For texts, hidden is [N, L, d_l], the
+    logits of a tagger are [N, L, C], and `mask` (bool [N, L]) is false for padding.
     """
 
     logits: Tensor
@@ -22,10 +23,10 @@ class Output(NamedTuple):
 
 
 class Texts(NamedTuple):
-    """The input shape of a model that reads texts: token ids int64 [N, at most `length`], `pad` filling up short ones.
+    """The input shape of a model of texts: token ids int64 [N, at most `length`], padded with the id `pad`.
 
-    `head` says what the logits are of: "text" [N, C], "token" [N, L, C] or "candidate" (news to rank: [N, candidates]).
-    `tokenizer` is the fingerprint of what made the ids (see datasets/tokens.py), None where that is not known.
+    `head` determines the logits: "text" [N, C], "token" [N, L, C] or "candidate" [N, candidates] (news ranking).
+    `tokenizer` is the fingerprint of the tokenizer (see datasets/tokens.py), None if it is unknown.
     """
 
     vocabulary: int
@@ -36,5 +37,5 @@ class Texts(NamedTuple):
 
     @classmethod
     def of(cls, meta: Mapping[str, Any], head: str) -> Texts:
-        """Return the shape that a data set's meta tells."""
+        """Return the input shape from the meta of a data set."""
         return cls(meta["vocabulary"], meta["length"], meta["pad"], head, meta.get("tokenizer"))

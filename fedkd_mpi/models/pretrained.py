@@ -1,4 +1,4 @@
-"""Encoders from a local folder: what it holds is checked before it is believed, and no code in it is ever run."""
+"""Encoders from a local folder: its files are validated before use, and code in it is never run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fedkd_mpi.errors import UserError
 from fedkd_mpi.models.families import OFFSET, why_not
 from fedkd_mpi.models.output import Texts
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported: nothing is ever fetched
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported, so that it never downloads
 try:
     import huggingface_hub.errors
     import transformers
@@ -28,14 +28,14 @@ try:
 except ImportError as error:
     raise ImportError(f"{error}; pip install 'fedkd-mpi[text]'") from None
 
-logging.set_verbosity_error()  # by default it reports the head that is not there, on every rank
+logging.set_verbosity_error()  # by default transformers reports the missing head on every rank
 logging.disable_progress_bar()
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-FLOATS = ("F32", "F16", "BF16")  # that float32 holds exactly
+FLOATS = ("F32", "F16", "BF16")  # types that convert to float32 exactly
 FOREIGN = ("bin", "pt", "pth", "ckpt", "h5", "msgpack")
 LAYER = re.compile(r"(?:^|\.)(?:layers?|albert_layer_groups)\.(\d+)\.")
-# What the libraries raise for a folder whose parts do not fit: its files are data from outside.
+# Exceptions that the libraries raise for an inconsistent folder; its files are input from outside.
 ERRORS = (
     *(OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError, AssertionError, IndexError),
     SafetensorError,
@@ -44,9 +44,10 @@ ERRORS = (
 
 
 def load_encoder(path: Path, layers: int | None, shape: Texts, dropout: float) -> PreTrainedModel:
-    """Return the first `layers` layers (default all) of the encoder in a local folder, in float32; raises UserError.
+    """Return the first `layers` layers (default all) of the encoder in a local folder, in float32.
 
-    Hidden states have this dropout, attention maps none. On the device "meta" no weights are read.
+    `dropout` applies to hidden states, not to attention maps. On the device "meta" no weights are read. Raises
+    UserError if the folder is invalid or does not match the texts.
     """
     path = expanded(path)
     try:
@@ -61,24 +62,24 @@ def load_encoder(path: Path, layers: int | None, shape: Texts, dropout: float) -
         raise
     except ERRORS as error:
         raise UserError(f"path={path} cannot be loaded: {_line(error)}") from None
-    if settings.model_type == "mobilebert":  # whose first layer sees a word's neighbours, and so the padding
+    if settings.model_type == "mobilebert":  # its first layer combines neighbouring tokens, including padding
         table: Any = encoder.get_input_embeddings()
         table.weight.data[shape.pad] = 0
     return encoder.train()
 
 
 def without_pooler(encoder: PreTrainedModel) -> PreTrainedModel:
-    """Return the encoder without the layer on top that no head here uses and that would travel for nothing."""
+    """Return the encoder without its pooler, which no head uses and which would be exchanged without need."""
     if getattr(encoder, "pooler", None) is not None:
         encoder.register_module("pooler", None)
     return encoder
 
 
 def freeze_embeddings(encoder: PreTrainedModel) -> None:
-    """Freeze the tables of words, places and distances, and what maps them to the width of the first layer.
+    """Freeze the embeddings of words, positions and distances, and their projection to the width of the first layer.
 
-    Constants that follow from the configuration (ModernBERT's frequencies) are frozen too: left buffers, they would be
-    exchanged as the statistics of a BatchNorm are.
+    Floating-point constants in buffers (ModernBERT's frequencies) become frozen parameters. As buffers they would be
+    exchanged like BatchNorm statistics.
     """
     for name, parameter in encoder.named_parameters():
         if "embed" in name or "relative_attention_bias" in name:
@@ -91,7 +92,7 @@ def freeze_embeddings(encoder: PreTrainedModel) -> None:
 
 
 def _settings(path: Path, layers: int | None, dropout: float) -> PretrainedConfig:
-    """Return config.json with the first `layers` layers and this dropout; raises UserError where it is not for us."""
+    """Return config.json with the first `layers` layers and this dropout; raises UserError if it is not supported."""
     raw = _object(path / "config.json")
     family = raw.get("model_type")
     if "auto_map" in raw:
@@ -99,12 +100,12 @@ def _settings(path: Path, layers: int | None, dropout: float) -> PretrainedConfi
     if reason := why_not(family):
         raise UserError(f"path={path}: {reason}")
     if raw.get("quantization_config") is not None:
-        raise UserError(f"path={path} holds quantised weights ({family}); save it in float32, float16 or bfloat16")
+        raise UserError(f"path={path} contains quantised weights ({family}); save it in float32, float16 or bfloat16")
     for key in ("is_decoder", "is_encoder_decoder", "add_cross_attention"):
         if raw.get(key):
-            raise UserError(f"path={path}: {key} is set in the config.json of this {family}; only encoders are read")
+            raise UserError(f"path={path}: {key} is set in the config.json of this {family}; it must be an encoder")
     if raw.get("position_embedding_type") not in (None, "absolute"):
-        raise UserError(f"path={path}: position_embedding_type={raw['position_embedding_type']!r} is not read here")
+        raise UserError(f"path={path}: position_embedding_type={raw['position_embedding_type']!r} is not supported")
     _check_architectures(path, raw)
     settings = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     _check_layers(path, settings, layers)
@@ -122,18 +123,18 @@ def _settings(path: Path, layers: int | None, dropout: float) -> PretrainedConfi
 
 def _object(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise UserError(f"path={path.parent} is no folder with config.json and {WEIGHTS}; nothing is downloaded")
+        raise UserError(f"path={path.parent} is not a folder with config.json and {WEIGHTS}; nothing is downloaded")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON: {_line(error)}") from None
+        raise UserError(f"{path} is not JSON: {_line(error)}") from None
     if not isinstance(found, dict):
-        raise UserError(f"{path} is no JSON object")
+        raise UserError(f"{path} is not a JSON object")
     return found
 
 
 def _check_architectures(path: Path, raw: dict[str, Any]) -> None:
-    """Raise UserError where the classes that wrote the folder are those of another family: names would fit by luck."""
+    """Raise UserError if the folder was written by classes of another family, whose names could match by accident."""
     names = raw.get("architectures") or []
     for name in names if isinstance(names, list) else [names]:
         made = getattr(getattr(transformers, str(name), None), "config_class", None)
@@ -145,41 +146,41 @@ def _check_architectures(path: Path, raw: dict[str, Any]) -> None:
 
 
 def _check_layers(path: Path, settings: PretrainedConfig, layers: int | None) -> None:
-    there = settings.num_hidden_layers
-    if not isinstance(there, int) or there < 1:
-        raise UserError(f"path={path}: num_hidden_layers is {there!r} in config.json, not a number of 1 or more")
-    if (layers or 1) > there:
-        raise UserError(f"layers={layers}, but {path} has {there}")
+    present = settings.num_hidden_layers
+    if not isinstance(present, int) or present < 1:
+        raise UserError(f"path={path}: num_hidden_layers is {present!r} in config.json, not a number of 1 or more")
+    if (layers or 1) > present:
+        raise UserError(f"layers={layers}, but {path} has {present}")
     if settings.model_type != "albert":
         return
     if settings.inner_group_num != 1:
-        raise UserError(f"path={path}: an albert of inner_group_num={settings.inner_group_num} is not read, only of 1")
-    if layers not in (None, there) and settings.num_hidden_groups != 1:
-        raise UserError(f"layers={layers}: an albert of {settings.num_hidden_groups} groups of layers is not cut")
+        raise UserError(f"path={path}: an albert with inner_group_num={settings.inner_group_num}; only 1 is supported")
+    if layers not in (None, present) and settings.num_hidden_groups != 1:
+        raise UserError(f"layers={layers}: an albert of {settings.num_hidden_groups} groups of layers cannot be cut")
 
 
 def _fits(path: Path, settings: PretrainedConfig, shape: Texts) -> None:
-    """Raise UserError where tokens or lengths of the data are not those of the encoder."""
+    """Raise UserError if tokens or lengths of the data do not match the encoder."""
     pad, most = settings.pad_token_id, settings.max_position_embeddings
     if OFFSET[settings.model_type]:
         if pad is None:
-            raise UserError(f"path={path}: its config.json has no pad_token_id, after which positions begin")
+            raise UserError(f"path={path}: its config.json has no pad_token_id, after which position ids start")
         most -= pad + 1
     if shape.vocabulary > settings.vocab_size or shape.length > most:
         raise UserError(
-            f"{path} knows {settings.vocab_size} tokens and reads {most}, the data have {shape.vocabulary} and"
-            f" up to {shape.length} a text: set data.tokenizer to it, or data.length"
+            f"{path} has {settings.vocab_size} tokens and reads texts of {most}, but the data have {shape.vocabulary}"
+            f" tokens and texts of up to {shape.length}: set data.tokenizer to it, or data.length"
         )
     if pad is not None and pad != shape.pad:
-        raise UserError(f"{path} pads with token {pad}, the data with {shape.pad}: set data.tokenizer to it")
+        raise UserError(f"{path} pads with token {pad}, but the data with {shape.pad}: set data.tokenizer to it")
     if shape.tokenizer == TRAINED:
-        raise UserError(f"the tokens of the data were trained on them, {path} knows others: set data.tokenizer to it")
+        raise UserError(f"the tokenizer was trained on the data, but {path} has other tokens: set data.tokenizer to it")
     if shape.tokenizer is not None and _own_tokens(path) not in (None, shape.tokenizer):
         raise UserError(f"the tokens of the data are not those of the tokenizer in {path}: set data.tokenizer to it")
 
 
 def _own_tokens(path: Path) -> str | None:
-    """Return the fingerprint of the tokenizer in the encoder's folder, None where there is none."""
+    """Return the fingerprint of the tokenizer in the encoder's folder, None if there is none."""
     files = [path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).is_file()]
     return _fingerprint(path, files[0].stat().st_mtime_ns) if files else None
 
@@ -190,9 +191,9 @@ def _fingerprint(path: Path, _changed: int) -> str:
 
 
 def _check_files(path: Path) -> None:
-    """Raise UserError where the weights are no safetensors of floats."""
+    """Raise UserError if the weights are not safetensors of a floating-point type."""
     if (path / "adapter_config.json").is_file():
-        raise UserError(f"path={path} holds an adapter (adapter_config.json); merge it into its model and save that")
+        raise UserError(f"path={path} contains an adapter (adapter_config.json); merge it into its model and save that")
     for file in _files(path):
         try:
             with safe_open(file, "pt") as tensors:
@@ -200,7 +201,7 @@ def _check_files(path: Path) -> None:
         except (OSError, SafetensorError) as error:
             raise UserError(f"{file} is damaged and cannot be loaded ({_line(error)}); copy it again") from None
         for name, kind in kinds.items():
-            if kind not in FLOATS and not name.endswith("_ids"):  # position_ids is what old versions saved
+            if kind not in FLOATS and not name.endswith("_ids"):  # old versions of transformers saved position_ids
                 raise UserError(f"{file}: tensor {name} is {kind}, not one of {', '.join(FLOATS)}; convert it")
 
 
@@ -214,21 +215,21 @@ def _files(path: Path) -> list[Path]:
         names = sorted({str(name) for name in parts.values()})
         for name in names:
             if name != Path(name).name or not (path / name).is_file():
-                raise UserError(f"{path / INDEX} names {name!r}, which is no file of the folder")
+                raise UserError(f"{path / INDEX} names {name!r}, which is not a file in the folder")
         return [path / name for name in names]
     others = sorted(file.name for end in FOREIGN for file in path.glob(f"*.{end}"))
     if not others:
         raise UserError(f"path={path} has a config.json but no weights ({WEIGHTS}); nothing is downloaded")
     raise UserError(
-        f"path={path} has its weights in {others[0]}, which is not read (a pickle may run code); where you trust it,"
+        f"path={path} has its weights in {others[0]}, which is not read (a pickle may run code); if you trust it,"
         " convert it once: python -c 'import sys; from transformers import AutoModel as A;"
         f" A.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[1])' {path}"
     )
 
 
 def _weights(path: Path, settings: PretrainedConfig) -> PreTrainedModel:
-    """Return the encoder with its weights in float32; raises UserError where they are not those of `settings`."""
-    there = _layers_of(path, settings)
+    """Return the encoder with its weights in float32; raises UserError if they do not match `settings`."""
+    present = _layers_of(path, settings)
     encoder, report = AutoModel.from_pretrained(
         path,
         config=settings,
@@ -239,28 +240,28 @@ def _weights(path: Path, settings: PretrainedConfig) -> PreTrainedModel:
         use_safetensors=True,
         output_loading_info=True,
     )
-    lacking = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
-    if lacking:
-        raise UserError(f"path={path} lacks {len(lacking)} tensors of its config.json, the first is {lacking[0]}")
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise UserError(f"path={path}: {len(missing)} tensors of its config.json are missing, first {missing[0]}")
     for name in sorted(report["unexpected_keys"]):
         found = LAYER.search(name)
-        if found and not settings.num_hidden_layers <= int(found[1]) < there:
-            raise UserError(f"path={path} has the tensor {name}, which its config.json does not account for")
+        if found and not settings.num_hidden_layers <= int(found[1]) < present:
+            raise UserError(f"path={path} has the tensor {name}, which does not match its config.json")
     for name, parameter in encoder.named_parameters():
         if not parameter.isfinite().all():
-            raise UserError(f"path={path}: the tensor {name} holds NaN or infinity")
+            raise UserError(f"path={path}: the tensor {name} contains NaN or infinity")
     return encoder
 
 
 def _layers_of(path: Path, settings: PretrainedConfig) -> int:
-    """Return how many layers the folder's own config.json names, under its family's name for it."""
+    """Return the number of layers in the folder's config.json, whose key depends on the family."""
     raw = _object(path / "config.json")
     name = settings.attribute_map.get("num_hidden_layers", "num_hidden_layers")
     return int(raw.get(name, raw.get("num_hidden_layers", type(settings)().num_hidden_layers)))
 
 
 def _check_run(encoder: PreTrainedModel) -> None:
-    """Raise UserError where two tokens do not give a hidden state and an attention map of every layer."""
+    """Raise UserError if a text of two tokens does not give a hidden state and an attention map of every layer."""
     settings = encoder.config
     with torch_scope(0, "check of an encoder"), torch.no_grad():
         ids = torch.tensor([[token for token in range(3) if token != settings.pad_token_id][:2]])
@@ -268,10 +269,10 @@ def _check_run(encoder: PreTrainedModel) -> None:
         out = encoder(ids, attention_mask=torch.ones_like(ids), output_hidden_states=True, output_attentions=True)
     hidden, maps = out.hidden_states or (), out.attentions or ()
     layers, width, heads = settings.num_hidden_layers, settings.hidden_size, settings.num_attention_heads
-    whole = [tuple(layer.shape) for layer in hidden[1:]] == [(1, 2, width)] * layers
-    whole &= [tuple(layer.shape) for layer in maps] == [(1, heads, 2, 2)] * layers
-    if not whole or not torch.allclose(torch.stack(maps).sum(-1), torch.ones(()), atol=1e-4):
-        raise UserError(f"this {settings.model_type} does not give {layers} hidden states and whole attention maps")
+    complete = [tuple(layer.shape) for layer in hidden[1:]] == [(1, 2, width)] * layers
+    complete &= [tuple(layer.shape) for layer in maps] == [(1, heads, 2, 2)] * layers
+    if not complete or not torch.allclose(torch.stack(maps).sum(-1), torch.ones(()), atol=1e-4):
+        raise UserError(f"this {settings.model_type} does not give {layers} hidden states and complete attention maps")
 
 
 def _line(error: Exception) -> str:

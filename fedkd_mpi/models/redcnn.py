@@ -1,4 +1,4 @@
-"""Residual encoder-decoder CNNs for images with noise: RED-CNN of Chen et al. (2017), IEEE TMI 36(12)."""
+"""Residual encoder-decoder CNNs for denoising: RED-CNN of Chen et al. (2017), IEEE TMI 36(12)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fedkd_mpi.models.output import Output
 
 
 class REDCNN(nn.Module):
-    """Unpadded convolutions, as many transposed ones, and shortcuts from every second layer to its mirror image.
+    """Unpadded convolutions, as many transposed convolutions, and shortcuts between every second pair of them.
 
-    The output (`Output.logits`) is an image like the input, of which the network adds to the input what is to be
-    changed: here it starts with no change at all. A hidden feature is a convolution's output averaged over the image.
-    Takes images of any size from depth * (kernel_size - 1) + 1 pixels on. Raises UserError for other inputs.
+    The output (`Output.logits`) is an image of the input's shape: the input plus a correction, which is initially zero.
+    The hidden features are the outputs of the convolutions averaged over the image. Images must have at least
+    depth * (kernel_size - 1) + 1 pixels per side. Raises UserError for other inputs.
     """
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, *, width: int, depth: int, kernel_size: int):
@@ -26,7 +26,7 @@ class REDCNN(nn.Module):
         if len(input_shape) != 3 or min(input_shape[1:]) < least:
             raise UserError(
                 f"a redcnn of depth {depth} and kernel_size {kernel_size} needs images [channels, height, width] of"
-                f" {least} pixels a side or more, the data have shape {list(input_shape)}"
+                f" at least {least} pixels per side; the data have shape {list(input_shape)}"
             )
         widths = [input_shape[0], *[width] * depth]
         self.hidden_sizes = (width,) * depth

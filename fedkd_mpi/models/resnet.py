@@ -13,17 +13,17 @@ from fedkd_mpi.models.output import Output
 
 
 class ResNet(nn.Module):
-    """Basic blocks in stages that halve the image and double the width; a hidden feature is a stage's mean over it.
+    """Basic blocks in stages that halve the image and double the width.
 
-    Depth 6n+2: three stages of n blocks, shortcuts without parameters (option A of the paper). Depth 18: four stages of
-    two blocks with projection shortcuts, behind the 3x3 stem without pooling that small images call for.
-    Raises UserError for inputs that are no images.
+    The hidden features are the outputs of the stages averaged over the image. Depth 6n+2 has three stages of n blocks
+    and shortcuts without parameters (option A of the paper). Depth 18 has four stages of two blocks with projection
+    shortcuts, and a 3x3 stem without pooling for small images. Raises UserError for inputs that are not images.
     """
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, *, depth: int, width: int | None, norm: str):
         super().__init__()
         if len(input_shape) != 3:
-            raise UserError(f"a resnet needs images [channels, height, width], the data have shape {list(input_shape)}")
+            raise UserError(f"a resnet needs images [channels, height, width]; the data have shape {list(input_shape)}")
         big = depth == 18
         stages, blocks = (4, 2) if big else (3, (depth - 2) // 6)
         width = width or (64 if big else 16)
@@ -46,7 +46,7 @@ class ResNet(nn.Module):
 
 
 class _Block(nn.Module):
-    """Two 3x3 convolutions and a shortcut; `halve` keeps every second pixel, `project` learns that shortcut."""
+    """Two 3x3 convolutions and a shortcut; `halve` keeps every second pixel, `project` uses a learned projection."""
 
     def __init__(self, into: int, out: int, norm: str, *, halve: bool = False, project: bool = False):
         super().__init__()
@@ -68,7 +68,7 @@ class _Block(nn.Module):
 
 
 class _Subsample(nn.Module):
-    """Every second pixel, with zero channels around the old ones (He et al., option A)."""
+    """Every second pixel, with zero channels added on both sides (He et al., option A)."""
 
     def __init__(self, extra: int):
         super().__init__()

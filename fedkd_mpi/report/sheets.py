@@ -96,8 +96,8 @@ _TEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "\n": " ", "~": r"\textasciit
 
 
 def csv_cell(value: object) -> object:
-    """Return a value of a csv file such that a spreadsheet does not take a text for a formula."""
-    # A dash alone says that there is nothing, and is no formula.
+    """Return a value for a CSV file such that a spreadsheet does not interpret a text as a formula."""
+    # A single dash marks a missing value and is not a formula.
     if isinstance(value, str) and value.startswith(FORMULA) and value != "-":
         return f"'{value}"
     return value

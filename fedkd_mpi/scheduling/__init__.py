@@ -1,1 +1,1 @@
-"""Who takes part, which process does the work, and where states are kept meanwhile."""
+"""Cohorts, the assignment of clients to processes, the work queue of a node, and the storage of client states."""

@@ -1,6 +1,6 @@
-"""Boxes of named arrays that all processes of a node fill and read: one file in memory or on disk, without a name.
+"""Numbered slots of named arrays in one file, in memory or on disk, shared by all processes of a node.
 
-Nothing is left behind, whatever ends the processes: the file's name goes as soon as all have opened it.
+The file's name is removed as soon as all processes have opened it. So the file is freed however the processes end.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from fedkd_mpi.communication.shared_memory import ALIGNMENT, FOLDER, flat_bytes,
 from fedkd_mpi.communication.world import World
 from fedkd_mpi.errors import RunFault, UserError
 
-NUMBER, END, SLOTS = range(3)  # the board: a counter, where the file's free room begins, and of each box ...
-START, ROOM, VERSION = range(3)  # ... its first byte, its bytes, how often it was filled anew
-LENGTH = 8  # bytes at the start of a box: how long the JSON text behind them is, which says what lies where
-LEAST, MOST = 2**22, 2**28  # bytes by which the file grows at least, and at most if that is enough ...
-SPARE = 0.25  # ... as a share of what it has; as much is a box given that had to be moved
+NUMBER, END, SLOTS = range(3)  # columns of the table: next index, first free byte of the file, then the slots
+START, ROOM, VERSION = range(3)  # columns of a slot: first byte, bytes reserved, how often it was written anew
+LENGTH = 8  # bytes at the start of a slot: the length of the JSON text behind them, which lists its arrays
+SPARE = 0.25  # the file grows by this share of its size; a slot that is moved gets this share in addition
+LEAST, MOST = 2**22, 2**28  # bytes: bounds of that growth (more if one slot needs more)
 
 
 class SharedArrayStore:
-    """`count` boxes in memory, empty at first, of all processes of a node. Made by all processes of the world at once.
+    """`count` slots in memory, empty at first, shared by all processes of a node; created collectively by the world.
 
-    One process at a time may fill a box. Who reads it afterwards must have learnt of that from this shelf (next_index,
-    versions), whose lock puts in order what processes see of each other's work.
+    One process at a time may write a slot. A process that reads it afterwards must first have called next_index() or
+    versions(): their lock orders the memory accesses of the processes.
     """
 
-    remedy = f"enlarge {FOLDER}, or let every process train its own (balance=false)"
+    remedy = f"enlarge {FOLDER}, or let every process train its own clients (balance=false)"
 
     def __init__(self, world: World, count: int, expected: int):
-        """Share a file; `expected` is about how many bytes it will hold: it tells which folder is large enough.
+        """Create and open the shared file; `expected`, its approximate final size in bytes, determines the folder.
 
-        Raises the same UserError everywhere where no file can be made, or the processes of a node cannot all open it.
+        Raises the same UserError on every process if the file cannot be created or a process cannot open it.
         """
         self._hostname = world.hostname
         size = padded(8 * (SLOTS + count * 3))
@@ -59,25 +59,25 @@ class SharedArrayStore:
         if world.is_node_leader:
             self._table[END] = size
         world.barrier()
-        self._seen: dict[int, tuple[int, dict[str, np.ndarray]]] = {}  # the arrays of a box in some version
+        self._seen: dict[int, tuple[int, dict[str, np.ndarray]]] = {}  # slot -> (version, its arrays)
 
     def next_index(self) -> int:
-        """Return 0, 1, 2, ...: every call, in whatever process of the node, gets another one."""
+        """Return 0, 1, 2, ...: every call in any process of the node returns the next number (fetch-and-add)."""
         with self._locked():
             number = int(self._table[NUMBER])
             self._table[NUMBER] = number + 1
         return number
 
     def versions(self, slots: list[int]) -> list[int]:
-        """Return how often each box was filled anew, 0 while it is empty."""
+        """Return the version of each slot: how often it was written anew, 0 while it is empty."""
         with self._locked():
             return self._slots[slots, VERSION].tolist()
 
     def prefetch(self, slots: Sequence[int]) -> None:
-        """Say which boxes will soon be read: they are at hand."""
+        """Announce which slots will soon be read; nothing to do for slots in memory."""
 
     def read(self, slot: int) -> dict[str, np.ndarray]:
-        """Return the arrays of a box, {} if it is empty; not copies: what is written to them lies in the box."""
+        """Return the arrays of a slot, {} if it is empty; they are views: writing to them changes the slot."""
         with self._locked():
             start, room, version = self._slots[slot].tolist()
         if not version:
@@ -88,9 +88,9 @@ class SharedArrayStore:
         return dict(self._seen[slot][1])
 
     def update(self, slot: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Put arrays into a box in place of those in it, which they may be: then nothing is copied.
+        """Replace the arrays of a slot; arrays that are views of the slot are not copied.
 
-        Only other names, types or shapes make a new version. Raises RunFault where the node has no room for them.
+        The version changes only with names, types or shapes. Raises RunFault if the node has no room for the arrays.
         """
         present = self.read(slot)
         if _layout(present) != _layout(arrays):
@@ -101,8 +101,11 @@ class SharedArrayStore:
                 present[name][...] = array
 
     def put(self, slot: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Put arrays, none of which lies in it, into a box as a new version; raises RunFault as update() does."""
-        entries, size = shared_memory.lay_out(arrays)
+        """Write arrays to a slot as a new version; none of them may be a view of the slot.
+
+        Raises RunFault if the node has no room for the arrays.
+        """
+        entries, size = shared_memory.block_layout(arrays)
         text = json.dumps(entries).encode()
         head = (len(text).to_bytes(LENGTH, "little") + text).ljust(padded(LENGTH + len(text)), b"\0")
         with self._locked():
@@ -120,12 +123,12 @@ class SharedArrayStore:
         self._memory[start : start + data.size] = data
 
     def _make_room(self, needed: int, *, moved: bool) -> tuple[int, int]:
-        """First byte and bytes of a new place for a box, at the end of the file; under the lock."""
+        """Return first byte and size of a new region for a slot, at the end of the file; the caller holds the lock."""
         start, size = int(self._table[END]), os.fstat(self._file).st_size
         room = padded(needed + int(SPARE * needed) * moved)
         if start + room > size:
             more = max(start + room - size, LEAST, min(int(SPARE * size), MOST))
-            try:  # a full tmpfs would show itself as a bus error at the first write
+            try:  # without this allocation a full tmpfs would cause a bus error at the first write
                 os.posix_fallocate(self._file, size, more)
             except OSError as error:
                 raise self._full(error) from error
@@ -133,7 +136,7 @@ class SharedArrayStore:
         return start, room
 
     def _map(self, end: int) -> None:
-        """Have the file mapped at least so far; arrays that were handed out keep the map that they lie in."""
+        """Map the file at least up to the byte `end`; arrays returned earlier keep the old map alive."""
         if end > len(self._memory):
             self._memory = mmap.mmap(self._file, os.fstat(self._file).st_size)
 
@@ -147,7 +150,7 @@ class SharedArrayStore:
             os.close(descriptor)
         except OSError as error:
             where = f"{folder} on {self._hostname} ({error.strerror})"
-            raise UserError(f"cannot put the states of clients into {where}: {self.remedy}") from None
+            raise UserError(f"cannot write the states of clients to {where}: {self.remedy}") from None
         return path
 
     def _open(self, path: str) -> int:
@@ -155,11 +158,11 @@ class SharedArrayStore:
             return os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             where = f"{Path(path).parent} ({error.strerror})"
-            raise UserError(f"the processes on {self._hostname} do not all see {where}: {self.remedy}") from None
+            raise UserError(f"not all processes on {self._hostname} can open {where}: {self.remedy}") from None
 
     @staticmethod
     def _folder(expected: int) -> Path:
-        """Memory's folder where it has room enough; else TMPDIR, of which the system keeps in memory what it can."""
+        """Return the folder in memory if it has enough room, else TMPDIR, whose pages the system caches."""
         try:
             shared_memory.check_room(2 * expected, "")
         except UserError:
@@ -176,17 +179,17 @@ class SharedArrayStore:
 
 
 class DiskArrayStore(SharedArrayStore):
-    """Boxes in a file under TMPDIR: what they hold takes memory of a process only while that uses it."""
+    """Slots in a file under TMPDIR: their arrays take memory in a process only while it uses them."""
 
     remedy = "set TMPDIR to a folder with more room, or keep all states in memory (clients_in_memory=null)"
 
     def prefetch(self, slots: Sequence[int]) -> None:
-        """Have the system begin to read boxes from the disk."""
+        """Make the operating system begin to read the slots from disk."""
         for start, room, _ in self._slots[slots].tolist():
             os.posix_fadvise(self._file, start, room, os.POSIX_FADV_WILLNEED)
 
     def read(self, slot: int) -> dict[str, np.ndarray]:
-        """Return copies of the arrays of a box, {} if it is empty."""
+        """Return copies of the arrays of a slot, {} if it is empty."""
         with self._locked():
             start, room, version = self._slots[slot].tolist()
         if not version:
@@ -195,17 +198,17 @@ class DiskArrayStore(SharedArrayStore):
         block = block[-block.ctypes.data % ALIGNMENT :][:room]
         while filled < room:
             if not (more := os.preadv(self._file, [block[filled:]], start + filled)):
-                raise RunFault(f"the file of the states of clients on {self._hostname} has been cut short")
+                raise RunFault(f"the file with the states of clients on {self._hostname} has been truncated")
             filled += more
         return _unpack(block)
 
     def update(self, slot: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Put arrays into a box in place of those in it, as a new version; raises RunFault where there is no room."""
+        """Replace the arrays of a slot, as a new version; raises RunFault if the disk has no room for the arrays."""
         self.put(slot, arrays)
 
     def _write(self, start: int, data: np.ndarray) -> None:
         while data.size:
-            try:  # not every file system keeps the room that it was asked for
+            try:  # not every file system reserves the room that was allocated
                 written = os.pwrite(self._file, data, start)
             except OSError as error:
                 raise self._full(error) from error

@@ -1,4 +1,4 @@
-"""Who takes part in a round and which process hosts which client: pure functions that every process evaluates alike."""
+"""Sampling of cohorts and assignment of clients to processes: pure functions with the same result on every process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedkd_mpi.common.random_streams import generator
 
 
 def sample(seed: int, round_index: int, num_clients: int, cohort_size: int) -> list[int]:
-    """Return the ids of the clients of a round, rising; drawn without replacement from the seed alone."""
+    """Return the ids of the clients of a round in ascending order, drawn without replacement from (seed, round)."""
     if cohort_size == num_clients:
         return list(range(num_clients))
     chosen = generator(seed, "cohort", round_index).choice(num_clients, cohort_size, replace=False)
@@ -20,9 +20,10 @@ def sample(seed: int, round_index: int, num_clients: int, cohort_size: int) -> l
 
 
 def families(work: Sequence[int], kinds: Sequence[int], size: int) -> np.ndarray:
-    """Return the family of each client: up to `size` of one kind and of about the same work, on one process.
+    """Return the family index of each client: int64 [clients].
 
-    A family's members in a cohort are trained at once, whatever the number of processes.
+    A family has up to `size` clients of the same kind and of similar work. `work` and `kinds` are those of each client.
+    All members belong to one process, which trains those of a cohort at once, for any number of processes.
     """
     order = sorted(range(len(work)), key=lambda client: (kinds[client], -work[client], client))
     found = np.zeros(len(work), np.int64)
@@ -37,10 +38,11 @@ def families(work: Sequence[int], kinds: Sequence[int], size: int) -> np.ndarray
 
 
 def placement(work: Sequence[int], world_size: int) -> np.ndarray:
-    """Return the mpi rank that hosts each client, given the work of each; rank 0 hosts none unless it is alone.
+    """Return the MPI rank of each client, given the work of each; rank 0 gets none unless it is the only process.
 
-    Longest first, each to the process that has the least so far (Graham 1969: at most a third above the best possible).
-    Processes come in the order of their first clients; with one a process, client i is on rank i + 1.
+    Clients are assigned in descending order of work, each to the process with the least work so far (Graham 1969: at
+    most a third above the optimum). Processes are numbered by their first client: with one client per process, client
+    i is on rank i + 1.
     """
     rank_of_client = np.zeros(len(work), np.int64)
     if world_size == 1:
@@ -55,6 +57,6 @@ def placement(work: Sequence[int], world_size: int) -> np.ndarray:
 
 
 def shares(chunks: int, world_size: int) -> list[range]:
-    """Return near-equal contiguous shares of numbered work for all processes, the server's included."""
+    """Return nearly equal contiguous shares of `chunks` numbered pieces of work, one per process, server included."""
     starts = [chunks * process // world_size for process in range(world_size + 1)]
     return [range(first, last) for first, last in pairwise(starts)]

@@ -1,4 +1,4 @@
-"""Where a process keeps the states of its clients between rounds: in memory, or on disk, read ahead of their turn."""
+"""Least-recently-used cache of client states between rounds: in memory, or on disk and read before they are needed."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 
 
 class ClientStateCache:
-    """Keeps at most `in_memory` of `count` clients of a process awake (None = all of them).
+    """Keeps the states of at most `in_memory` of a process's `count` clients in memory (None: all of them).
 
-    The others' states lie in a file under TMPDIR that is of no use to anybody else: a checkpoint holds all states.
+    The other states are in a temporary file under TMPDIR, which only this process uses. Checkpoints hold all states.
     """
 
     def __init__(self, in_memory: int | None, device: str, count: int):
         self.in_memory, self.device = in_memory, device
-        self._resident: dict[int, Client] = {}  # those used longest ago first
+        self._resident: dict[int, Client] = {}  # least recently used first
         self._count, self._slots = count, dict[int, int]()
         self._store: DiskArrayStore | None = None
         self._reader = ThreadPoolExecutor(1, "states") if in_memory else None
 
     def each(self, groups: Iterable[Sequence[Client]]) -> Iterator[Sequence[Client]]:
-        """Yield groups of clients, reading the next one's states meanwhile, and lay to rest those used longest ago.
+        """Yield groups of clients, prefetch the states of the next group, and offload the least recently used clients.
 
-        Raises RunFault where a state cannot be written.
+        Raises RunFault if a state cannot be written.
         """
         groups = list(groups)
         for group, following in zip_longest(groups, groups[1:], fillvalue=()):
@@ -46,7 +46,7 @@ class ClientStateCache:
                 self.release(client)
 
     def release(self, client: Client) -> None:
-        """Note that a client has been used, and lay others to rest if too many are awake."""
+        """Mark a client as most recently used and offload others if too many are in memory."""
         if self.in_memory is None or client.offloaded:
             return
         self._resident.pop(client.id, None)

@@ -1,8 +1,8 @@
-"""The processes of a node as one crew: whoever is free trains the next client, whichever process hosts it.
+"""The work queue of a node: each free process trains the next client, independently of the client's MPI rank.
 
-The host sends what came of it, and keeps it in checkpoints: messages, bytes and the log are as if it had trained the
-client itself. As many processes train as the node has cores for, the longest clients first, so that they end together
-also where cores are of unequal speed or others use them; the rest of the processes sleep meanwhile.
+A client's MPI rank sends the result and saves it in checkpoints. So messages, bytes and the log are the same as if that
+rank had trained the client itself. As many processes train as the node has cores for; the others sleep. Clients with
+the most work are trained first, so that the processes finish at about the same time even on cores of unequal speed.
 """
 
 from __future__ import annotations
@@ -25,30 +25,34 @@ from fedkd_mpi.scheduling.array_store import SharedArrayStore
 if TYPE_CHECKING:
     from torch import Tensor
 
-CORES = 4096  # of a node, numbered
+CORES = 4096  # largest number of cores per node
 
 
 class NodeWorkQueue:
-    """This process as one of its node's. Every client of the node has two boxes: its state, and what it sends."""
+    """One process's view of the work queue of its node.
+
+    Every client of the node has two slots in the store: its state and its result.
+    """
 
     def __init__(
         self,
         world: World,
         clients: Mapping[int, Client],
-        hosts: np.ndarray,
+        rank_of_client: np.ndarray,
         workers: Sequence[int],
         local: LocalConfig,
         store: SharedArrayStore,
     ):
-        """Begin with the clients of this node; mpi ranks `hosts` (by client) send for them, those in `workers` train.
+        """Start with the `clients` of this node, by id.
 
-        `shelf` has two boxes a client.
+        `rank_of_client` is the MPI rank that sends for each client of the run, `workers` are the MPI ranks of this node
+        that train. `store` has two slots per client.
         """
         self.clients, self.workers = clients, workers
-        self._world, self._rank_of_client, self._local, self._store = world, hosts, local, store
-        self._slot = {client: 2 * place for place, client in enumerate(clients)}
-        self._numbers = 0  # taken by all workers in the rounds before
-        self._received = {client: 0 for client in clients if hosts[client] == world.mpi_rank}
+        self._world, self._rank_of_client, self._local, self._store = world, rank_of_client, local, store
+        self._slot = {client: 2 * index for index, client in enumerate(clients)}
+        self._numbers = 0  # indices that all workers have taken in earlier rounds
+        self._received = {client: 0 for client in clients if rank_of_client[client] == world.mpi_rank}
         for client in clients.values():
             self._offload(client)
 
@@ -58,7 +62,7 @@ class NodeWorkQueue:
         return self._world.mpi_rank in self.workers
 
     def each(self, groups: Sequence[Sequence[Client]]) -> Iterator[Sequence[Client]]:
-        """Yield those of the groups of clients, the same on all processes of the node, that this process trains."""
+        """Yield the groups of clients that this process trains; `groups` is the same on all processes of the node."""
         groups = sorted(groups, key=self._work)
         first, self._numbers = self._numbers, self._numbers + len(groups) + len(self.workers)
         if not self.works:
@@ -71,13 +75,13 @@ class NodeWorkQueue:
             yield groups[number]
 
     def release(self, client: Client) -> None:
-        """Put a client's new state where the whole node has it; raises RunFault where there is no room."""
+        """Write a client's new state to the shared store; raises RunFault if the store has no room for it."""
         self._store.update(self._slot[client.id], {name: tensor.numpy() for name, tensor in client.tensors.items()})
         self._offload(client)
 
     def hand_over(self, contributions: Sequence[ClientResult]) -> list[ClientResult]:
-        """Keep the clients' states, give what they send to their hosts, and return those that this process hosts."""
-        mine, hosts = [], set()
+        """Store the states of trained clients; return the results of this rank's clients and pass on the others."""
+        mine, receivers = [], set()
         for part in contributions:
             self.release(self.clients[part.client])
             if part.client in self._received:
@@ -87,12 +91,15 @@ class NodeWorkQueue:
             if part.message:
                 arrays["message"] = part.message.whole
             self._store.put(self._slot[part.client] + 1, arrays)
-            hosts.add(int(self._rank_of_client[part.client]))
-        self._world.wakeup.notify(*hosts)
+            receivers.add(int(self._rank_of_client[part.client]))
+        self._world.wakeup.notify(*receivers)
         return mine
 
     def await_others(self, cohort: Sequence[int], done: Sequence[ClientResult]) -> list[ClientResult]:
-        """Return what other processes did for the clients of a cohort that this one hosts; `done` is what it did."""
+        """Wait for and return the results that other processes computed for this rank's clients of a cohort.
+
+        `done` are the results that this process computed itself.
+        """
         known = {part.client for part in done}
         missing = [client for client in cohort if client in self._received and client not in known]
         slots = [self._slot[client] + 1 for client in missing]
@@ -106,7 +113,7 @@ class NodeWorkQueue:
         return [self._contribution(client, self._store.read(slot)) for client, slot in zip(missing, slots, strict=True)]
 
     def _offload(self, client: Client) -> None:
-        """Have the client's state read anew when it is asked for: any process may have changed it."""
+        """Make the client read its state from the store at the next access: any process may have changed it."""
         client.offload(partial(self._state, client.id))
 
     def _state(self, client: int) -> dict[str, Tensor]:
@@ -122,10 +129,10 @@ class NodeWorkQueue:
         return -sum(work(len(client.train_indices), self._local) for client in group)
 
 
-def ranks_with_cores(world: World, hosts: Sequence[int]) -> list[int]:
-    """Return which of a node's processes that host clients find a core, or as many as their threads are, for each.
+def ranks_with_cores(world: World, candidates: Sequence[int]) -> list[int]:
+    """Return those of the MPI ranks `candidates` of one node that get cores of their own, one per torch thread.
 
-    Collective: every process tells which cores it may use.
+    The first candidate is always among them. Collective: every process reports which cores it may use.
     """
     import torch
 
@@ -133,7 +140,7 @@ def ranks_with_cores(world: World, hosts: Sequence[int]) -> list[int]:
     cores[[core for core in os.sched_getaffinity(0) if core < CORES]] = True
     allowed = np.unpackbits(world.allgather(np.packbits(cores)), axis=1).astype(bool)
     threads, free, found = torch.get_num_threads(), np.ones(CORES, bool), []
-    for mpi_rank in hosts:
+    for mpi_rank in candidates:
         usable = np.flatnonzero(allowed[mpi_rank] & free)
         if not found or len(usable) >= threads:
             found.append(mpi_rank)

@@ -1,1 +1,1 @@
-"""A run on every process: what it is made of, its rounds, and what happens between them."""
+"""A run on every process: its parts, its rounds, and what happens between the rounds."""

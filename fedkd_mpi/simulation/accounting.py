@@ -1,4 +1,4 @@
-"""What every process reports at the end of a round, and the rows that rank 0 makes of it for the cost log."""
+"""The report of every process at the end of a round, and the rows of the cost log that rank 0 computes from them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Counts = dict[str, tuple[np.dtype, np.ndarray]]
 
 @dataclass
 class Round:
-    """One round: what all processes know of it, and on rank 0 what the log says of its messages."""
+    """One round: its settings, the same on all processes, and on rank 0 the sizes of its messages for the log."""
 
     index: int
     threshold: float
@@ -44,10 +44,10 @@ class Round:
 
 
 class Accounting:
-    """Collects the reports of each round on rank 0 and appends them to the log; `writer` is None elsewhere.
+    """Gathers the reports of each round on rank 0 and appends them to the log; `writer` is None on other ranks.
 
-    They are appended by settle(), when the others have gone on: nobody waits for the log. `on_round` is called on rank
-    0 with the round's row of `rounds`.
+    settle() appends them after the other processes have continued, so that no process waits for the log. `on_round` is
+    called on rank 0 with the round's row of the table `rounds`.
     """
 
     def __init__(self, run: Simulation, writer: Writer | None, on_round: Callable[[dict[str, Any]], None]):
@@ -57,11 +57,11 @@ class Accounting:
         self._sides = np.array([sum(layer.matrix_shape) for layer in self.layers], np.int64)
         self._dense = 4 * int(self._numel.sum())
         self._components = components(self.layers) if run.config.log.spectra else 0
-        self._due: tuple[Round, np.ndarray, Counts, float] | None = None  # a round that is closed and not yet logged
-        self._newcomer = self._dense  # bytes that take a client which missed everything to the present state
+        self._due: tuple[Round, np.ndarray, Counts, float] | None = None  # the closed round that is not yet logged
+        self._newcomer = self._dense  # bytes that bring a client without any earlier round to the current state
         if run.student:
             self._newcomer += catchup_state_bytes(run.student, run.codec, run.config.server)
-        self._broadcasts = [0]  # bytes of the downlink messages before each round, added up
+        self._broadcasts = [0]  # cumulative bytes of the downlink messages before each round
         self._last_seen = dict.fromkeys(range(run.config.num_clients), -1)
         self._scores = ClientScores(run.task, [len(test) for _, test in run.data.clients])
         if writer:
@@ -84,9 +84,9 @@ class Accounting:
     def close(
         self, this: Round, own: Sequence[ClientResult], scores: np.ndarray, teachers: np.ndarray, watch: Stopwatch
     ) -> None:
-        """Report this process's part of a round to rank 0, which logs it at the next settle(). Collective.
+        """Send this process's report of a round to rank 0, which logs it at the next settle(). Collective.
 
-        `scores` [chunks, sums] and `teachers` [clients, sums] are what simulation.evaluate() gave.
+        `scores` [chunks, sums] and `teachers` [clients, sums] are the results of rounds.evaluate().
         """
         world, seconds = self.run.world, watch.take()
         counters = world.take_counters()
@@ -99,9 +99,9 @@ class Accounting:
         counts = self._counts(this)
         sizes = _sizes(counts).sum(axis=1).tolist()
         if not world.is_root:
-            process["bytes_sent"] += sizes[world.mpi_rank]  # this very report
+            process["bytes_sent"] += sizes[world.mpi_rank]  # the bytes of this report itself
         parts = [np.ascontiguousarray(part).reshape(-1).view(np.uint8) for part in (rows, scores, teachers, process)]
-        # Where nothing was scored, all come here straight from the downlink: falling asleep would take longer.
+        # Without an evaluation all processes come directly from the downlink: a sleeping wait would take longer.
         sleeping = not self.layers or this.evaluated or self.run.scores_teachers(this.index)
         with watch("wait"):
             gathered = world.gather(np.concatenate(parts), sizes, payload=False, sleeping=sleeping)
@@ -110,18 +110,18 @@ class Accounting:
             self._due = this, gathered, counts, seconds["total"]
 
     def report(self, part: ClientResult) -> np.ndarray:
-        """Return one row, as uint8: what the process that did a client's part gives to the one that reports it."""
+        """Return the row of one client as uint8; the process that trained the client passes it to the client's rank."""
         return np.array([self._row(part)], self._of_client).view(np.uint8)
 
     def settle(self) -> None:
-        """Log the round that was closed last, unless it is logged: when this returns, it survives kill -9."""
+        """Log the round that was closed last, if it is not yet logged; after that the row survives kill -9."""
         due, self._due = self._due, None
         if due:
             self.run.world.status.at(due[0].index, "logging")
             self._log(*due)
 
     def _recall(self, path: Path) -> None:
-        """Take up the counts of the rounds that a resumed run's log holds."""
+        """Restore the counts from the rounds in the log of a resumed run."""
         with costlog.open(path) as log:
             for sent in log["downlink"]["bytes"]:
                 self._broadcasts.append(self._broadcasts[-1] + int(sent))
@@ -142,7 +142,7 @@ class Accounting:
         return out.teacher_loss, out.student_loss, *seconds, out.teacher_sums, out.student_sums, *update
 
     def _counts(self, this: Round) -> Counts:
-        """What every process reports, in this order: the type of its rows, and how many there are."""
+        """Return the parts of a report, in order: the dtype of the rows and the number of rows of every process."""
         run, size = self.run, self.run.world.world_size
         none = np.zeros(size, np.int64)
         chunks, hosted = none, none
@@ -165,16 +165,16 @@ class Accounting:
             for at, (name, (kind, _)) in enumerate(counts.items())
         }
         rank_of_client = self.run.rank_of_client[this.cohort]
-        clients = of["clients"][arrival(rank_of_client)]  # sums in client order: their bits are those of any placement
+        clients = of["clients"][arrival(rank_of_client)]  # in client order, so that sums do not depend on the ranks
         teachers = (
             of["teachers"]["sums"][arrival(self.run.rank_of_client)] if len(of["teachers"]) else of["teachers"]["sums"]
         )
         process = of["process"]
-        process["bytes_received"][0] += gathered.size - sizes[0].sum()  # these very reports
+        process["bytes_received"][0] += gathered.size - sizes[0].sum()  # the bytes of these reports themselves
         trained = clients["fault"] == b""
-        for place in np.flatnonzero(~trained):
-            text = f"update skipped: {clients['fault'][place].decode()}"
-            self.writer.event(this.index, this.cohort[place], "warning", text)
+        for index in np.flatnonzero(~trained):
+            text = f"update skipped: {clients['fault'][index].decode()}"
+            self.writer.event(this.index, this.cohort[index], "warning", text)
         who = {"client": np.array(this.cohort), "mpi_rank": rank_of_client}
         uplink = self._messages(this.uplink, clients["energy"], clients["spectrum"]) | {
             name: ids[: len(this.uplink)] for name, ids in who.items()
@@ -243,7 +243,7 @@ class Accounting:
         return costs
 
     def _paper(self, this: Round, ranks: np.ndarray) -> dict[str, int]:
-        """The paper's counts of both legs; none for a codec that does not say at which ranks the paper would send."""
+        """Return bytes of uplink and downlink as the paper counts them; {} for a codec without the paper's ranks."""
         if not (self.run.codec and self.run.codec.paper_rank):
             return {}
         down = np.array([this.downlink_paper_ranks], np.int64).reshape(-1, len(self.layers))
@@ -251,13 +251,15 @@ class Accounting:
         return {f"{leg}_paper_bytes": count for leg, count in legs.items()}
 
     def _paper_bytes(self, ranks: np.ndarray) -> int:
-        """Four for each of the paper's numbers: PK + K^2 + KQ of a layer at rank K, all entries without one (-1)."""
+        """Return 4 bytes per number: PK + K^2 + KQ numbers of a layer at rank K, all entries at rank -1 (paper)."""
         ranks = ranks.astype(np.int64)
         return 4 * int(np.where(ranks < 0, self._numel, ranks * (self._sides + ranks)).sum())
 
     def _catchup(self, this: Round) -> int:
-        """Bytes the cohort's members would fetch first: the broadcasts they missed or, if that is less, the dense
-        student with all that a receiver keeps beside it."""
+        """Return the bytes that the members of the cohort would have to fetch before the round.
+
+        Per member: the broadcasts that it missed or, if smaller, the dense student and the receiver's state.
+        """
         missed = sum(
             min(self._broadcasts[-1] - self._broadcasts[self._last_seen[client] + 1], self._newcomer)
             for client in this.cohort
@@ -267,12 +269,12 @@ class Accounting:
 
 
 def _sizes(counts: Counts) -> np.ndarray:
-    """The bytes of what every process reports [processes, kinds of rows]."""
+    """Return the bytes of every process's report, [processes, kinds of rows]."""
     return np.array([kind.itemsize * rows for kind, rows in counts.values()]).T
 
 
 def _only(table: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The one row of a table, or zeros where a method exchanges nothing."""
+    """Return the only row of a table, or zeros if the method exchanges nothing."""
     return {
         name: column[0] if len(column) else np.zeros(column.shape[1:], column.dtype) for name, column in table.items()
     }

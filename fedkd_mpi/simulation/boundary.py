@@ -1,4 +1,4 @@
-"""Between two rounds: agree whether to stop, save what is due."""
+"""What happens between two rounds: the decision whether to stop, and the checkpoint."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ CLOSING = 2.0  # seconds to close the log and to leave MPI
 
 
 class Boundary:
-    """Called by all processes between two rounds: saves what is due and returns why to stop, None to go on.
+    """Called by all processes between two rounds: saves a due checkpoint and returns the reason to stop, if any.
 
-    `settle` logs what is not yet logged: a checkpoint never holds more rounds than the log. `saved` is the number of
-    rounds in the newest checkpoint, None without one.
+    `settle` writes pending rows to the log, so that a checkpoint never holds more rounds than the log. `saved` is the
+    number of rounds in the newest checkpoint, None without a checkpoint.
     """
 
     def __init__(
@@ -35,11 +35,11 @@ class Boundary:
     ):
         self.run, self.checkpoints, self.stop, self.saved, self.settle = run, checkpoints, stop, saved, settle
         self.seconds_saving = 0.0
-        self._seconds_round = self._seconds_save = 0.0  # the longest so far
+        self._seconds_round = self._seconds_save = 0.0  # the longest round and the longest save so far
         self._left: float | None = None
 
     def __call__(self, done: int) -> str | None:
-        """Return the reason to stop after `done` rounds, the same everywhere. Collective."""
+        """Return the reason to stop after `done` rounds, None to continue; the same on every process. Collective."""
         config, now = self.run.config, time.monotonic()
         ended = done == config.rounds
         if self._left is not None:
@@ -52,7 +52,7 @@ class Boundary:
         return reason
 
     def _needed(self) -> float:
-        if self._seconds_round == 0:  # nothing to go by, and a run that does not play a round gets nowhere
+        if self._seconds_round == 0:  # no round measured yet; a run that stops before its first round makes no progress
             return 0.0
         return MARGIN * self._seconds_round + (self._seconds_save or self._seconds_round) + CLOSING
 

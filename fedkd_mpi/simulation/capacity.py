@@ -1,4 +1,4 @@
-"""What this machine can hold, so that what does not fit is refused before it is asked for."""
+"""The capacity of this machine, so that configurations that exceed it are refused before allocation."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ if TYPE_CHECKING:
     from fedkd_mpi.config.schema import Config
     from fedkd_mpi.tasks import Task
 
-LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container, cgroup 2 and 1
-NUMBER = 8  # bytes: a parameter and its gradient, float32
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # containers: cgroup 2 and 1
+NUMBER = 8  # bytes of a parameter and its gradient in float32
 
 
 def cores() -> int:
-    """Return the cores of this node."""
+    """Return the number of cores of this node."""
     return os.cpu_count() or 1
 
 
 def memory() -> int:
-    """Return the bytes of memory of this node, or of the container where that has fewer."""
+    """Return the bytes of memory of this node, or of the container if that has fewer."""
     found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for path in LIMITS:
-        with suppress(OSError, ValueError):  # there is none, or it says "max"
+        with suppress(OSError, ValueError):  # there is no limit, or it is "max"
             found = min(found, int(Path(path).read_text()))
     return found
 
 
 def require_threads(threads: int) -> None:
-    """Raise UserError where a process would start more threads than its node has cores."""
+    """Raise UserError if a process would use more threads than its node has cores."""
     if threads > cores():
         raise UserError(
-            f"threads_per_rank={threads} is more than this node's {cores()} cores: set at most that, or auto"
+            f"threads_per_rank={threads} is more than this node's {cores()} cores: set at most {cores()}, or auto"
         )
 
 
 def require_networks(config: Config, task: Task) -> None:
-    """Raise UserError naming a network of this package that does not fit into memory, by its shapes alone."""
+    """Raise UserError naming a network of this package whose shapes do not fit into memory."""
     from fedkd_mpi import methods
 
     networks = {}
@@ -60,7 +60,7 @@ def require_networks(config: Config, task: Task) -> None:
 
 
 def numbers_of(make: Callable[[], nn.Module], seed: int) -> int:
-    """Return how many parameters a network has that `make` builds; none of them is allocated."""
+    """Return the number of parameters of the network that `make` builds, without allocating them."""
     import torch
 
     from fedkd_mpi.common.torch_streams import torch_scope
@@ -71,9 +71,9 @@ def numbers_of(make: Callable[[], nn.Module], seed: int) -> int:
 
 
 def _require(key: str, numbers: int, name: str) -> None:
-    needed, there = NUMBER * numbers, memory()
-    if needed > there:
+    needed, available = NUMBER * numbers, memory()
+    if needed > available:
         raise UserError(
             f"{key}: a {name} of {numbers:,} parameters takes {bytes_text(needed)} with its gradients, more than this"
-            f" machine's {bytes_text(there)}: make it smaller"
+            f" machine's {bytes_text(available)}: make it smaller"
         )

@@ -1,4 +1,4 @@
-"""Scores over clients, from what each client's own networks have on its own test samples."""
+"""Means over clients of the scores that their own networks have on their own test samples."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ ROLES = ("teacher", "student")
 
 
 class ClientScores:
-    """Means over a cohort, plain and weighted, and over all clients by each one's latest score.
+    """Means over a cohort, plain and weighted by samples, and over all clients using each client's latest score.
 
-    A mean over a cohort alone may be that of a lucky one. A client without test samples counts nowhere; one whose
-    network gave NaN makes every mean NaN that it belongs to.
+    The mean over a cohort alone depends on which clients were sampled. A client without test samples is in no mean. A
+    client whose network returned NaN makes its means NaN.
     """
 
     def __init__(self, task: Task, test_samples: Sequence[int]):
@@ -25,43 +25,43 @@ class ClientScores:
         self._latest, self._scored = np.full(shape, np.nan), np.zeros(len(test_samples), bool)
 
     def recall(self, training: Mapping[str, np.ndarray], evaluated: Sequence[bool]) -> None:
-        """Take up the latest scores of a log's table of trainings; `evaluated` says which rounds had an evaluation."""
+        """Restore the latest scores from the table `training` of a log; `evaluated` is True for evaluated rounds."""
         chosen = np.array(evaluated, bool)[training["round"]] if len(training["round"]) else np.zeros(0, bool)
         columns = [[training[f"{role}_{metric}"][chosen] for metric in self._task.metrics] for role in ROLES]
         self._keep(training["client"][chosen], np.moveaxis(np.array(columns, np.float64), -1, 0))
 
     def of_round(self, clients: Sequence[int], sums: Mapping[str, np.ndarray], evaluated: bool) -> dict[str, float]:
-        """Return the columns of a round from the task's sums of its trained clients, [clients, sums] by role."""
+        """Return the score columns of a round; `sums` are its trained clients' sums, [clients, sums] by role."""
         tables = {role: self.metrics(sums[role]) for role in ROLES}
         if evaluated:
             rows = np.array([[tables[role][metric] for metric in self._task.metrics] for role in ROLES])
             self._keep(np.array(clients, np.int64), np.moveaxis(rows, -1, 0))
         complete = evaluated and bool(self._scored[self._has_samples].all())
         found: dict[str, float] = {}
-        for place, role in enumerate(ROLES):
-            together = self.metrics(sums[role].sum(axis=0, keepdims=True))
+        for row, role in enumerate(ROLES):
+            weighted = self.metrics(sums[role].sum(axis=0, keepdims=True))
             for number, metric in enumerate(self._task.metrics):
-                everyone = self._latest[self._has_samples, place, number]
+                everyone = self._latest[self._has_samples, row, number]
                 name = f"{role}_{metric}"
                 found[name] = mean(tables[role][metric], sums[role])
-                found[f"{name}_weighted"] = float(together[metric][0]) if len(sums[role]) else np.nan
+                found[f"{name}_weighted"] = float(weighted[metric][0]) if len(sums[role]) else np.nan
                 found[f"{name}_all"] = float(everyone.mean()) if complete and len(everyone) else np.nan
         return found
 
     def metrics(self, sums: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the metrics of rows of the task's sums, NaN where they rest on no sample."""
-        if not sums.any():  # no round without an evaluation rests on a sample
+        """Return the metrics of each row of the task's sums, NaN for a row without samples."""
+        if not sums.any():  # a round without an evaluation has no samples
             return {metric: np.full(len(sums), np.nan) for metric in self._task.metrics}
         rows = [self._task.finish(row) for row in sums]
         return {metric: np.array([row[metric] for row in rows], np.float64) for metric in self._task.metrics}
 
     def _keep(self, clients: np.ndarray, rows: np.ndarray) -> None:
-        for client, row in zip(clients, rows, strict=True):  # in the order of rounds: the last one stays
+        for client, row in zip(clients, rows, strict=True):  # in the order of rounds, so the latest score remains
             self._latest[client], self._scored[client] = row, True
 
 
 def mean(values: np.ndarray, sums: np.ndarray) -> float:
-    """Return the mean of the rows that rest on samples; NaN where one of them is NaN for another reason."""
+    """Return the mean of the values of rows with samples; NaN if any of the sums is NaN, or if no row has samples."""
     if np.isnan(sums).any():
         return float("nan")
     known = values[~np.isnan(values)]
@@ -71,9 +71,9 @@ def mean(values: np.ndarray, sums: np.ndarray) -> float:
 def nan_scores(
     cohort: Sequence[int], sums: Mapping[str, np.ndarray], chunks: np.ndarray
 ) -> Iterator[tuple[int | None, str]]:
-    """Yield (client, message) for every network whose logits were NaN in an evaluation (None: the global one)."""
+    """Yield (client, message) for every network whose logits were NaN in an evaluation; client None: global student."""
     for role in ROLES:
-        for place in np.flatnonzero(np.isnan(sums[role]).any(axis=1)):
-            yield cohort[place], f"the {role}'s logits are NaN on its own test samples: its scores are NaN"
+        for index in np.flatnonzero(np.isnan(sums[role]).any(axis=1)):
+            yield cohort[index], f"the {role}'s logits are NaN on its own test samples: its scores are NaN"
     if np.isnan(chunks).any():
         yield None, "the global student's logits are NaN on the global test set: its scores are NaN"

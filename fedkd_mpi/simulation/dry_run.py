@@ -1,6 +1,6 @@
-"""--dry-run: what a run would be, found by building it and training a client of each teacher's kind for one batch.
+"""--dry-run: sizes and memory of a run, measured by building it and training one batch per teacher architecture.
 
-Nothing is logged. Where the files of a data set are not there, black images of its official numbers and sizes will do.
+Nothing is logged. If the files of a data set are missing, blank samples of its official number and size are used.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from fedkd_mpi.simulation.state import Simulation
 
 
 def forecast(config: Config, world_size: int) -> str:
-    """Return the text of a dry run on `world_size` processes; raises UserError as the run itself would.
+    """Return the text of a dry run for `world_size` processes; raises UserError as the run itself would.
 
-    Memory is measured: the peak of this process after those batches, plus the states of the clients it would host.
+    Memory is the measured peak of this process after the batches plus the states of the clients of the fullest process.
     """
     return _table(config, _train_each_kind(config), world_size)
 
 
 def process_bytes(config: Config, world_size: int) -> int:
-    """Return the memory that the fullest of `world_size` processes needs; raises UserError as the run itself would."""
+    """Return the bytes of memory that the fullest of `world_size` processes needs; raises UserError as a run would."""
     return _fullest(config, _train_each_kind(config), world_size)
 
 
 def _train_each_kind(config: Config) -> Simulation:
     world = World()
-    threads = config.threads_per_rank  # of the machine that the run is for, which may have more cores than this one
+    threads = config.threads_per_rank  # for the target machine, which may have more cores than this one
     here = {"threads_per_rank": threads if threads == "auto" else min(threads, os.cpu_count() or 1)}
     one_batch = config.model_copy(update={"local": LocalConfig(steps=1, batch_size=config.local.batch_size), **here})
     run = prepare(one_batch, world, load_data(config, world, datasets.load_or_stand_in))
@@ -63,13 +63,13 @@ def _fullest(config: Config, run: Simulation, world_size: int) -> int:
 
 
 def _hosted(config: Config, run: Simulation, world_size: int) -> list[np.ndarray]:
-    """The clients of every process that has any."""
+    """Return the clients of every process that has clients."""
     _, rank_of_client = assign_clients(config, run.data, world_size)
     return [np.flatnonzero(rank_of_client == mpi_rank) for mpi_rank in np.unique(rank_of_client)]
 
 
 def _states(run: Simulation, block: Iterable[int]) -> int:
-    """What the largest of these states take that may be in memory at once."""
+    """Return the bytes of the largest states that may be in memory at the same time."""
     return sum(sorted((_state(run, client) for client in block), reverse=True)[: run.config.clients_in_memory])
 
 
@@ -99,15 +99,15 @@ def _table(config: Config, run: Simulation, world_size: int) -> str:
     )
     table.add_row(
         "processes",
-        f"{world_size}: {most} of {config.num_clients} clients on the fullest, {config.clients_per_round} a round",
+        f"{world_size}: {most} of {config.num_clients} clients on the fullest, {config.clients_per_round} per round",
     )
     alone = not config.balance or run.device != "cpu"  # as scheduling/work_queue.py has it
     if alone and config.local.epochs and len(hosted) > 1:
-        table.add_row("imbalance", f"{loads.max() / loads.mean():.2f} times the mean to train on the busiest process")
+        table.add_row("imbalance", f"{loads.max() / loads.mean():.2f} times the mean work on the busiest process")
     table.add_row("device of this process", run.device)
     if run.data.meta.get("stand_in"):
-        table.add_row("data", f"{config.data.name} is not here: blank samples of the official numbers and sizes")
-    table.add_row("training samples a client", f"{min(samples)} to {max(samples)}, {sum(samples):,} in all")
+        table.add_row("data", f"{config.data.name} is missing: blank samples of the official number and size are used")
+    table.add_row("training samples per client", f"{min(samples)} to {max(samples)}, {sum(samples):,} in total")
     table.add_row("samples in the global test set", f"{run.test_size:,}")
     for kind in range(_kinds(config)):
         who = f"teacher of client {kind}, {kind + len(config.architectures)}, ..." if config.teachers else "teacher"
@@ -121,9 +121,9 @@ def _table(config: Config, run: Simulation, world_size: int) -> str:
         )
         for what, count in (("it", numbers * config.clients_per_round), ("the teacher", teachers)):
             table.add_row(
-                f"a dense exchange of {what}, each round", f"{bytes_text(2 * 4 * count)} up and down, all clients"
+                f"a dense exchange of {what}, per round", f"{bytes_text(2 * 4 * count)} up and down, all clients"
             )
-    table.add_row("data, once a node", bytes_text(data))
+    table.add_row("data, once per node", bytes_text(data))
     states = [_state(run, kind) for kind in range(_kinds(config))]
     table.add_row("state of a client", _span(states, bytes_text))
     table.add_row(

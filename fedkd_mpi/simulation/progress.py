@@ -1,4 +1,4 @@
-"""What a user sees of a run: a progress line while it goes on, and a summary read from the log at its end."""
+"""Console output of a run: a progress line while it runs, and a summary of the log at its end."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from fedkd_mpi.common.units import bytes_text
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.costlog.schema import PHASES
 
-QUIET_SECONDS = 5.0  # between two plain lines, where the output is no terminal
+QUIET_SECONDS = 5.0  # between two plain lines if the output is not a terminal
 
 
 class Progress:
-    """Shows each round: one live line with the remaining time on a terminal, rate-limited plain lines elsewhere."""
+    """Shows each round: one live line with the remaining time on a terminal, otherwise rate-limited plain lines."""
 
     def __init__(self, config: Config, first: int = 0):
         self.first, self.rounds, self.started, self.spoke = first, config.rounds, time.monotonic(), -np.inf
@@ -33,7 +33,7 @@ class Progress:
         self.task = self.bar.add_task(config.name, total=config.rounds)
 
     def round(self, row: dict[str, Any]) -> None:
-        """Show the row of `rounds` that was just logged."""
+        """Show a row of the table `rounds`."""
         self.total_bytes += row["uplink_bytes"] + row["downlink_bytes"] + row["catchup_bytes"]
         done = row["round"] + 1
         scores = {name: value for name, value in row.items() if name.startswith(("global_student_", "teacher_"))}
@@ -52,13 +52,13 @@ class Progress:
             say(f"round {done}/{self.rounds}  {text}  {left:.0f} s left")
 
     def stop(self) -> None:
-        """Take the live line off the terminal."""
+        """Remove the live line from the terminal."""
         if self.live:
             self.bar.stop()
 
 
 def summary(path: Path) -> str:
-    """Return the summary of a log: scores, bytes up and down, factors against dense exchange, seconds by phase."""
+    """Return the summary of a log: scores, bytes up and down, ratios to a dense exchange, seconds per phase."""
     with costlog.open(path) as log:
         rounds, metrics, clients = log["rounds"], log.attrs["metrics"], log.attrs["num_clients"]
         up, down = int(rounds["uplink_bytes"].sum()), int(rounds["downlink_bytes"].sum())
@@ -90,14 +90,14 @@ def summary(path: Path) -> str:
         table.add_row("bytes down", f"{bytes_text(down)}  ({down:,} bytes)")
         if catchup:
             table.add_row("bytes to catch up on missed rounds", f"{bytes_text(catchup)}  ({catchup:,} bytes)")
-            total = up + down + catchup
-            table.add_row("bytes in all: up, down, catch-up", f"{bytes_text(total)}  ({total:,} bytes)")
+            moved = up + down + catchup
+            table.add_row("bytes in total: up, down, catch-up", f"{bytes_text(moved)}  ({moved:,} bytes)")
         for role, size in dense.items():
             factor = size / (up + down + catchup)
             table.add_row(f"dense exchange of the {role} would cost", f"{factor:.2f} times as much")
     table.add_section()
     shares = "  ".join(f"{phase} {value:.1f}" for phase, value in seconds.items() if value >= 0.05)
-    table.add_row(f"seconds, {total:.1f} in all", shares)
+    table.add_row(f"seconds, {total:.1f} in total", shares)
     table.add_row("log", str(path))
     return drawn(table, 120)
 

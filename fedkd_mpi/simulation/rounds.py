@@ -21,16 +21,17 @@ from fedkd_mpi.simulation.accounting import Accounting, Round
 from fedkd_mpi.simulation.server import apply
 from fedkd_mpi.simulation.state import Simulation
 
-WAITING = 8 * 2**20  # bytes of updates that wait: encoded between trainings, small ones would take a third longer
+WAITING = 8 * 2**20  # bytes of updates that are collected and then encoded at once, a third faster for small updates
 
 
 def simulate(
     run: Simulation, accounting: Accounting, boundary: Callable[[int], str | None], first: int = 0
 ) -> str | None:
-    """Run the rounds from `first` on; rank 0 is the server, and in a world of one process it hosts the clients as well.
+    """Run the rounds from `first` on and return the reason to stop early, None after the last round. Collective.
 
-    `boundary` is called with the number of completed rounds before each round and after the last; where it gives a
-    reason to stop, that is returned, otherwise None. Raises RunFault naming round, client and layer.
+    Rank 0 is the server; if it is the only process, it also trains the clients. `boundary` is called with the number of
+    completed rounds before each round and after the last; it returns a reason to stop or None. Raises RunFault naming
+    round, client and layer.
     """
     watch = Stopwatch()
     try:
@@ -47,7 +48,7 @@ def simulate(
 def play_round(run: Simulation, accounting: Accounting, index: int, watch: Stopwatch) -> None:
     """Run one round: sample, train, encode, gather, aggregate, broadcast, apply, score, report. Collective.
 
-    It is logged while the next one begins, or by ledger.settle().
+    The round is logged by accounting.settle(), which the next round calls first.
     """
     accounting.settle()
     this = Round(
@@ -66,7 +67,10 @@ def play_round(run: Simulation, accounting: Accounting, index: int, watch: Stopw
 
 
 def stack_groups(run: Simulation, cohort: Iterable[int]) -> list[list[Client]]:
-    """Return the clients of a cohort that this process may train in groups trained at once: of one family, `stack`."""
+    """Return the clients of a cohort that this process may train, in groups of up to `stack` clients of one family.
+
+    The clients of a group are trained at once.
+    """
     own, found = run.work_queue.clients if run.work_queue else run.clients, {}
     for client in cohort:
         if client in own:
@@ -76,14 +80,15 @@ def stack_groups(run: Simulation, cohort: Iterable[int]) -> list[list[Client]]:
 
 
 def take_part(run: Simulation, watch: Stopwatch, this: Round, accounting: Accounting) -> list[ClientResult]:
-    """Train clients of the cohort on the student replica and encode their updates for the uplink.
+    """Train clients of the cohort from the student replica and encode their updates for the uplink.
 
-    Returns the contributions of those that this process hosts, whoever on its node has trained them (work_queue.py).
+    Returns the results of this rank's clients in client order; any process of the node may have trained them
+    (work_queue.py).
     """
     contributions: list[ClientResult] = []
     waiting: list[tuple[Client, TrainingResult | RunFault]] = []
     size = run.replica.nbytes if run.student else 0
-    most = run.config.clients_in_memory or len(this.cohort)  # one that is laid to rest would have to be read again
+    most = run.config.clients_in_memory or len(this.cohort)  # an offloaded client would have to be read again
     for clients in (run.work_queue or run.state_cache).each(stack_groups(run, this.cohort)):
         waiting += zip(clients, train(run, this, clients), strict=True)
         if len(waiting) * size >= WAITING or len(waiting) >= most:
@@ -91,14 +96,17 @@ def take_part(run: Simulation, watch: Stopwatch, this: Round, accounting: Accoun
             waiting.clear()
     contributions += contribute(run, watch, this, waiting, accounting)
     if run.work_queue:
-        run.world.status.at(this.index, "waiting for clients in training elsewhere")
+        run.world.status.at(this.index, "waiting for clients that other processes train")
         with watch("wait"):
             contributions += run.work_queue.await_others(this.cohort, contributions)
     return sorted(contributions, key=lambda contribution: contribution.client)
 
 
 def train(run: Simulation, this: Round, clients: Sequence[Client]) -> list[TrainingResult | RunFault]:
-    """Train clients, at once where they are several; raises the fault of one where on_nonfinite is abort."""
+    """Train one client, or several at once, and return the result or fault of each.
+
+    With on_nonfinite=abort the first fault is raised.
+    """
     first, how = clients[0], {"evaluate": this.evaluated}
     run.world.status.at(this.index, "training", first.id)
     with located(round=this.index, client=first.id):
@@ -122,9 +130,9 @@ def contribute(
     trained: Sequence[tuple[Client, TrainingResult | RunFault]],
     accounting: Accounting,
 ) -> list[ClientResult]:
-    """Return what each trained client sends: its update, encoded, or a message without one after a fault.
+    """Return the results of trained clients that belong to this rank, with their encoded messages.
 
-    Of clients that another process hosts, that one is given it.
+    After a fault the message has no update. Results of other ranks' clients are passed to those ranks.
     """
     contributions: list[ClientResult] = []
     updates: list[tuple[Client, ClientResult]] = []
@@ -146,7 +154,7 @@ def contribute(
 
 
 def encode(run: Simulation, watch: Stopwatch, this: Round, updates: Sequence[tuple[Client, ClientResult]]) -> None:
-    """Encode the updates of clients for the uplink, all at once; each is given its share of the time."""
+    """Encode the updates of clients for the uplink, all at once; each gets an equal share of the encoding time."""
     before, codec = watch.seconds["encode"], run.codec.at(this.index)
     with watch("encode"):
         parts = [run.student.exchanged_parts(part.outcome.update) for _, part in updates]
@@ -164,16 +172,19 @@ def encode(run: Simulation, watch: Stopwatch, this: Round, updates: Sequence[tup
         part.seconds_encode = (watch.seconds["encode"] - before) / len(updates)
         if run.config.log.spectra:
             part.spectrum = run.student.spectrum(part.outcome.update)
-        part.outcome.update = None  # its memory is for the next ones
+        part.outcome.update = None  # free its memory for the next updates
 
 
 def communicate(run: Simulation, watch: Stopwatch, this: Round, own: list[ClientResult]) -> None:
-    """Bring the updates to the server, the server's answer to everyone, who apply it when they need their replica."""
+    """Send the updates to the server and the server's message to every process.
+
+    A process applies the message when it needs its replica.
+    """
     run.world.status.at(this.index, "uplink")
     layers = len(run.student.exchanged_layers)
     messages = [contribution.message for contribution in own]
     arriving = exchange.uplink(run.world, watch, messages, run.rank_of_client[this.cohort])
-    answer = None
+    message = None
     if run.server:
         run.world.status.at(this.index, "aggregation")
         with watch("aggregate"):
@@ -183,11 +194,11 @@ def communicate(run: Simulation, watch: Stopwatch, this: Round, own: list[Client
             this.downlink_paper_ranks = [record.paper_rank for record in records or []]
             if run.config.log.spectra and update is not None:
                 this.downlink_spectrum = run.student.spectrum(update)
-            answer = make_message(this.index, SERVER, 0, records)
-    for _ in arriving:  # elsewhere than on the server nothing comes, but all send
+            message = make_message(this.index, SERVER, 0, records)
+    for _ in arriving:  # yields nothing on other ranks, but sends their messages
         pass
     run.world.status.at(this.index, "downlink")
-    run.pending_downlinks.append(exchange.downlink(run.world, watch, answer))
+    run.pending_downlinks.append(exchange.downlink(run.world, watch, message))
     if (
         run.needs_replica(this.index, this.evaluated)
         or sum(each.whole.size for each in run.pending_downlinks) > WAITING
@@ -197,7 +208,7 @@ def communicate(run: Simulation, watch: Stopwatch, this: Round, own: list[Client
 
 
 def apply_pending(run: Simulation, receipts: list[Receipt]) -> None:
-    """Apply the server's answers that this process has not looked at to its replica, in their order."""
+    """Apply the pending downlink messages to this process's replica, in their order."""
     pending_downlinks, run.pending_downlinks = run.pending_downlinks, []
     codec = run.codec.downlink()
     for header, records in read(pending_downlinks, len(run.student.exchanged_layers), receipts):
@@ -213,7 +224,7 @@ def apply_pending(run: Simulation, receipts: list[Receipt]) -> None:
 
 
 def read(messages: Iterable[Message], layers: int, receipts: list[Receipt]) -> Iterator[tuple[Header, list[Record]]]:
-    """Yield header and records of each message, and keep for the log what it says of them."""
+    """Yield header and records of each message, and append its size to `receipts` for the log."""
     for message in messages:
         records = message.records(layers)
         receipts.append(message.receipt(records))
@@ -221,9 +232,10 @@ def read(messages: Iterable[Message], layers: int, receipts: list[Receipt]) -> I
 
 
 def evaluate(run: Simulation, this: Round) -> tuple[np.ndarray, np.ndarray]:
-    """Score the global student on this process's share of the global test set; at the end, its teachers on all of it.
+    """Score the global student on this process's share of the global test set; after the last round, also its teachers.
 
-    Returns the task's sums, [chunks of the share, sums] and [clients, sums], without rows where nothing is scored.
+    Teachers are scored on the whole global test set. Returns the task's sums, [chunks of the share, sums] and
+    [clients, sums], without rows if nothing is scored.
     """
     run.world.status.at(this.index, "evaluation")
     scores = teachers = np.zeros((0, run.task.sums))

@@ -1,4 +1,4 @@
-"""All processes must have been started alike: else a run would be several, mixed, and its numbers nobody's."""
+"""Checks that all processes were started with the same command, configuration, packages and data."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ LIBRARIES = ("torch", "numpy", "h5py", "mpi4py")
 
 
 def require_same_start(world: World, config: Config, output: Path | None, *, mode: str) -> None:
-    """Raise the same UserError everywhere, naming rank, host and key, where a process was started differently.
+    """Raise the same UserError on every process, naming rank, host and key, if a process was started differently.
 
-    Compared are `mode` (a new run, a resumed one), configuration, name of the log, this package, the user's own parts
-    and the libraries that numbers depend on. Collective.
+    `mode` is the text of the kind of run (new or resumed). Compared are the mode, the configuration, the name of the
+    log, this package, the user's own parts, and the libraries that affect results. Collective.
     """
     if world.world_size > 1:
         require_same(
@@ -38,9 +38,9 @@ def require_same_start(world: World, config: Config, output: Path | None, *, mod
 
 
 def require_same_data(world: World, arrays: Mapping[str, np.ndarray], meta: Any) -> None:
-    """Raise the same UserError everywhere where a node has read other data than the first one. Collective.
+    """Raise the same UserError on every process if a node has read other data than the first node. Collective.
 
-    `arrays` are those of the node: its leader alone has read them, and looks at them, where there are several nodes.
+    `arrays` and `meta` are the data of the node. Only node leaders compute digests, and only with several nodes.
     """
     nodes = world.allgather(np.array([world.is_node_leader])).sum()
     if nodes > 1:
@@ -51,7 +51,10 @@ def require_same_data(world: World, arrays: Mapping[str, np.ndarray], meta: Any)
 
 
 def require_same(world: World, own: Mapping[str, str], remedy: str) -> None:
-    """Raise the same UserError everywhere where texts by key differ between processes. Collective."""
+    """Raise the same UserError on every process if `own`, texts by key, differs between processes. Collective.
+
+    `remedy` ends the message.
+    """
     text = json.dumps(own).encode()
     digests = world.allgather(np.frombuffer(hashlib.blake2b(text, digest_size=DIGEST_BYTES).digest(), np.uint8))
     different = np.flatnonzero((digests != digests[0]).any(axis=1))
@@ -65,7 +68,7 @@ def require_same(world: World, own: Mapping[str, str], remedy: str) -> None:
 
 
 def describe(world: World, reference: Mapping[str, str], own: Mapping[str, str]) -> str:
-    """Return how this process differs from rank 0, by the first key in which it does."""
+    """Return a text that names the first key in which this process differs from rank 0, with both values."""
     key = next(key for key in [*own, *reference] if own.get(key) != reference.get(key))
     here, there = (shown(texts.get(key, "nothing"), 200) for texts in (own, reference))
     return (
@@ -75,7 +78,7 @@ def describe(world: World, reference: Mapping[str, str], own: Mapping[str, str])
 
 
 def start(config: Config, output: Path | None, mode: str) -> dict[str, str]:
-    """Return what this process was started with, a text for each key."""
+    """Return the texts, by key, of everything that this process was started with."""
     values = flat(config.model_dump(mode="json"))
     texts = {"mode": mode, **{key: json.dumps(value) for key, value in values.items()}}
     texts |= {"--output": str(output), "fedkd_mpi": f"{__version__}, sources {digest_of(Path(__file__).parents[1])}"}
@@ -106,7 +109,7 @@ def own_part(value: str) -> Path | None:
     if not colon or not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
         return None
     package, *rest = module.split(".")
-    found = find_spec(package)  # which imports nothing, as that of a module inside of it would
+    found = find_spec(package)  # imports nothing; find_spec of a submodule would import its package
     if not found or not found.origin:
         return None
     stem = Path(found.origin).parent.joinpath(*rest) if rest else Path(found.origin).with_suffix("")
@@ -124,7 +127,7 @@ def digest_of(path: Path) -> str:
 
 
 def contents(arrays: Mapping[str, np.ndarray], meta: Any) -> dict[str, str]:
-    """Return type, shape and digest of each array, and the metadata's."""
+    """Return a text for each array (type, shape and digest) and one for the metadata."""
     texts = {}
     for name, array in sorted(arrays.items()):
         digest = hashlib.blake2b(flat_bytes(array), digest_size=DIGEST_BYTES).hexdigest()

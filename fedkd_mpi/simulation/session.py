@@ -1,4 +1,4 @@
-"""How a run begins, anew or from the checkpoint of an interrupted one: data, networks, clients and the log."""
+"""Start of a new run, or of an interrupted run from its checkpoint: data, networks, clients and the log."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from fedkd_mpi.scheduling.work_queue import NodeWorkQueue
     from fedkd_mpi.simulation.state import Simulation
 
-COPIES = 4  # of a client's networks, about what its state takes: values, moments, residuals
+COPIES = 4  # approximate size of a client's state, in copies of its networks: values, moments, residuals
 
 
 @dataclass
 class Session:
-    """A run that is ready to play its rounds from `first` on; `writer` is None but on rank 0.
+    """A run that is ready to start with round `first`; `writer` is None except on rank 0.
 
-    `saved` is the number of rounds in the newest checkpoint, None without one.
+    `saved` is the number of rounds in the newest checkpoint, None without a checkpoint.
     """
 
     simulation: Simulation
@@ -40,7 +40,7 @@ class Session:
 
 
 def begin(config: Config, world: World, output: Path, overwrite: bool) -> Session:
-    """Read the data, build everything and create the log; raises the same UserError on every process. Collective."""
+    """Read the data, build the run and create the log; raises the same UserError on every process. Collective."""
     started = world.first_message(datetime.now().astimezone().isoformat(timespec="seconds"))
     checkpoints = Checkpoints(output, {"config_digest": config.digest(), "started": started}, world)
 
@@ -63,9 +63,9 @@ def begin(config: Config, world: World, output: Path, overwrite: bool) -> Sessio
 
 
 def resume(config: Config, world: World, output: Path) -> Session:
-    """Go on with the log of an interrupted run from its newest whole checkpoint, or from round 0 where there is none.
+    """Continue the run of a log from its newest complete checkpoint, or from round 0 without a checkpoint.
 
-    `config` is that of the log. Raises the same UserError on every process. Collective.
+    `config` is the configuration of the log. Raises the same UserError on every process. Collective.
     """
 
     def look() -> tuple[dict, int, np.ndarray, np.ndarray]:
@@ -98,12 +98,15 @@ def resume(config: Config, world: World, output: Path) -> Session:
 def announce(
     writer: costlog.Writer, run: Simulation, manifest: Manifest | None, refused: list[str], logged: int
 ) -> None:
-    """Say on the screen and in the log where a run goes on, and which checkpoints could not be used."""
+    """Report on the console and in the log where a run continues, and which checkpoints could not be used.
+
+    `refused` are the messages of those checkpoints, `logged` is the number of rounds in the log.
+    """
     first = manifest.rounds if manifest else 0
     origin = manifest.folder.name if manifest else "the start (there is no checkpoint)"
-    text = f"goes on with round {first} of {run.config.rounds} from {origin} on {run.world.world_size} process(es)"
+    text = f"continues with round {first} of {run.config.rounds} from {origin} on {run.world.world_size} process(es)"
     if logged > first:
-        text += f"; the log's {logged - first} later round(s) are played again"
+        text += f"; the log's {logged - first} later round(s) are run again"
     for level, message in [*(("warning", reason) for reason in refused), ("info", text)]:
         say(f"fedkd_mpi: {message}")
         writer.event(max(first - 1, 0), None, level, message)
@@ -122,10 +125,10 @@ def build(config: Config, world: World) -> Simulation:
 
 
 def make_work_queue(run: Simulation) -> NodeWorkQueue | None:
-    """Return the crew of this process, None where its node's processes train each their own clients. Collective.
+    """Return this process's work queue, or None if every process trains its own clients. Collective.
 
-    So it is on GPUs, where clients live on the device, with balance=false, and where on every node one process trains
-    all its clients, or every client has a core and a process of its own.
+    There is no queue with balance=false, on GPUs (where client states are on the device), and if it could not help: on
+    every node one process has all clients, or each client has a core and a process of its own.
     """
     from fedkd_mpi.client.client import Client
     from fedkd_mpi.scheduling.array_store import DiskArrayStore, SharedArrayStore
@@ -183,7 +186,7 @@ def create_log(run: Simulation, output: Path, overwrite: bool, started: str) -> 
 
 
 def client_columns(run: Simulation) -> dict[str, np.ndarray]:
-    """Return the log's table of clients."""
+    """Return the columns of the log's table `clients`."""
     clients = run.data.clients
     columns = {
         "train_samples": np.array([len(train) for train, _ in clients]),
@@ -198,16 +201,16 @@ def client_columns(run: Simulation) -> dict[str, np.ndarray]:
 
 
 def require_same_data(run: Simulation, output: Path) -> None:
-    """Raise UserError where the clients' samples are not those that the log was begun with."""
+    """Raise UserError if the samples of the clients are not those with which the log was created."""
     columns = client_columns(run)
     with costlog.open(output) as log:
         for name, values in log["clients"].items():
             if name != "mpi_rank" and not np.array_equal(values, columns.get(name)):
-                raise UserError(f"the data are not those of {output}: {name} of the clients differ")
+                raise UserError(f"the data are not those of {output}: {name} of the clients differs")
 
 
 def require_no_stop(output: Path) -> None:
-    """Raise UserError where a STOP file would end the run before its first round."""
+    """Raise UserError if a STOP file would end the run before its first round."""
     file = output.parent / STOP
     if file.exists():
         raise UserError(f"the file {file} asks the runs that log beside it to stop: remove it to run")

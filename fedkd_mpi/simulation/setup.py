@@ -1,4 +1,4 @@
-"""From a configuration to everything a run needs in this process: data, clients, networks, codec."""
+"""Builds from a configuration everything that a run needs in this process: data, clients, networks, codec."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
 
 def load_data(config: Config, world: World, read: Callable[..., datasets.Dataset] | None = None) -> Data:
-    """Read the data on one process a node, share it in memory, and divide it among the clients.
+    """Read the data on one process per node, share them in memory, and divide them among the clients. Collective.
 
-    `read` takes the place of datasets.load. Collective. Raises the same UserError on every process.
+    `read` replaces datasets.load. Raises the same UserError on every process.
     """
     pairs.check(config)
     arrays = meta = error = None
@@ -76,7 +76,10 @@ def data_root(config: Config) -> Path | None:
 def divide(
     config: Config, labels: np.ndarray, groups: np.ndarray | None, documents: np.ndarray | None = None
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return every client's own (train, test) indices; a pure function of configuration and labels."""
+    """Return the (train, test) indices of every client; a pure function of its arguments.
+
+    `groups` are the natural groups of samples and `documents` the documents that a split must not divide, if any.
+    """
     settings = config.partition
     shares = partitions.partition(
         settings.kind,
@@ -95,12 +98,12 @@ def divide(
 
 
 def prepare(config: Config, world: World, data: Data) -> Simulation:
-    """Build this process's networks, codec and clients; raises UserError where configuration and data do not fit."""
+    """Build this process's networks, codec and clients; raises UserError if configuration and data do not match."""
     device = choose_device(config.device, world.local_rank)
     set_threads(config, world.node_size)
     task = tasks.find(config.task)(data.meta, data.train)
     if config.data.augment and getattr(task, "augment", None) is None:
-        raise UserError(f"data.augment: task={config.task} knows no augmentation; set data.augment=false")
+        raise UserError(f"data.augment: task={config.task} has no augmentation; set data.augment=false")
     capacity.require_networks(config, task)
     method = methods.build(config, task)
     families, rank_of_client = assign_clients(config, data, world.world_size)
@@ -110,7 +113,7 @@ def prepare(config: Config, world: World, data: Data) -> Simulation:
     if method.exchanges:
         student = initial_student(config, method, device)
         if not student.parameter_layers:
-            raise UserError(f"{method.role}: none of its parameters is trained, so nothing would be exchanged")
+            raise UserError(f"{method.role}: the network has no trainable parameters, so nothing would be exchanged")
         codec = factory.build(
             config.compression,
             student.parameter_layers,
@@ -122,7 +125,7 @@ def prepare(config: Config, world: World, data: Data) -> Simulation:
             server = Server(config.server, student, codec, device, config.seed, config.num_clients)
     if clients:
         trainer = LocalTrainer(config, task, method, student, data.train, device)
-        tried = set()  # a network that cannot be built or trained is refused here
+        tried = set()  # architectures; one that cannot be built or trained is refused here
         for client in clients.values():
             if len(client.train_indices) == 1 or config.architecture(client.id) not in tried:
                 require_fit(trainer, client)
@@ -150,19 +153,19 @@ def prepare(config: Config, world: World, data: Data) -> Simulation:
 
 
 def assign_clients(config: Config, data: Data, world_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return each client's family and the mpi rank that hosts it, so that all processes have about as much to do."""
+    """Return the family and the MPI rank of each client, with about the same amount of work for each process."""
     samples = [work(len(train), config.local) for train, _ in data.clients]
     # So large that a usual cohort holds one stack of each family.
     size = config.stack * config.num_clients // config.clients_per_round if config.stack > 1 else 1
     families = cohort.families(samples, config.by_client(range(len(config.architectures))), size)
     _, first, family = np.unique(families, return_index=True, return_inverse=True)
-    in_order = first.argsort().argsort()[family]  # families by their first clients
+    in_order = first.argsort().argsort()[family]  # families numbered by their first client
     of_family = np.bincount(in_order, samples).astype(np.int64)
     return families, cohort.placement(of_family.tolist(), world_size)[in_order]
 
 
 def count_numbers(config: Config, task: Task) -> list[int]:
-    """Return how many numbers an exchange of each client's teacher would send: trainable ones and float buffers."""
+    """Return how many numbers a dense exchange of each client's teacher would send: parameters and float buffers."""
     import torch
 
     counts = []
@@ -175,7 +178,10 @@ def count_numbers(config: Config, task: Task) -> list[int]:
 
 
 def choose_device(device: str, local_rank: int) -> str:
-    """Return the torch device of this process; auto = GPU (local rank modulo the node's GPUs), or the CPU."""
+    """Return the torch device of this process; "auto" is a GPU (local rank modulo the number of GPUs), else the CPU.
+
+    Raises UserError if the device does not exist on this node.
+    """
     if device == "cpu":
         return device
     import torch
@@ -184,7 +190,7 @@ def choose_device(device: str, local_rank: int) -> str:
         if device == "auto":
             return "cpu"
         raise UserError(f"device={device}, but torch sees no GPU on this node; use device=cpu or device=auto")
-    # Bit-identical repetition on a GPU needs this before the first matrix product.
+    # Reproducible results on a GPU require this variable before the first matrix product.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     count = torch.cuda.device_count()
@@ -196,7 +202,7 @@ def choose_device(device: str, local_rank: int) -> str:
 
 
 def set_threads(config: Config, node_size: int) -> int:
-    """Set and return torch's threads: threads_per_rank, or for auto the node's cores over its processes."""
+    """Set torch's number of threads and return it: threads_per_rank or, for "auto", cores per process of the node."""
     import torch
 
     if config.threads_per_rank == "auto":

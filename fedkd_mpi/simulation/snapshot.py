@@ -49,25 +49,25 @@ def _name(clients: list[int]) -> str:
 
 
 def restore(run: Simulation, manifest: Manifest) -> None:
-    """Load what a checkpoint holds of this process's clients and, of the server, what this process keeps.
+    """Load from a checkpoint the states of this process's clients and this process's part of the server state.
 
-    Raises UserError naming the file and the tensor that is missing, too many, or of another type or shape.
+    Raises UserError naming the file and the tensor that is missing, unexpected, or of another type or shape.
     """
     if run.student:
         path = manifest.folder / SERVER
         if all(file["name"] != SERVER for file in manifest.files):
-            raise UserError(f"{manifest.folder / FILE}: files lacks {SERVER}, the global student")
+            raise UserError(f"{manifest.folder / FILE}: {SERVER}, the global student, is missing in files")
         with _opened(path) as file:
             server = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
         if "replica" not in server:
-            raise UserError(f"{path} lacks the tensor replica, the global student")
+            raise UserError(f"{path}: the tensor replica, the global student, is missing")
         _require_like("replica", server["replica"], run.replica, path)
         run.replica.copy_(server.pop("replica"))
         kept = states(run)
         for key, tensor in server.items():
             part, _, name = key.partition("/")
             if part not in SERVER_PARTS or not name:
-                raise UserError(f"{path} holds the tensor {shown(key)}, which no run writes")
+                raise UserError(f"{path} contains the tensor {shown(key)}, which no run writes")
             if part in kept:
                 kept[part][name] = tensor.to(run.device)
     for file in manifest.files:
@@ -80,7 +80,7 @@ def _restore_clients(run: Simulation, path: Path, ids: list[int]) -> None:
         for key in file.keys():  # noqa: SIM118 - no mapping
             client, _, name = key.partition("/")
             if not client.isdecimal() or int(client) not in ids or not name:
-                raise UserError(f"{path} holds the tensor {shown(key)}, which is of none of its clients")
+                raise UserError(f"{path} contains the tensor {shown(key)}, which belongs to none of its clients")
             if int(client) in run.clients:
                 tensor, own = file.get_tensor(key).clone(), _own_tensor(run, int(client), name)
                 if own is not None:
@@ -89,12 +89,12 @@ def _restore_clients(run: Simulation, path: Path, ids: list[int]) -> None:
     for client in ids:
         if client in run.clients:
             if "private" not in run.clients[client].tensors:
-                raise UserError(f"{path} lacks the tensor {client}/private")
+                raise UserError(f"{path}: the tensor {client}/private is missing")
             (run.work_queue or run.state_cache).release(run.clients[client])
 
 
 def _own_tensor(run: Simulation, client: int, name: str) -> Tensor | None:
-    """Return a tensor of the type and shape that part of a client's state has here; None where only its owner knows."""
+    """Return this run's tensor of the type and shape that a part of a client's state must have, None if unknown."""
     network = run.trainer.networks_for(client)
     if name == "private":
         return network.state
@@ -109,7 +109,7 @@ def _own_tensor(run: Simulation, client: int, name: str) -> Tensor | None:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """Open a file of tensors: names by keys(), each read by get_tensor()."""
+    """Open a safetensors file; keys() lists the names, get_tensor() reads one."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -121,14 +121,14 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _require_like(key: str, saved: Tensor, own: Tensor, path: Path) -> None:
     if saved.dim() == own.dim() == 1 and saved.shape != own.shape:
-        raise UserError(f"{path} holds a network of {saved.numel()} numbers, this run's has {own.numel()} ({key})")
+        raise UserError(f"{path} contains a network of {saved.numel()} numbers, this run's has {own.numel()} ({key})")
     if saved.dtype != own.dtype or saved.shape != own.shape:
         kinds = [f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}" for tensor in (saved, own)]
         raise UserError(f"{path}: {key} is {kinds[0]}, in this run {kinds[1]}")
 
 
 def states(run: Simulation) -> dict[str, dict[str, Tensor]]:
-    """Return what the codec remembers beside the clients: on every process, and as the server on rank 0."""
+    """Return the codec's states that belong to no client: the receiver's on every process, the server's on rank 0."""
     states = {"downlink": run.downlink_state}
     if run.server:
         states |= {"sender": run.server.codec_state, "uplink": run.server.uplink_state}

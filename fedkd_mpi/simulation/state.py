@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Data:
-    """The data set as every process sees it (one copy a node) and who holds which of its training samples."""
+    """The data set (one copy per node) and the assignment of its training samples to clients."""
 
     train: Arrays
     test: Arrays
@@ -39,9 +39,9 @@ class Data:
 class Simulation:
     """One process's part of a run.
 
-    `student` is the module all work is done on, `replica` the flat global student, the same bits everywhere after each
-    round, but for `answers` of the server that this process has not yet applied to it; student and replica are None
-    where nothing is exchanged. `workbench` is None on a process without clients, `server` but on rank 0.
+    `student` is the module that is trained and scored. `replica` is the flat global student, with the same bits on
+    every process once `pending_downlinks` are applied. Both are None if nothing is exchanged. `trainer` is None on a
+    process without clients; `server` is None except on rank 0.
     """
 
     config: Config
@@ -49,8 +49,8 @@ class Simulation:
     data: Data
     task: Task
     device: str
-    families: np.ndarray  # of every client: those that are trained at once
-    rank_of_client: np.ndarray  # the mpi rank of every client
+    families: np.ndarray  # the family of every client; clients of one family may be trained at once
+    rank_of_client: np.ndarray  # the MPI rank of every client
     clients: dict[int, Client]
     state_cache: ClientStateCache
     trainer: LocalTrainer | None
@@ -65,22 +65,22 @@ class Simulation:
 
     @property
     def test_size(self) -> int:
-        """Number of samples in the global test set."""
+        """The number of samples in the global test set."""
         return len(next(iter(self.data.test.values())))
 
     @property
     def scores_student(self) -> bool:
-        """Whether the global student has a score: it exists, and BatchNorm's statistics are not kept local."""
+        """Whether the global student is scored: it exists, and its BatchNorm statistics are not kept local."""
         return self.student is not None and self.student.local_buffers is None
 
     def needs_replica(self, round_index: int, evaluated: bool) -> bool:
-        """Whether this process must have its replica up to date at the end of a round; all do after the last."""
+        """Whether this process needs an up-to-date replica at the end of a round; all do after the last round."""
         scores = evaluated and self.scores_student and len(self.test_chunks(self.world.mpi_rank)) > 0
         works = self.work_queue is None or self.work_queue.works or self.server is not None
         return works or scores or round_index == self.config.rounds - 1
 
     def evaluates(self, round_index: int) -> bool:
-        """Whether a round ends with an evaluation: every so many, and the last one."""
+        """Whether a round ends with an evaluation: every evaluate.every rounds, and the last round."""
         return round_index == self.config.rounds - 1 or (round_index + 1) % self.config.evaluate.every == 0
 
     def scores_teachers(self, round_index: int) -> bool:
@@ -88,7 +88,7 @@ class Simulation:
         return self.config.evaluate.global_teachers and round_index == self.config.rounds - 1
 
     def test_chunks(self, mpi_rank: int) -> range:
-        """Return the first samples of the chunks of the global test set that a process scores."""
+        """Return the index of the first sample of each chunk of the global test set that a process scores."""
         chunks = -(-self.test_size // EVALUATION_BATCH)
         share = cohort.shares(chunks, self.world.world_size)[mpi_rank]
         return range(share.start * EVALUATION_BATCH, share.stop * EVALUATION_BATCH, EVALUATION_BATCH)

@@ -1,7 +1,7 @@
-"""What of a log is believed when a run goes on with it: a configuration that its digest agrees with, and named code.
+"""Checks of a log before a run is resumed from it: the digest of its configuration, and the code that it names.
 
-A log may have come from elsewhere. Its configuration can name code (package.module:Name), which a resumed run imports
-and calls: it does so only if the command line names that code again, or says that the log is trusted.
+A log may come from another person. Its configuration can name code (package.module:Name), which a resumed run imports
+and calls. It does so only if the command line names that code again or passes --trust-log.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fedkd_mpi.errors import UserError
 
 
 def own_parts(config: Config) -> dict[str, str]:
-    """Return the code that a configuration names beside this package's own: key -> package.module:Name."""
+    """Return the code outside this package that a configuration names: key -> package.module:Name."""
     named = {"task": config.task, "data.name": config.data.name, "compression.codec": config.compression.codec}
     named |= {f"{key}.name": getattr(config, key).name for key in ("teacher", "student") if getattr(config, key)}
     named |= {f"teachers.{index}.name": network.name for index, network in enumerate(config.teachers or [])}
@@ -27,13 +27,13 @@ def own_parts(config: Config) -> dict[str, str]:
 
 
 def again(path: Path, config: Config) -> str:
-    """Return the command that goes on with the log of a run."""
+    """Return the command that resumes the run of a log."""
     words = ["--resume", str(path), *(f"{key}={name}" for key, name in own_parts(config).items())]
     return f"python -m fedkd_mpi.run {shlex.join(words)}"
 
 
 def configuration_in(path: Path, attrs: Mapping[str, Any]) -> Config:
-    """Return the configuration in a log's attributes; raises UserError where the log was changed."""
+    """Return the configuration in the attributes of a log; raises UserError if they contradict one another."""
     text, told = attrs["config"], attrs["config_digest"]
     found = digest(text)
     if found != told:
@@ -49,7 +49,7 @@ def configuration_in(path: Path, attrs: Mapping[str, Any]) -> Config:
 
 
 def require_one_name(path: Path) -> None:
-    """Raise UserError where a log has another name too (a hard link): lock and checkpoints go by one alone."""
+    """Raise UserError if a log has a second name (a hard link): lock and checkpoints belong to one name."""
     if (names := path.stat().st_nlink) > 1:
         raise UserError(
             f"{path} is one of {names} names of the same file: copy it, or remove the others, and resume one"
@@ -57,9 +57,9 @@ def require_one_name(path: Path) -> None:
 
 
 def accept(path: Path, config: Config, overrides: Sequence[str], trusted: bool) -> list[str]:
-    """Return the overrides that are not just what the log has too.
+    """Return those overrides that differ from the configuration of the log.
 
-    Raises UserError naming the code that the log would run, where it is neither named again nor `trusted`.
+    Raises UserError naming the code that the log would run, unless the overrides name it again or the log is `trusted`.
     """
     logged = dict(_leaves(config.model_dump(mode="json")))
     fresh, repeated = [], set()
@@ -78,14 +78,14 @@ def accept(path: Path, config: Config, overrides: Sequence[str], trusted: bool) 
             fresh.append(override)
     unnamed = {key: name for key, name in parts.items() if key not in repeated}
     if unnamed and not trusted:
-        told = ", ".join(f"{key}={name}" for key, name in unnamed.items())
+        code = ", ".join(f"{key}={name}" for key, name in unnamed.items())
         how = f"name it again ({again(path, config)}), or pass --trust-log"
-        raise UserError(f"{path} names code to run, {told}: if it is yours, {how}")
+        raise UserError(f"{path} names code to run, {code}: if it is yours, {how}")
     return fresh
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) of all that is no section."""
+    """Yield (dotted key, value) of every leaf of nested mappings and lists."""
     pairs = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else None
     if not pairs:
         yield prefix, tree

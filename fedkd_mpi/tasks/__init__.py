@@ -1,4 +1,4 @@
-"""What is learned: how samples become batches, which loss they have, how predictions are scored; a file per task."""
+"""Tasks: they convert samples to batches and define the loss and the scores; one file per task."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedkd_mpi.common.registry import class_with, resolve
 from fedkd_mpi.datasets import checks
 from fedkd_mpi.models.output import Output
 
-Examples = dict[str, Tensor]  # tensors with one common first dimension, resident on the device
+Examples = dict[str, Tensor]  # tensors with a common first dimension, on the device
 TASKS = {
     "denoising": "fedkd_mpi.tasks.denoising:Denoising",
     "image_classification": "fedkd_mpi.tasks.image_classification:ImageClassification",
@@ -24,15 +24,14 @@ TASK = class_with("labels", "prepare", "predict", "loss", "distance", "score", "
 
 
 class Task(Protocol):
-    """Built on every rank as Task(meta, arrays) from the data set's meta mapping and its training arrays.
+    """Created on every rank as Task(meta, arrays) from the meta mapping and the training arrays of the data set.
 
-    `metrics` names what finish() gives, `sums` is the number of sums that score() returns; models are built from
-    `input_shape` and `num_classes`. `lower_is_better`, which may be left out, names the metrics of which less is
-    better. A task may also have augment(batch, rng), which data.augment=true asks for: it returns a training batch
-    varied at random, with a NumPy generator of the client and round to draw from. `inputs` names the arrays whose
-    numbers must be finite ("x" and "ids" where it is left out), and a static method check(name, train, test, meta)
-    raises UserError where arrays or meta of the data set `name` are not what the task takes; both are asked before
-    the data are shared, of a user's own data or task.
+    `metrics` are the names in the result of finish(), `sums` is the number of sums that score() returns. Models are
+    built from `input_shape` and `num_classes`. Optional attributes: `lower_is_better` are the metrics for which less is
+    better. augment(batch, rng), needed for data.augment=true, returns a randomly varied training batch; rng is a NumPy
+    generator of the client and round. `inputs` are the names of the arrays that must be finite (default "x" and "ids").
+    The static method check(name, train, test, meta) raises UserError if arrays or meta of the data set `name` are
+    invalid for the task. `inputs` and check() are used before the data are shared, for a user's data set or task.
     """
 
     metrics: tuple[str, ...]
@@ -41,11 +40,11 @@ class Task(Protocol):
     num_classes: int
 
     def labels(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Return the class of every sample (int64 [n]), which the partition and the label histogram go by."""
+        """Return the class of every sample (int64 [n]), which partition and label histogram use."""
         ...
 
     def prepare(self, arrays: Mapping[str, np.ndarray], indices: np.ndarray, device: str) -> Examples:
-        """Return the samples of the indices as tensors ready for the model."""
+        """Return the samples of the indices as tensors for the model, on the device."""
         ...
 
     def predict(self, model: nn.Module, batch: Examples) -> Output:
@@ -57,15 +56,15 @@ class Task(Protocol):
         ...
 
     def distance(self, reference: Output, output: Output, batch: Examples) -> Tensor:
-        """Return how far `output` is from the peer's, as a constant `reference` (equations 3 and 4)."""
+        """Return the distance of `output` from the peer's output, a constant `reference` (equations 3 and 4)."""
         ...
 
     def score(self, output: Output, batch: Examples) -> np.ndarray:
-        """Return float64 [sums] that add up over batches and that finish() understands."""
+        """Return float64 [sums], which are added over batches and passed to finish()."""
         ...
 
     def finish(self, sums: np.ndarray) -> dict[str, float]:
-        """Return the metrics of added-up sums; NaN where they rest on no sample."""
+        """Return the metrics of added sums; NaN without samples."""
         ...
 
 
@@ -75,7 +74,7 @@ def find(name: str) -> type[Task]:
 
 
 def check_data(task: str, name: str, train: checks.Part, test: checks.Part, meta: Mapping[str, Any]) -> None:
-    """Raise UserError where the data set `name` is not what the task declares that it takes."""
+    """Raise UserError if the data set `name` does not meet the requirements that the task declares."""
     found = find(task)
     if check := getattr(found, "check", None):
         check(name, train, test, meta)

@@ -1,4 +1,4 @@
-"""Random variations of image batches, as tensor operations where the batch is; the random numbers come from outside."""
+"""Random augmentation of image batches, as tensor operations on the device of the batch."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-PADDING_SHARE = 8  # of the side: 4 pixels for 32x32 images, as He et al. (2016), section 4.2, and 8 for 64x64
+PADDING_SHARE = 8  # padding is side / 8: 4 pixels for 32x32 images, as in He et al. (2016), section 4.2
 
 
 def random_crop_and_flip(x: Tensor, rng: np.random.Generator) -> Tensor:
-    """Return images [N, C, H, W], each zero-padded, cropped to its old size at random, and mirrored with chance 1/2.
+    """Return images [N, C, H, W], each zero-padded, randomly cropped to its size, and mirrored with probability 1/2.
 
     The same generator gives the same images on every device.
     """
@@ -31,7 +31,7 @@ def random_crop_and_flip(x: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def random_flips(images: Sequence[Tensor], rng: np.random.Generator) -> list[Tensor]:
-    """Return tensors [N, C, H, W] mirrored left to right and top to bottom, by chance 1/2 each and all alike."""
+    """Return tensors [N, C, H, W] mirrored left-right and top-bottom, each with probability 1/2, all alike."""
     for axis in (3, 2):
         mirrored = torch.from_numpy(rng.random(len(images[0])) < 0.5).to(images[0].device)[:, None, None, None]
         images = [torch.where(mirrored, image.flip(axis), image) for image in images]

@@ -1,4 +1,4 @@
-"""Denoising of CT slices, a regression: squared error in place of cross-entropy and of KL; PSNR, SSIM and RMSE."""
+"""Denoising of CT slices, a regression: squared error instead of cross-entropy and KL; PSNR, SSIM and RMSE."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ from fedkd_mpi.models.output import Output
 from fedkd_mpi.tasks.augmentation import random_flips
 
 WANG: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}  # 2004, section III
-MOST_DECIBELS = 100.0  # of an image without any error: the mean over images stays a number
-PIXELS_AT_ONCE = 2**19  # in evaluation, where a batch may be of whole slices
+MOST_DECIBELS = 100.0  # PSNR of an image without error, so that the mean over images is finite
+PIXELS_AT_ONCE = 2**19  # in evaluation, in which a batch may consist of complete slices
 
 
 class Denoising:
-    """Samples are "x" (noisy) and "y" (clean), HU [n, 1, H, W]; meta gives the window of HU that becomes 0..1.
+    """Samples are "x" (noisy) and "y" (clean), HU [n, 1, H, W]; meta contains the window of HU that is scaled to 0..1.
 
-    A metric is a mean over images of what scikit-image says of the output, clipped to the window: psnr and ssim within
-    the window, rmse in HU; psnr_gain is how much psnr exceeds that of the noisy input, in dB. ssim has the Gaussian
-    weights of Wang et al. 2004 (11 pixels, sigma 1.5), ssim_uniform the even ones of 7 pixels. Images whose clean
-    pixels are all the same within the window (air alone) have no signal and are left out.
+    Metrics are means over images of scikit-image's results for the output, clipped to the window: psnr (dB) and ssim
+    within the window, rmse in HU. psnr_gain is the difference of psnr to that of the noisy input in dB. ssim has the
+    Gaussian weights of Wang et al. 2004 (11 pixels, sigma 1.5), ssim_uniform has uniform weights of 7 pixels. Images
+    whose clean pixels are constant within the window (only air) have no signal and are omitted.
     """
 
     metrics = ("psnr", "ssim", "ssim_uniform", "rmse", "psnr_gain")
     lower_is_better = ("rmse",)
-    sums = 6  # the metrics added up, images
+    sums = 6  # sum of each metric; number of images
     num_classes = 0
     check = staticmethod(checks.check_pairs)
 
     def __init__(self, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]):
         try:
-            import skimage.metrics  # noqa: F401  a run must not fail after its first round
+            import skimage.metrics  # noqa: F401  imported here, so that a run does not fail after its first round
         except ImportError:
-            raise UserError("task=denoising is scored with scikit-image: pip install 'fedkd-mpi[ct]'") from None
+            raise UserError("task=denoising needs scikit-image for its scores: pip install 'fedkd-mpi[ct]'") from None
         self.input_shape = tuple(arrays["x"].shape[1:])
         self._low, high = meta["window"]
         self._width = high - self._low
 
     def labels(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Return the owner of every sample: there are no classes."""
+        """Return the owner of every sample, because there are no classes."""
         return arrays["group"] if "group" in arrays else np.zeros(len(arrays["x"]), np.int64)
 
     def prepare(self, arrays: Mapping[str, np.ndarray], indices: np.ndarray, device: str) -> dict[str, Tensor]:
@@ -54,7 +54,7 @@ class Denoising:
         return {key: values.sub_(self._low).div_(self._width).clamp_(0, 1) for key, values in hounsfield.items()}
 
     def augment(self, batch: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
-        """Return the pairs mirrored at random, left to right and top to bottom."""
+        """Return the pairs randomly mirrored left-right and top-bottom."""
         x, y = random_flips([batch["x"], batch["y"]], rng)
         return {"x": x, "y": y}
 
@@ -82,7 +82,7 @@ class Denoising:
             *(image[:, 0].cpu().numpy().astype(np.float64) for image in images), strict=True
         ):
             if clean.min() == clean.max():
-                continue  # air alone within the window: no signal, an input PSNR without bound
+                continue  # only air within the window: no signal, and the PSNR of the input is unbounded
             psnr = _psnr(clean, denoised)
             ssim = structural_similarity(clean, denoised, data_range=1.0, **WANG)
             uniform = structural_similarity(clean, denoised, data_range=1.0)

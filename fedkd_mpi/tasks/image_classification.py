@@ -1,4 +1,4 @@
-"""Image classification: cross-entropy, KL divergence between the peers' class distributions, accuracy."""
+"""Image classification: cross-entropy, KL divergence between the class distributions of the peers, accuracy."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from fedkd_mpi.tasks.augmentation import random_crop_and_flip
 
 
 class ImageClassification:
-    """Samples are "x" uint8 [n, C, H, W] and "y" int64 [n]; meta gives scale, mean and std of pixels, and classes."""
+    """Samples are "x" uint8 [n, C, H, W] and "y" int64 [n]; meta has classes, and scale, mean and std of pixels."""
 
     metrics = ("accuracy",)
-    sums = 2  # correct, seen
+    sums = 2  # correct predictions, samples
     check = staticmethod(checks.check_images)
 
     def __init__(self, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]):
@@ -39,7 +39,7 @@ class ImageClassification:
         return {"x": x, "y": torch.from_numpy(arrays["y"][indices]).to(device)}
 
     def augment(self, batch: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
-        """Return the batch with crops at random after padding by an eighth of the side, half of them mirrored."""
+        """Return the batch randomly cropped after padding by an eighth of the side, and randomly mirrored."""
         return {**batch, "x": random_crop_and_flip(batch["x"], rng)}
 
     def predict(self, model: nn.Module, batch: dict[str, Tensor]) -> Output:

@@ -1,4 +1,4 @@
-"""Named-entity recognition: losses over labelled tokens only, precision, recall and F1 of whole entities."""
+"""Named-entity recognition: losses on labelled tokens only; precision, recall and F1 of complete entities."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Entity = tuple[int, int, int]  # first word, the word after the last, type
 class NamedEntityRecognition:
     """Samples are "ids" int32 and "tags" int8 [n, length], "missed" int64 [n]: see fedkd_mpi.datasets.corpora.
 
-    An entity counts as found where its words and its type are exactly those predicted; `missed` ones, which lie behind
-    the length that the model reads, count as not found. A sample's class, by which the partition may go, is the type of
+    An entity counts as found if its words and its type are predicted exactly. `missed` entities, which are beyond the
+    length that the model reads, count as not found. The class of a sample, which the partition may use, is the type of
     its first entity.
     """
 
     metrics = ("f1", "precision", "recall")
-    sums = 3  # entities: found rightly, predicted, there are
+    sums = 3  # entities: correctly predicted, predicted, true
     check = staticmethod(checks.check_entities)
 
     def __init__(self, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]):
@@ -57,8 +57,8 @@ class NamedEntityRecognition:
         tags = _tags(output, batch).cpu().numpy()
         sums = np.array([0, 0, int(batch["missed"].sum())], np.float64)
         for predicted, true in zip(output.logits.argmax(-1).cpu().numpy(), tags, strict=True):
-            guessed, there = (set(entities(row[true >= 0])) for row in (predicted, true))
-            sums += len(guessed & there), len(guessed), len(there)
+            found, actual = (set(entities(row[true >= 0])) for row in (predicted, true))
+            sums += len(found & actual), len(found), len(actual)
         return sums
 
     def finish(self, sums: np.ndarray) -> dict[str, float]:
@@ -66,17 +66,17 @@ class NamedEntityRecognition:
 
 
 def entities(tags: Iterable[int]) -> list[Entity]:
-    """Return the entities of the tags of a text's words (0 is O, 1 + 2k is B and 2 + 2k is I of type k).
+    """Return the entities in the tags of a text's words (0 is O, 1 + 2k is B and 2 + 2k is I of type k).
 
-    An I that does not go on with an entity of its type begins one, as in the CoNLL evaluation script.
+    An I that does not continue an entity of its type begins a new one, as in the CoNLL evaluation script.
     """
     found: list[Entity] = []
     start = kind = -1
     for word, tag in enumerate([*map(int, tags), 0]):
-        goes_on = kind >= 0 and tag == 2 + 2 * kind
-        if kind >= 0 and not goes_on:
+        continues = kind >= 0 and tag == 2 + 2 * kind
+        if kind >= 0 and not continues:
             found.append((start, word, kind))
-        if not goes_on:
+        if not continues:
             start, kind = word, (tag - 1) // 2 if tag else -1
     return found
 

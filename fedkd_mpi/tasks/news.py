@@ -1,4 +1,4 @@
-"""News recommendation: rank what a user was shown; trained by one click against four that were not clicked."""
+"""News recommendation: ranks the news shown to a user; trained with one clicked and four other news per sample."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ NEGATIVES = 4
 class NewsRecommendation:
     """Samples are impressions: "history", "candidates" and "clicked" as in fedkd_mpi.datasets.mind, and "titles".
 
-    In training, every visit to an impression draws one of its clicks and 4 of its other news: the "classes" of
-    cross-entropy and KL divergence are these five. It is scored on all that was shown, as a mean over impressions.
+    In training, one of the clicks and 4 of the other news are drawn each time an impression is used; they are the five
+    classes of cross-entropy and KL divergence. Scores use all shown news and are means over impressions.
     """
 
     metrics = ("auc", "mrr", "ndcg5", "ndcg10")
-    sums = 5  # of each metric over impressions; impressions
-    num_classes = 0  # there are none to count
+    sums = 5  # sum of each metric over impressions; number of impressions
+    num_classes = 0  # the task has no classes
     check = staticmethod(checks.check_impressions)
 
     def __init__(self, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]):
@@ -43,7 +43,7 @@ class NewsRecommendation:
     def predict(self, model: nn.Module, batch: dict[str, Tensor]) -> Output:
         candidates = batch["candidates"]
         if model.training:
-            if "drawn" not in batch:  # teacher and student are to rank the same
+            if "drawn" not in batch:  # teacher and student must rank the same news
                 batch["drawn"] = draw(batch)
             candidates = batch["drawn"]
         news, places = torch.unique(torch.cat([batch["history"], candidates], 1), return_inverse=True)
@@ -70,9 +70,9 @@ class NewsRecommendation:
 
 
 def draw(batch: dict[str, Tensor]) -> Tensor:
-    """Return news [N, 5]: a click of every impression at random, then 4 others, repeated where there are fewer.
+    """Return news [N, 5]: a random click of every impression, then 4 other news, repeated if there are fewer.
 
-    Random numbers are those of torch's default generator, which is keyed to client and round in local training.
+    Random numbers come from torch's default generator, which is seeded by client and round in local training.
     """
     clicked, real = batch["clicked"] > 0, batch["candidates"] > 0
     chance = torch.rand(clicked.shape, device=clicked.device)
@@ -84,9 +84,10 @@ def draw(batch: dict[str, Tensor]) -> Tensor:
 
 
 def ranking(scores: np.ndarray, clicked: np.ndarray) -> tuple[float, float, float, float]:
-    """Return AUC, MRR, nDCG@5 and nDCG@10 of one impression, scores [C] and clicked bool [C], as MIND defines them.
+    """Return AUC, MRR, nDCG@5 and nDCG@10 of one impression, scores [C] and clicked bool [C], as defined by MIND.
 
-    Ties count half in AUC; elsewhere they are ranked in the order given. MRR is the mean of 1/rank over the clicks.
+    Ties count half in AUC; in the other metrics they are ranked in the given order. MRR is the mean of 1/rank over the
+    clicks.
     """
     higher = scores[clicked][:, np.newaxis] - scores[~clicked]
     auc = float((np.sign(higher) + 1).mean() / 2)

@@ -1,4 +1,4 @@
-"""What the tasks on texts have in common."""
+"""Functions that several tasks on texts use."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from torch import Tensor
 
 
 def trimmed(ids: Tensor, pad: int) -> Tensor:
-    """Return token ids int64 [N, L] of [N, length], without the columns that are padding in every row (one stays)."""
+    """Return token ids int64 [N, L] of [N, length] without columns that are padding in every row; L is at least 1."""
     longest = int((ids != pad).sum(1).max().clamp_min(1)) if len(ids) else 1
     return ids[:, :longest].long()
 
 
-def precision_recall_f1(right: float, predicted: float, there: float) -> dict[str, float]:
-    """Return the scores of `right` among `predicted` and among `there`; NaN where nothing was predicted nor is there.
+def precision_recall_f1(correct: float, predicted: float, actual: float) -> dict[str, float]:
+    """Return F1, precision and recall from counts; NaN if nothing was predicted and nothing is actual.
 
-    F1 is 2 right / (predicted + there), the harmonic mean of the two. Where it is 0 because one of them is 0 / 0, that
-    one counts as 0 too, so that means over clients are means over the same clients.
+    F1 is 2 correct / (predicted + actual), the harmonic mean of precision and recall. If one of these is 0 / 0 and F1
+    is 0, it counts as 0, so that the means of all three are over the same clients.
     """
-    if not predicted + there:
+    if not predicted + actual:
         return dict.fromkeys(("f1", "precision", "recall"), math.nan)
     return {
-        "f1": 2 * right / (predicted + there),
-        "precision": right / predicted if predicted else 0.0,
-        "recall": right / there if there else 0.0,
+        "f1": 2 * correct / (predicted + actual),
+        "precision": correct / predicted if predicted else 0.0,
+        "recall": correct / actual if actual else 0.0,
     }

@@ -15,18 +15,18 @@ from fedkd_mpi.distillation import kl_divergence
 from fedkd_mpi.models.output import Output, Texts
 from fedkd_mpi.tasks.reading import precision_recall_f1, trimmed
 
-POSITIVE = 1  # the class whose precision, recall and F1 are counted
+POSITIVE = 1  # the class of precision, recall and F1
 
 
 class TextClassification:
-    """Samples are "ids" int32 [n, length] and "y" int64 [n]; meta gives classes, vocabulary, length and pad.
+    """Samples are "ids" int32 [n, length] and "y" int64 [n]; meta contains classes, vocabulary, length and pad.
 
-    With "positive_weight" in meta, the loss is a weighted mean in which a positive sample counts so many times: where
-    few are positive, an unweighted loss makes models that seldom dare to say so.
+    With "positive_weight" in meta, the loss is a weighted mean in which a positive sample has this weight. With few
+    positive samples, an unweighted loss gives models that rarely predict the positive class.
     """
 
     metrics = ("f1", "precision", "recall", "accuracy")
-    sums = 5  # positives: found rightly, predicted, there are; correct, seen
+    sums = 5  # positives: correctly predicted, predicted, actual; then correct predictions, samples
 
     def __init__(self, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]):
         self.input_shape = Texts.of(meta, "text")
@@ -36,7 +36,7 @@ class TextClassification:
 
     @staticmethod
     def check(name: str, train: checks.Part, test: checks.Part, meta: Mapping[str, Any]) -> None:
-        """Raise UserError where token ids or labels are not those of this task."""
+        """Raise UserError if token ids or labels are invalid for this task."""
         checks.check_texts(name, train, test, meta)
         checks.check_classes(name, train, test, meta)
 
@@ -61,8 +61,8 @@ class TextClassification:
 
     def score(self, output: Output, batch: dict[str, Tensor]) -> np.ndarray:
         predicted, y = output.logits.argmax(1), batch["y"]
-        found, there = predicted == POSITIVE, y == POSITIVE
-        counts = (found & there).sum(), found.sum(), there.sum(), (predicted == y).sum()
+        found, actual = predicted == POSITIVE, y == POSITIVE
+        counts = (found & actual).sum(), found.sum(), actual.sum(), (predicted == y).sum()
         return np.array([*map(int, counts), y.numel()], np.float64)
 
     def finish(self, sums: np.ndarray) -> dict[str, float]:

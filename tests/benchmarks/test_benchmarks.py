@@ -60,7 +60,7 @@ def test_dry_run_without_the_data(command: Command, name: str, monkeypatch: pyte
     monkeypatch.setattr("conftest.TINY", [])
     code, out, err = command("--config", f"benchmarks/{name}", "--dry-run", "device=cpu", *SMALLER[name])
     assert (code, err) == (0, "")
-    assert "is not here: blank samples" in out
+    assert "is missing: blank samples" in out
     assert "memory of the fullest process" in out
 
 

@@ -51,7 +51,7 @@ def test_a_missing_compiler_is_said_at_the_start(
 
 
 def test_texts_are_refused():
-    with pytest.raises(UserError, match="texts come in many lengths; set compile=false"):
+    with pytest.raises(UserError, match="the lengths of texts vary; set compile=false"):
         compiled(lambda: None, "cpu", Texts(100, 20, 0, "text"))
 
 

@@ -92,7 +92,7 @@ def test_a_client_that_fails_harms_no_other(on_nonfinite: str):
     [
         (["method=scaffold"], "method=scaffold trains clients one at a time"),
         (["method=fedprox"], "method=fedprox trains clients one at a time"),
-        ([*BATCH_NORM, "distillation.hidden=false"], "networks with buffers (BatchNorm) train alone"),
+        ([*BATCH_NORM, "distillation.hidden=false"], "networks with buffers (BatchNorm) cannot be stacked"),
         (
             ["student={name: 'worker_parts:Forgetful', learning_rate: 0.1}"],
             "vmap: called random operation while in randomness error mode",
@@ -108,5 +108,5 @@ def test_what_cannot_be_stacked_is_said_at_the_start(
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("fedkd_mpi: stack=2: ")
     assert reason in line
-    assert line.endswith(("set stack=1", "set stack=1, or another norm"))
+    assert line.endswith(("set stack=1", "set stack=1 or norm=group"))
     assert not output.exists()

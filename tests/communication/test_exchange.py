@@ -129,8 +129,8 @@ def damaged(what: str) -> Message:
     ("what", "layers", "reason"),
     [
         ("flipped", LAYERS, "checksum"),
-        ("short", LAYERS, "1027 bytes of payload, 1026 arrived"),
-        ("whole", LAYERS + 1, "message has 2 records, the student has 3 layers"),
+        ("short", LAYERS, "1027 bytes of payload, but 1026 arrived"),
+        ("whole", LAYERS + 1, "message has 2 records, but the student has 3 layers"),
     ],
 )
 def test_damage_names_round_and_sender(what: str, layers: int, reason: str):

@@ -117,7 +117,7 @@ def test_what_strangers_send_wakes_nobody_and_a_ring_is_heard_behind_it(wakeups:
     stranger = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     for number in range(STRANGERS // 2):
         stranger.sendto(
-            [b"", b"ring", bytes(2000), sign(bytes(32), b"ring")][number % 4], ("127.0.0.1", wakeups[1].port)
+            [b"", b"wake", bytes(2000), sign(bytes(32), b"wake")][number % 4], ("127.0.0.1", wakeups[1].port)
         )
     wakeups[0].notify(1)
     assert wakeups[1]._sleep(FOREVER)

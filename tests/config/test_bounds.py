@@ -145,8 +145,8 @@ def test_any_argument_is_an_override_or_one_line(in_process: Command, text: str)
         (["threads_per_rank=5000"], "threads_per_rank=5000: must be less than or equal to 4096"),
         (["threads_per_rank=4000"], "threads_per_rank=4000 is more than this node's "),
         (["seed=18446744073709551616"], "seed=18446744073709551616: must be less than 9223372036854775808"),
-        (["compression.codec=rdsvd", "compression.run_budget=1"], "headers alone need: give at least "),
-        (["compression.codec=svd", "compression.byte_budget=3"], "headers alone need: give at least "),
+        (["compression.codec=rdsvd", "compression.run_budget=1"], "the headers alone take: give at least "),
+        (["compression.codec=svd", "compression.byte_budget=3"], "the headers alone take: give at least "),
         (["student.hidden=[1000000000]"], "student.hidden.0=1000000000: must be less than"),
         (["student.hidden=[1000000,1000000]"], "student: a mlp of 1,000,076,000,010 parameters takes 8.00 TB"),
         (["teacher.hidden=[1000000,1000000]"], "teacher: a mlp of 1,000,076,000,010 parameters takes 8.00 TB"),
@@ -193,7 +193,7 @@ def test_data_and_task_that_do_not_fit_are_refused_by_both_names(task: str, data
     if data in pairs.TASKS[task].data:
         pairs.check(config)
         return
-    with pytest.raises(UserError, match=f"data.name={data} does not fit task={task}: that takes"):
+    with pytest.raises(UserError, match=f"data.name={data} does not match task={task}, which needs"):
         pairs.check(config)
 
 
@@ -201,10 +201,12 @@ def test_data_and_task_that_do_not_fit_are_refused_by_both_names(task: str, data
 @pytest.mark.parametrize("action", [[], ["--print-config"], ["--dry-run"]], ids=str)
 def test_a_model_that_does_not_fit_the_task_is_refused_by_both_names(command: Command, role: str, action: list[str]):
     model = [f"{role}=null", role + "={name: bert, learning_rate: 0.1}", *action]
-    assert_refused(command(*model), f"{role}.name=bert does not fit task=image_classification: that takes mlp")
+    assert_refused(command(*model), f"{role}.name=bert does not match task=image_classification, which needs mlp")
 
 
 def test_data_of_a_users_own_that_do_not_fit_the_task_are_refused_by_both_names(command: Command, tmp_path: Path):
     result = command("data.name=worker_parts:unlabelled", "partition={kind: iid}", "--output", "own.h5")
-    assert_refused(result, "data.name=worker_parts:unlabelled does not fit task=image_classification: train lacks y")
+    assert_refused(
+        result, "data.name=worker_parts:unlabelled does not match task=image_classification: y missing in train"
+    )
     assert not (tmp_path / "own.h5").exists()

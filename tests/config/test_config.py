@@ -268,7 +268,7 @@ sys.exit(main(sys.argv[1:]))
         (["--print-config", "seed=5"], 0, "seed: 5"),
         (["rouds=3"], 2, "fedkd_mpi: unknown key rouds; did you mean rounds?"),
         (["--colour"], 2, "unrecognized arguments: --colour; --help shows the usage"),
-        (["--config", "none.yaml"], 2, "cannot read --config none.yaml"),
+        (["--config", "none.yaml"], 2, "--config none.yaml does not exist"),
         (["student.hidden=[0]"], 2, "student.hidden.0=0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

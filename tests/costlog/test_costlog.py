@@ -154,7 +154,7 @@ def test_the_log_refuses_sums_that_do_not_agree(path):
         (1, {"round": np.zeros(3, int)}, "uplink: unknown round"),
         (3, {"bytes_sent": np.zeros(2, int)}, r"mpi/bytes_sent is int64 \[1, 3\], not int64 \[1, 2\]"),
         (3, {"bytes_sent": np.zeros(3)}, "mpi/bytes_sent is int64 .* not float64"),
-        (0, {"round": 7}, "round 7 in .*x.h5, where round 1 is due"),
+        (0, {"round": 7}, "round 7 in .*x.h5, but round 1 is next"),
     ],
 )
 def test_a_wrong_call_says_what_is_wrong_with_it(path, table, change, message):
@@ -310,7 +310,7 @@ def test_resumed_on_other_processes_the_mpi_table_keeps_its_sums(three_rounds):
 def test_resuming_drops_the_events_of_the_rounds_it_repeats(three_rounds):
     costlog.Writer.resume(three_rounds, 1).close()
     assert costlog.read(three_rounds)["events"]["round"].size == 0
-    with pytest.raises(UserError, match=r"x\.h5 holds 1 completed rounds, not 2"):
+    with pytest.raises(UserError, match=r"x\.h5 contains 1 completed rounds, not 2"):
         costlog.Writer.resume(three_rounds, 2)
 
 
@@ -350,8 +350,8 @@ def assert_full(path: Path, out: str, errors: str, reason: str) -> None:
     *rounds, fault = out.splitlines()
     number = len(rounds)
     assert (
-        fault == (f"cannot write an event to the log {path}: {reason}; the {number} rounds before are safe")
-        or fault == f"cannot write round {number} to the log {path}: {reason}; the {number} rounds before are safe"
+        fault == (f"cannot write an event to the log {path}: {reason}; the {number} earlier rounds are safe")
+        or fault == f"cannot write round {number} to the log {path}: {reason}; the {number} earlier rounds are safe"
     )
     assert errors == ""  # HDF5 left alone with a full disk prints pages and crashes at exit
     assert number > 10
@@ -371,7 +371,7 @@ def test_a_file_that_is_no_log_is_refused_in_a_line(tmp_path, three_rounds):
         tmp_path / "text.h5": "is not an HDF5 file",
         tmp_path / "empty.h5": "is not an HDF5 file",
         tmp_path / "foreign.h5": "is not a cost log of fedkd_mpi: it has no schema_version",
-        three_rounds: "has schema_version 1, this fedkd_mpi reads 2",
+        three_rounds: "has schema_version 1, but this fedkd_mpi reads 2",
     }
     for place, message in refused.items():
         with pytest.raises(UserError, match=message) as caught:

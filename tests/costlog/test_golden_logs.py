@@ -25,4 +25,4 @@ def test_a_log_of_an_earlier_schema_version_is_refused_by_its_number(version: in
     log = golden.unpack(version, tmp_path)
     with pytest.raises(UserError) as caught:
         costlog.read(log)
-    assert str(caught.value) == f"{log} has schema_version {version}, this fedkd_mpi reads {SCHEMA_VERSION}"
+    assert str(caught.value) == f"{log} has schema_version {version}, but this fedkd_mpi reads {SCHEMA_VERSION}"

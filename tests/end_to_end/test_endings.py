@@ -64,7 +64,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_keeps_the_log(tmp_path: Path):
         assert done.returncode == 1
         (line,) = done.stderr.splitlines()
         assert re.match(r"fedkd_mpi: rank 0 on \S+, round \d+: cannot write .*No space left on device", line)
-        kept = int(re.search(r"the (\d+) rounds before are safe", line)[1])
+        kept = int(re.search(r"the (\d+) earlier rounds are safe", line)[1])
         log = costlog.read(disk / "own.h5")
         assert kept > 0
         assert log["rounds"]["round"].tolist() == list(range(kept))

@@ -142,5 +142,5 @@ def test_without_mpi4py_one_process_runs(tmp_path: Path):
     assert done.returncode == 0
     assert len(done.stderr.splitlines()) == 1
     assert "no MPI library was found" in done.stderr
-    assert "this run is one process" in done.stderr
+    assert "the run continues with one process" in done.stderr
     assert costlog.read(tmp_path / "own.h5")["attrs"]["status"] == "completed"

@@ -106,7 +106,7 @@ def test_a_killed_job_starts_again_on_the_same_node(slurm: Slurm, timed: int) ->
     assert slurm.wait(job, *ENDED)["JobState"] == "FAILED", slurm.output(job)
     slurm.call("scontrol", "requeue", str(job))
     assert slurm.wait(job, *ENDED)["JobState"] == "COMPLETED", slurm.output(job)
-    assert "goes on with round" in slurm.output(job)
+    assert "continues with round" in slurm.output(job)
     assert len(costlog.read(log)["rounds"]["round"]) == 30
 
 
@@ -119,7 +119,7 @@ def test_a_job_that_runs_out_of_time_requeues_itself_and_goes_on(
     assert fields["JobState"] == "COMPLETED", slurm.output(timed)
     assert int(fields["Restarts"]) >= 1
     log = slurm.work / f"runs/digits-{timed}.h5"
-    assert "goes on with round" in slurm.output(timed)  # appended to what the first part printed
+    assert "continues with round" in slurm.output(timed)  # appended to what the first part printed
     assert "stopped after" in slurm.output(timed)
     assert_same_run(whole, log)
 

@@ -169,7 +169,7 @@ def test_what_is_no_lock_is_refused_instead_of_waited_for(tmp_path, capsys):
     (item,) = sweep.read(path)
     item.log.with_name(f"{item.log.name}.sweep.lock").mkdir(parents=True)
     assert sweep.main([str(path)]) == 2
-    assert "is no lock of a run" in capsys.readouterr().err
+    assert "is not a lock file" in capsys.readouterr().err
 
 
 def test_a_log_of_another_configuration_is_never_replaced(tmp_path, capsys):

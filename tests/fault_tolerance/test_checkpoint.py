@@ -170,7 +170,7 @@ def test_a_damaged_or_foreign_one_is_named_and_the_one_before_is_used(
     shown = capsys.readouterr().out
     assert str(file) in shown
     assert words in shown
-    assert "goes on with round 3 of 5 from round-000003" in shown
+    assert "continues with round 3 of 5 from round-000003" in shown
     assert_same_run(whole, stopped)
     assert any(name in message for message in costlog.read(stopped)["events"]["message"])
 
@@ -201,7 +201,7 @@ def test_networks_of_another_size_are_refused(stopped: Path, capsys: pytest.Capt
         digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
         (folder / "manifest.json").write_text(json.dumps(manifest | {"sha256": digest}))
     assert resume(stopped) == 2
-    assert "server.safetensors holds a network of 3 numbers, this run's has" in capsys.readouterr().err
+    assert "server.safetensors contains a network of 3 numbers, this run's has" in capsys.readouterr().err
 
 
 def test_other_data_are_refused(stopped: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +238,7 @@ def test_a_completed_log_has_nothing_to_go_on_with(whole: Path, capsys: pytest.C
 def test_checkpoints_of_an_earlier_log_are_not_mixed_in(stopped: Path, capsys: pytest.CaptureFixture) -> None:
     stopped.unlink()
     assert start(stopped) == 2
-    assert f"{stopped}.checkpoints holds checkpoints of an earlier run" in capsys.readouterr().err
+    assert f"{stopped}.checkpoints contains checkpoints of an earlier run" in capsys.readouterr().err
     assert main([*SMALL, "rounds=1", "--output", str(stopped), "--overwrite"]) == 0
     assert [folder.name for folder in checkpoints(stopped)] == ["round-000001"]
 

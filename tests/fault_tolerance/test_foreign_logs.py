@@ -118,7 +118,7 @@ def test_a_link_and_a_linked_folder_lead_to_the_log(log: Path, tmp_path: Path, c
     for name, rounds in ((link, 1), (folder / "x.h5", 2)):
         capsys.readouterr()
         assert main(["--resume", str(name), "--trust-log", ONE_ROUND]) == 75
-        assert f"goes on with round {rounds} of 4 from round-{rounds:06d}" in capsys.readouterr().out
+        assert f"continues with round {rounds} of 4 from round-{rounds:06d}" in capsys.readouterr().out
     assert link.is_symlink()
     assert {path.name for path in tmp_path.iterdir()} == {"run", "latest.h5", "linked"}
 
@@ -143,7 +143,7 @@ def test_a_link_beside_the_log_overwrites_nothing(tmp_path: Path, kind: Callable
     precious.write_text("mine")
     kind(precious, tmp_path / f"x.h5{suffix}")
     if suffix == ".lock":
-        with pytest.raises(UserError, match=r"x\.h5\.lock is no lock of a run"), Lock(path) as lock:
+        with pytest.raises(UserError, match=r"x\.h5\.lock is not a lock file"), Lock(path) as lock:
             lock.take()
     else:
         logs.create(path).close()
@@ -154,7 +154,7 @@ def test_a_link_beside_the_log_overwrites_nothing(tmp_path: Path, kind: Callable
 @pytest.mark.parametrize("kind", [os.mkdir, os.mkfifo])
 def test_a_lock_that_is_no_file_is_refused(tmp_path: Path, kind: Callable[..., None]):
     kind(tmp_path / "x.h5.lock")
-    with pytest.raises(UserError, match="is no lock of a run"), Lock(tmp_path / "x.h5") as lock:
+    with pytest.raises(UserError, match="is not a lock file"), Lock(tmp_path / "x.h5") as lock:
         lock.take()
 
 
@@ -171,7 +171,7 @@ def test_a_log_that_is_no_longer_there_ends_the_run(tmp_path: Path, how: str):
         path.rename(tmp_path / "moved.h5")
         if how == "removed":
             (tmp_path / "moved.h5").unlink()
-    with pytest.raises(RunFault, match=r"was replaced, moved or removed .* the 1 rounds before are in the old file"):
+    with pytest.raises(RunFault, match=r"was replaced, moved or removed .* the 1 earlier rounds are in the old file"):
         writer.append_round(*logs.make_round(1))
     with pytest.raises(RunFault):
         writer.finish("completed")
@@ -221,7 +221,7 @@ MANIFESTS = {
     "a file given twice": (lambda tree: tree["files"].append(tree["files"][0]), "files."),
     "files that are none": (lambda tree: tree.update(files=[3]), "files.0"),
     "no list of files": (lambda tree: tree.update(files={"a": 1}), "files"),
-    "no files": (lambda tree: tree.update(files=[]), "lacks client"),
+    "no files": (lambda tree: tree.update(files=[]), "according to the log, is missing"),
     "another round": (lambda tree: tree.update(rounds=7), "rounds is 7"),
     "rounds that are none": (lambda tree: tree.update(rounds="1"), "rounds"),
     "another owner": (lambda tree: tree.update(owner=[]), "owner"),

@@ -43,7 +43,7 @@ def test_a_full_disk_costs_nothing_but_the_round(disk: Path, tmp_path: Path, in_
     lines = [line for line in result.stderr.splitlines() if line.startswith("fedkd_mpi: rank")]
     assert len(lines) == 1
     assert "cannot write the checkpoint" in lines[0]
-    assert "No space left on device; the one after round" in lines[0]
+    assert "No space left on device; the checkpoint after round" in lines[0]
     done = rounds_in(log)
     assert 0 < done < 6
     assert costlog.read(log)["attrs"]["status"] == "interrupted"

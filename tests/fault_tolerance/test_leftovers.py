@@ -48,10 +48,10 @@ def test_segments_that_nobody_has_are_named_and_left(tmp_path: Path):
 
 
 ODD = {
-    "OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=abc": "OMPI_COMM_WORLD_SIZE=abc are no rank and size",
-    "PMI_RANK=5 PMI_SIZE=3": "no such rank",
-    "PMI_RANK=-1 PMI_SIZE=3": "are no rank and size",
-    "SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=1e3": "are no rank and size of srun",
+    "OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=abc": "OMPI_COMM_WORLD_SIZE=abc are not a valid rank and size",
+    "PMI_RANK=5 PMI_SIZE=3": "the rank is not below the size",
+    "PMI_RANK=-1 PMI_SIZE=3": "are not a valid rank and size",
+    "SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=1e3": "are not a valid rank and size of srun",
     "PMI_RANK=0 PMI_SIZE=4": "started 4 processes",
 }
 

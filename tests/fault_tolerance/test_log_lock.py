@@ -98,6 +98,6 @@ def test_without_locks_it_says_so_and_goes_on(
     with Lock(tmp_path / "one.h5") as lock:
         lock.take()
     assert capsys.readouterr().err.splitlines() == [
-        f"fedkd_mpi: warning: no locks in {tmp_path} (No locks available): see to it that no other run writes one.h5"
+        f"fedkd_mpi: warning: no locks in {tmp_path} (No locks available): make sure that no other run writes one.h5"
     ]
     assert not list(tmp_path.iterdir())

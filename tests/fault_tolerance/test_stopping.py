@@ -56,7 +56,7 @@ def test_the_first_interrupt_stops_well_and_the_second_at_once(mpi_vendor: str, 
         assert job.process.poll() is None
         job.signal(1, signal.SIGINT)
         assert job.wait() != 0
-        assert job.text.count("second SIGINT, ended at once") == 1
+        assert job.text.count("second SIGINT, the run is ended at once") == 1
     assert costlog.read(log)["attrs"]["status"] == "interrupted"
 
 

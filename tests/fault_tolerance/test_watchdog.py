@@ -99,7 +99,7 @@ def test_a_stopped_process_is_named_and_then_the_job_ended(
     for line in (warning, end):
         assert re.findall(r"rank (\d) on", line) == [str(rank)]
         assert f"(process {job.pid})" in line
-        assert "no sign of life" in line
+        assert "has sent nothing for" in line
         assert re.search(r"in round \d+, (training, client 7|uplink)", line)
     assert not job.left
     assert (job.folder / "interrupted").read_text() == f"by rank {0 if rank else 1}"

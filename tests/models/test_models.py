@@ -229,7 +229,7 @@ def test_own_models_by_dotted_path():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        (f"{__name__}:OneLayer", {"scael": 2}, "teacher: .*OneLayer does not take these options: .*'scael'"),
+        (f"{__name__}:OneLayer", {"scael": 2}, "teacher: .*OneLayer does not accept these options: .*'scael'"),
         (f"{__name__}:TwoLayers", {}, "teacher.name=.*TwoLayers cannot be loaded"),
         ("no.such.module:Model", {}, "teacher.name=no.such.module:Model cannot be loaded"),
         (f"{__name__}:no_sizes", {}, "teacher.name=.*no_sizes has no attribute hidden_sizes"),

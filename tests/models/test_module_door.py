@@ -71,8 +71,8 @@ def test_what_cannot_be_exchanged_is_refused_by_name(command: Command, role: str
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("Untrained", "none of its parameters"),
-        ("BareTensor", "a tensor in place of"),
+        ("Untrained", "no trainable parameters"),
+        ("BareTensor", "a tensor instead of"),
         ("WrongWidths", "hidden_sizes are [9]"),
     ],
 )
@@ -96,4 +96,4 @@ def test_single_samples_that_batch_norm_cannot_train_on_are_refused(command: Com
     split = "partition={kind: dirichlet, alpha: 0.05, min_samples: 2}"
     code, _, err = command("num_clients=20", split, "seed=3", "rounds=1", teacher)
     assert (code, err.count("\n")) == (2, 1)
-    assert "client 11 has one training sample, and teacher normalises" in err
+    assert "client 11 has one training sample, but teacher normalises" in err

@@ -156,7 +156,7 @@ def test_what_does_not_fit_is_refused_in_one_line(folder):
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    assert "reads texts, the data have shape [3, 8, 8]" in refused((3, 8, 8))
+    assert "needs texts, but the data have shape [3, 8, 8]" in refused((3, 8, 8))
     assert "width=10 is not a multiple of heads=4" in refused(SHAPE, width=10)
     assert "width is that of path" in refused(SHAPE, path=str(folder), width=16)
     assert "nothing is downloaded" in refused(SHAPE, path="bert-base-uncased")
@@ -172,7 +172,7 @@ def test_what_does_not_fit_is_refused_in_one_line(folder):
     (folder / "config.json").write_text(json.dumps({**settings, "num_hidden_layers": 5}))
     transformers.BertModel(transformers.BertConfig(**settings)).save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps({**settings, "num_hidden_layers": 5}))
-    assert "lacks 32 tensors of its config.json" in refused(SHAPE, path=str(folder))
+    assert "32 tensors of its config.json are missing" in refused(SHAPE, path=str(folder))
 
 
 def test_a_run_on_texts_loads_nothing_of_the_other_tasks(tmp_path):

@@ -167,7 +167,7 @@ def test_processes_that_do_not_share_a_folder_are_refused_everywhere(
     if world.mpi_rank == world.world_size - 1 and world.world_size > 1:
         monkeypatch.setattr(os, "open", lambda path, *_: (_ for _ in ()).throw(FileNotFoundError(2, "No such file")))
     if world.world_size > 1:
-        with pytest.raises(UserError, match=r"do not all see .*No such file.*balance=false"):
+        with pytest.raises(UserError, match=r"not all processes on .*No such file.*balance=false"):
             SharedArrayStore(world, 1, 0)
     monkeypatch.undo()
     world.barrier()

@@ -114,7 +114,7 @@ def test_a_record_that_does_not_fit_names_client_and_layer():
     server = make()
     header, records = message(server, 6, 7, updates(server, 1)[0])
     records[2] = Record(records[2].encoding, -1, records[2].data[4:])
-    with pytest.raises(RunFault, match=r"uplink message: layer 1.weight: 236 bytes where 240 belong") as caught:
+    with pytest.raises(RunFault, match=r"uplink message: layer 1.weight: 236 bytes instead of 240") as caught:
         server.aggregate(ROUND, [(header, records)])
     assert caught.value.location() == "round 4, client 6"
 

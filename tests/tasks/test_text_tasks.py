@@ -210,4 +210,4 @@ def test_the_papers_presets_are_planned_without_their_data(command, name, monkey
     small = [f"{role}.{key}" for role in ("teacher", "student") for key in ("layers=2", "width=24")]
     code, out, err = command("--config", f"paper/{name}", "--dry-run", "device=cpu", "data.vocabulary=99", *small)
     assert (code, err) == (0, "")
-    assert "is not here: blank samples" in out
+    assert "is missing: blank samples" in out
