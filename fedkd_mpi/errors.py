@@ -60,6 +60,13 @@ def plain(text: str, longest: int | None = None) -> str:
     return "".join(_escape(mark) if unicodedata.category(mark) in _HIDDEN else mark for mark in text)
 
 
+def one_line(error: BaseException) -> str:
+    """Return type, text and place of an exception: 'ValueError: no such thing (mine.py, line 7)'."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({PurePath(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {shown(str(error), 300)}{place}"
+
+
 @contextmanager
 def located(*, round: int, client: int | None = None) -> Iterator[None]:
     """Convert exceptions inside the block to a RunFault with round and client; a programming error keeps its trace."""

@@ -10,8 +10,12 @@ from torch import Tensor, nn
 from fedkd_mpi.client.client import Client
 from fedkd_mpi.client.trainer import LocalTrainer
 from fedkd_mpi.common.torch_streams import torch_scope
-from fedkd_mpi.errors import UserError
+from fedkd_mpi.config.schema import Config
+from fedkd_mpi.config.sections import NetworkConfig
+from fedkd_mpi.errors import UserError, one_line
 from fedkd_mpi.models.output import Output
+
+CLASSIFIERS = ("image_classification", "text_classification")  # tasks whose logits are [N, classes]
 
 
 def require_fit(trainer: LocalTrainer, client: Client) -> None:
@@ -39,29 +43,51 @@ def _key(trainer: LocalTrainer, client: Client) -> str:
 
 
 def _forward(trainer: LocalTrainer, client: Client, key: str, model: nn.Module) -> None:
+    own = ":" in trainer.config.task or any(":" in network.name for network in _networks(trainer.config))
     model.eval()
     try:
         batch = trainer.task.prepare(trainer.arrays, client.train_indices[:2], trainer.device)
         output = trainer.task.predict(model, batch)
+        count = len(next(iter(batch.values())))
+        if problem := _problem(output, model, count, trainer):
+            raise UserError(f"{key}: the network returns {problem}; see docs/extending.md, a model")
+        loss = trainer.task.loss(output, batch)
+        if not isinstance(loss, Tensor) or loss.dim():
+            raise UserError(f"task={trainer.config.task}: loss() must return a tensor with one number")
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        if not own:
+            raise
+        raise UserError(f"{key}: a trial on {len(client.train_indices[:2])} samples: {one_line(error)}") from error
     finally:
         model.train()
-    if problem := _problem(output, model, len(next(iter(batch.values())))):
-        raise UserError(f"{key}: the network returns {problem}; see docs/extending.md, a model")
 
 
-def _problem(output: Any, model: nn.Module, count: int) -> str | None:
-    """Return what is wrong with a model's output for `count` samples, or None; only checks that apply to any task."""
+def _networks(config: Config) -> list[NetworkConfig]:
+    return [config.student, *config.architectures]
+
+
+def _problem(output: Any, model: nn.Module, count: int, trainer: LocalTrainer) -> str | None:
+    """Return what is wrong with a model's output for `count` samples, or None."""
     if isinstance(output, Tensor):
         return "a tensor instead of fedkd_mpi.models.Output(logits, hidden)"
     if not isinstance(output, Output):
-        return None  # a user's task may have an output type of its own
+        if ":" in trainer.config.task:
+            return None  # a user's task may have an output type of its own
+        return f"a {type(output).__name__} instead of logits or fedkd_mpi.models.Output(logits, hidden)"
     if output.logits.dim() and output.logits.shape[0] != count:
         return f"logits of shape {list(output.logits.shape)} for {count} samples"
+    if trainer.config.task in CLASSIFIERS and output.logits.shape[1:] != (classes := trainer.task.num_classes,):
+        return f"logits of shape {list(output.logits.shape)} for {count} samples and {classes} classes"
     if not isinstance(output.hidden, (tuple, list)) or not isinstance(output.attention, (tuple, list)):
         return "hidden features or attention maps that are not a tuple of tensors"
     widths = [int(hidden.shape[-1]) if hidden.dim() else 0 for hidden in output.hidden]
     if widths != list(model.hidden_sizes):
         return f"hidden features of widths {widths}, but its hidden_sizes are {list(model.hidden_sizes)}"
+    rows = [list(hidden.shape) for hidden in output.hidden if hidden.shape[0] != count]
+    if rows and trainer.config.task in CLASSIFIERS:
+        return f"hidden features of shape {rows[0]} for {count} samples"
     return None
 
 

@@ -55,7 +55,8 @@ def parse(tree: dict[str, Any]) -> Config:
 
     def fill(network: NetworkConfig, key: str) -> NetworkConfig:
         options = models.check(network.name, network.options(), key)
-        return NetworkConfig(name=network.name, learning_rate=network.learning_rate, **options)
+        kept = {name: getattr(network, name) for name in NetworkConfig.model_fields}
+        return NetworkConfig(**kept, **options)
 
     filled = {key: fill(getattr(config, key), key) for key in ("teacher", "student") if getattr(config, key)}
     if config.teachers:

@@ -68,6 +68,12 @@ class NetworkConfig(BaseModel):
     model_config = ConfigDict(extra="allow", **STRICT)
     name: str = Field(pattern=PART, description="mlp, cnn, resnet, bert or package.module:Class")
     learning_rate: float = Field(ge=TINY, le=HUGE)
+    features: list[Annotated[str, Field(min_length=1, max_length=NAME)]] | None = Field(
+        None,
+        min_length=1,
+        max_length=1000,
+        description="layers whose outputs are the hidden features of an own model that returns logits alone",
+    )
 
     def options(self) -> dict[str, Any]:
         """Return the options of the model."""

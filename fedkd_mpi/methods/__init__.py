@@ -28,6 +28,7 @@ class Method:
 
     def __init__(self, config: Config, task: Task):
         self.config, self.task = config, task
+        self.notes: list[str] = []  # what a user is told once, when the run begins
 
     def private(self, architecture: int = 0) -> nn.ModuleDict:
         """Return new private networks of a client: its teacher as "teacher", and others that are not exchanged.
@@ -60,14 +61,14 @@ class Method:
 def make_model(config: Config, task: Task, role: str) -> nn.Module:
     """Return a new network for the task: the student, or the teacher if all clients have the same architecture."""
     network = config.network(role)
-    return models.build(network.name, task.input_shape, task.num_classes, network.options(), role)
+    return models.build(network.name, task.input_shape, task.num_classes, network.options(), role, network.features)
 
 
 def make_teacher(config: Config, task: Task, architecture: int) -> nn.Module:
     """Return a new teacher of one of config.architectures for the task."""
     network = config.architectures[architecture]
     key = f"teachers.{architecture}" if config.teachers else "teacher"
-    return models.build(network.name, task.input_shape, task.num_classes, network.options(), key)
+    return models.build(network.name, task.input_shape, task.num_classes, network.options(), key, network.features)
 
 
 def build(config: Config, task: Task) -> Method:

@@ -10,6 +10,7 @@ from fedkd_mpi.common.torch_streams import torch_scope
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.distillation import HiddenMap, fedkd_loss
 from fedkd_mpi.methods import Method, make_teacher
+from fedkd_mpi.models.plain import lacks_features
 from fedkd_mpi.tasks import Examples, Task
 
 
@@ -19,14 +20,34 @@ class FedKD(Method):
     def __init__(self, config: Config, task: Task):
         super().__init__(config, task)
         self.settings = config.distillation
-        switches = self.settings.model_dump(include={"adaptive", "logits", "hidden", "attention", "floor"})
-        self._loss = partial(fedkd_loss, **switches)
+        self.hidden = self.settings.hidden
         with torch_scope(config.seed, "student shapes"):
-            self._student_sizes = self.student().hidden_sizes
+            student = self.student()
+            plain = self._without_features(student) if self.hidden else []
+        self._student_sizes = student.hidden_sizes
+        if plain:
+            self.hidden = False
+            self.notes.append(
+                f"{' and '.join(plain)}: the network returns logits alone, so equation 5 has no hidden term;"
+                f" {plain[0]}.features names layers to compare"
+            )
+        switches = self.settings.model_dump(include={"adaptive", "logits", "attention", "floor"})
+        self._loss = partial(fedkd_loss, hidden=self.hidden, **switches)
+
+    def _without_features(self, student: nn.Module) -> list[str]:
+        """Return the sections of the networks that have no hidden features; only a user's own can be such."""
+        teachers = self.config.architectures
+        keys = [f"teachers.{index}" if self.config.teachers else "teacher" for index in range(len(teachers))]
+        networks = [
+            (key, make_teacher(self.config, self.task, index))
+            for index, (key, network) in enumerate(zip(keys, teachers, strict=True))
+            if ":" in network.name
+        ]
+        return [key for key, network in [*networks, ("student", student)] if lacks_features(network)]
 
     def private(self, architecture: int = 0) -> nn.ModuleDict:
         networks = nn.ModuleDict({"teacher": make_teacher(self.config, self.task, architecture)})
-        if self.settings.hidden:
+        if self.hidden:
             sizes = networks["teacher"].hidden_sizes, self._student_sizes
             networks["hidden_map"] = HiddenMap(*sizes, shared=self.settings.shared_map)
         return networks
@@ -39,7 +60,7 @@ class FedKD(Method):
             of_student,
             self.task.loss(of_teacher, batch),
             self.task.loss(of_student, batch),
-            private["hidden_map"] if self.settings.hidden else None,
+            private["hidden_map"] if self.hidden else None,
             distance=partial(self.task.distance, batch=batch),
         )
         return total, losses.supervised_teacher, losses.supervised_student

@@ -3,18 +3,17 @@
 A model is an `nn.Module`. It is called with float32 [N, *input_shape], or with token ids int64 [N, L] if its input
 shape is `Texts`, and returns an `Output`. Its attribute `hidden_sizes` contains the widths of `Output.hidden`, from
 input to output. A user's model is named by its path "package.module:Class" and created as
-`Class(input_shape, num_classes, **options)`.
+`Class(input_shape, num_classes, **options)`; one that returns logits alone is adapted by models/plain.py.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedkd_mpi.common.options import check as check_options
 from fedkd_mpi.common.registry import function_of, resolve, subclass_of
-from fedkd_mpi.errors import UserError
+from fedkd_mpi.errors import UserError, one_line
 from fedkd_mpi.models.options import FAMILIES
 from fedkd_mpi.models.output import Output
 
@@ -40,25 +39,39 @@ def check(name: str, options: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def build(
-    name: str, input_shape: tuple[int, ...], num_classes: int, options: Mapping[str, Any], key: str = "model"
+    name: str,
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    options: Mapping[str, Any],
+    key: str = "model",
+    features: Sequence[str] | None = None,
 ) -> nn.Module:
     """Return the model `name` for inputs of `input_shape` (images: channels, height, width), initialised by torch.
 
-    Raises UserError as check() does, and if the model cannot be loaded or does not match the input.
+    `features` names the layers whose outputs are the hidden features of a model that returns logits alone. Raises
+    UserError as check() does, and if the model cannot be loaded or does not match the input.
     """
     options = check(name, options, key)
     from torch import nn
 
     function, module = function_of("input_shape", "num_classes"), subclass_of(nn.Module, "torch.nn.Module")
     factory = resolve(name, _PATHS, f"{key}.name", module, function)
+    from fedkd_mpi.models import plain
+
     try:
-        inspect.signature(factory).bind(input_shape, num_classes, **options)
+        bound = plain.arguments(factory, input_shape, num_classes, options)
     except TypeError as error:
         raise UserError(f"{key}: {name} does not accept these options: {error}") from None
     try:
-        model = factory(input_shape, num_classes, **options)
+        model = factory(*bound.args, **bound.kwargs)
+        if hasattr(model, "hidden_sizes"):
+            if features is not None:
+                raise UserError(f"features: {name} has hidden_sizes, and so features of its own; remove the key")
+            return model
+        return plain.adapt(model, features or (), input_shape)
     except UserError as error:
         raise UserError(f"{key}: {error}") from None
-    if not hasattr(model, "hidden_sizes"):
-        raise UserError(f"{key}.name={name} has no attribute hidden_sizes, the widths of its Output.hidden")
-    return model
+    except Exception as error:
+        if ":" not in name:
+            raise
+        raise UserError(f"{key}: {name}: {one_line(error)}") from error

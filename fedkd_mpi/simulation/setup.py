@@ -16,6 +16,7 @@ from fedkd_mpi.client.trainer import LocalTrainer, initial_student, under_key
 from fedkd_mpi.client.trial import require_fit
 from fedkd_mpi.codecs import factory
 from fedkd_mpi.codecs.wire import RECORD_BYTES
+from fedkd_mpi.common.console import say
 from fedkd_mpi.common.random_streams import generator
 from fedkd_mpi.common.torch_streams import torch_scope
 from fedkd_mpi.communication.world import World
@@ -106,6 +107,8 @@ def prepare(config: Config, world: World, data: Data) -> Simulation:
         raise UserError(f"data.augment: task={config.task} has no augmentation; set data.augment=false")
     capacity.require_networks(config, task)
     method = methods.build(config, task)
+    for note in method.notes if world.is_root else ():
+        say(f"fedkd_mpi: {note}")
     families, rank_of_client = assign_clients(config, data, world.world_size)
     own = np.flatnonzero(rank_of_client == world.mpi_rank).tolist()
     clients = {client: Client(client, *data.clients[client]) for client in own}

@@ -102,14 +102,14 @@ WITH_BUFFERS = {"root buffer", "counter", "replaced counter", "cumulative norm",
 class Odd(nn.Module):
     """A small network with some of FEATURES; `dense` copies every parameter into memory of its own, rows first."""
 
-    def __init__(self, input_shape: Sequence[int], num_classes: int, *, features: Sequence[str], dense: bool = False):
+    def __init__(self, input_shape: Sequence[int], num_classes: int, *, traits: Sequence[str], dense: bool = False):
         super().__init__()
         self.hidden_sizes = (WIDTH,)
         self.first, self.one, self.two = (
             nn.Linear(n, WIDTH) for n in (math.prod(input_shape), WIDTH, WIDTH)
         )  # fmt: skip
         self.after = nn.ModuleList()
-        for name in features:
+        for name in traits:
             FEATURES[name](self)
         self.head = nn.Linear(WIDTH, num_classes)
         if dense:
@@ -187,7 +187,7 @@ class Refused(Odd):
     """A network with something that cannot be exchanged."""
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, *, what: str):
-        super().__init__(input_shape, num_classes, features=[])
+        super().__init__(input_shape, num_classes, traits=[])
         REFUSED[what][0](self)
 
 
@@ -195,7 +195,7 @@ class Untrained(Odd):
     """Nothing in it is trained."""
 
     def __init__(self, input_shape: Sequence[int], num_classes: int):
-        super().__init__(input_shape, num_classes, features=[])
+        super().__init__(input_shape, num_classes, traits=[])
         _untrained(self)
 
 
@@ -203,7 +203,7 @@ class BareTensor(Odd):
     """Returns its logits alone."""
 
     def __init__(self, input_shape: Sequence[int], num_classes: int):
-        super().__init__(input_shape, num_classes, features=[])
+        super().__init__(input_shape, num_classes, traits=[])
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).logits
@@ -232,7 +232,7 @@ class NanInEvaluation(Odd):
     """Learns, and gives NaN when it is scored."""
 
     def __init__(self, input_shape: Sequence[int], num_classes: int):
-        super().__init__(input_shape, num_classes, features=[])
+        super().__init__(input_shape, num_classes, traits=[])
 
     def forward(self, x: Tensor) -> Output:
         output = super().forward(x)

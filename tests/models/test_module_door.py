@@ -26,7 +26,7 @@ WAYS = {
 
 def overrides(features: list[str], *, dense: bool) -> list[str]:
     names = ", ".join(features)
-    student = f"student={{name: odd_models:Odd, features: [{names}], dense: {str(dense).lower()}, learning_rate: 0.1}}"
+    student = f"student={{name: odd_models:Odd, traits: [{names}], dense: {str(dense).lower()}, learning_rate: 0.1}}"
     return [student, "rounds=2", "num_clients=4", "cohort_size=3", "checkpoint.every=null"]
 
 
@@ -84,7 +84,7 @@ def test_what_no_loss_can_take_is_refused_at_the_start(command: Command, name: s
 
 def test_buffers_of_all_kinds_are_the_same_on_any_number_of_processes(tmp_path):
     features = ", ".join(["counter", "replaced counter", "cumulative norm", "shared statistics", "root buffer"])
-    how = [*SMALL, f"student={{name: odd_models:Odd, features: [{features}], learning_rate: 0.1}}", "rounds=4"]
+    how = [*SMALL, f"student={{name: odd_models:Odd, traits: [{features}], learning_rate: 0.1}}", "rounds=4"]
     for n in (1, 3):
         done = mpirun(n, "-m", "fedkd_mpi.run", *how, "--output", tmp_path / f"{n}.h5", timeout=120)
         assert done.returncode == 0, done.stderr
