@@ -124,7 +124,14 @@ def test_every_key_is_settable_and_moves_nothing_else(settings: str):
 
 def test_the_settings_above_name_every_key():
     keys = {text.partition("=")[0] for settings in SETTINGS for text in settings.split()}
-    assert set(leaves(load())) - keys == {"teachers", "teacher.name", "teacher.activation", "student.name"}
+    assert set(leaves(load())) - keys == {
+        "teachers",
+        "teacher.name",
+        "teacher.activation",
+        "teacher.features",
+        "student.name",
+        "student.features",
+    }
 
 
 def test_a_section_can_be_replaced_as_a_whole():

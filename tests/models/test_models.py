@@ -216,10 +216,6 @@ class OneLayer(nn.Module):
         return Output(self.layer(x) * self.scale)
 
 
-def no_sizes(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    return nn.Linear(input_shape[0], num_classes)
-
-
 def test_own_models_by_dotted_path():
     model = build(f"{__name__}:OneLayer", (5,), scale=0.0)
     assert isinstance(model, OneLayer)
@@ -232,7 +228,6 @@ def test_own_models_by_dotted_path():
         (f"{__name__}:OneLayer", {"scael": 2}, "teacher: .*OneLayer does not accept these options: .*'scael'"),
         (f"{__name__}:TwoLayers", {}, "teacher.name=.*TwoLayers cannot be loaded"),
         ("no.such.module:Model", {}, "teacher.name=no.such.module:Model cannot be loaded"),
-        (f"{__name__}:no_sizes", {}, "teacher.name=.*no_sizes has no attribute hidden_sizes"),
     ],
 )
 def test_faults_of_own_models_are_named(name, options, message):
