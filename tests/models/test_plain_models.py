@@ -80,7 +80,7 @@ def test_models_of_this_package_have_features_of_their_own():
     [
         ("Thousand", "logits of shape [2, 1000] for 2 samples and 10 classes"),
         ("Broken", "student: a trial on 2 samples: RuntimeError: "),
-        ("Dictionary", "a dict in place of logits"),
+        ("Dictionary", "a dict instead of logits"),
     ],
 )
 def test_a_trial_tells_what_is_wrong_before_the_first_round(command: Command, name: str, says: str):
