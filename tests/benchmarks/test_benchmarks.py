@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from command import Command, assert_refused
+from loaded_modules import loaded_after
 
 from fedkd_mpi import datasets
 from fedkd_mpi.config.load import load, presets
@@ -69,16 +69,9 @@ def test_a_run_without_data_is_refused_all_the_same(command: Command, monkeypatc
     assert_refused(command("--config", "cifar10.yaml", "--output", "x.h5"), "set FEDKD_DATA or data.root")
 
 
-def loaded(code: str) -> set[str]:
-    """Return the top-level modules that a fresh Python has loaded after some code."""
-    script = f"{code}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    return set(done.stdout.splitlines()[-1].split())
-
-
 def test_a_run_on_digits_loads_nothing_of_the_other_tasks(tmp_path: Path):
     log = tmp_path / "digits.h5"
-    modules = loaded(
+    modules = loaded_after(
         "from fedkd_mpi.run import main\n"
         f"main(['rounds=1', 'num_clients=2', 'local.epochs=1', 'device=cpu', '--output', {str(log)!r}])"
     )
@@ -88,7 +81,7 @@ def test_a_run_on_digits_loads_nothing_of_the_other_tasks(tmp_path: Path):
 
 
 def test_the_data_sets_are_importable_with_numpy_alone():
-    modules = loaded(
+    modules = loaded_after(
         "import fedkd_mpi.datasets.cifar, fedkd_mpi.datasets.flowers, fedkd_mpi.datasets.tiny_imagenet\n"
         "import fedkd_mpi.datasets.mayo_ct, fedkd_mpi.datasets.low_dose"
     )

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
-from trainer import BATCH_NORM, Bench, make
+from trainer import BATCH_NORM, LocalSetup, make
 
 from fedkd_mpi.client.batches import batches
 from fedkd_mpi.client.client import Client
@@ -22,14 +22,14 @@ from fedkd_mpi.errors import RunFault
 
 def test_the_update_is_a_difference_and_the_replica_stays():
     # .detach() and .numpy() are views: a "copy" of that kind follows the training and every update is zero
-    bench = make()
-    before = bench.replica.clone()
-    outcome = bench.train(0)
-    assert torch.equal(bench.replica, before)
+    local = make()
+    before = local.replica.clone()
+    outcome = local.train(0)
+    assert torch.equal(local.replica, before)
     assert outcome.update.abs().max() > 1e-3
-    assert torch.equal(outcome.update, bench.trainer.student.state - before)
+    assert torch.equal(outcome.update, local.trainer.student.state - before)
     kept = outcome.update.clone()
-    bench.train(1)
+    local.train(1)
     assert torch.equal(outcome.update, kept)
 
 
@@ -37,15 +37,15 @@ def test_the_update_is_a_difference_and_the_replica_stays():
     "optimizer", [["optimizer.momentum=0.9"], ["optimizer.name=adam", "optimizer.momentum=0"]], ids=["sgd", "adam"]
 )
 def test_optimizers_live_with_their_client(optimizer: list[str]):
-    bench = make(*optimizer)
-    bench.train(0)
+    local = make(*optimizer)
+    local.train(0)
     outcomes = []
     for forgotten in ("nothing", "optimizer.private.", "optimizer.student."):
-        client = bench.clients[0]
+        client = local.clients[0]
         kept = {name: tensor.clone() for name, tensor in client.tensors.items() if not name.startswith(forgotten)}
         assert (len(kept) < len(client.tensors)) == (forgotten != "nothing")
         again = Client(0, client.train_indices, client.test_indices, kept)
-        outcomes.append((bench.trainer.train(again, 1, bench.replica, evaluate=False).update, kept["private"]))
+        outcomes.append((local.trainer.train(again, 1, local.replica, evaluate=False).update, kept["private"]))
     (update, teacher), (_, fresh_teacher), (fresh_update, _) = outcomes
     assert not torch.equal(teacher, fresh_teacher)
     assert not torch.equal(update, fresh_update)
@@ -65,12 +65,12 @@ def test_what_a_client_learns_does_not_depend_on_who_else_is_trained(overrides: 
     visits = {"alone": [1], "after others": [0, 1, 2], "before others": [1, 2, 0]}
     results = []
     for order in visits.values():
-        bench = make(*overrides, side=8)
+        local = make(*overrides, side=8)
         updates = {}
         for round_index in range(2):
             for client in order:
-                updates[round_index, client] = bench.train(client, round_index, evaluate=True).update
-        results.append((bench.clients[1].tensors, updates[0, 1], updates[1, 1]))
+                updates[round_index, client] = local.train(client, round_index, evaluate=True).update
+        results.append((local.clients[1].tensors, updates[0, 1], updates[1, 1]))
     (tensors, *updates), *others = results
     for other, *more in others:
         assert other.keys() == tensors.keys()
@@ -93,75 +93,75 @@ def test_what_a_client_learns_does_not_depend_on_who_else_is_trained(overrides: 
 )
 def test_what_is_not_finite_is_named(overrides: list[str], message: str, layer: str, on_nonfinite: str):
     alone = ["distillation.logits=false", "distillation.hidden=false"]
-    bench = make(*overrides, *alone, f"on_nonfinite={on_nonfinite}")
-    before = bench.replica.clone()
+    local = make(*overrides, *alone, f"on_nonfinite={on_nonfinite}")
+    before = local.replica.clone()
     with pytest.raises(RunFault) as caught:
-        bench.train(2, 3)
+        local.train(2, 3)
     assert (str(caught.value), caught.value.location()) == (message, f"round 3, client 2, layer {layer}")
-    assert torch.equal(bench.replica, before)
+    assert torch.equal(local.replica, before)
 
 
 @pytest.mark.parametrize("buffers", ["local", "average"])
 @pytest.mark.parametrize("first", [True, False], ids=["first round", "later round"])
 def test_skip_leaves_the_client_as_it_was(first: bool, buffers: str):
-    bench = make("on_nonfinite=skip", *BATCH_NORM, f"server.buffers={buffers}", "optimizer.momentum=0.9", side=8)
+    local = make("on_nonfinite=skip", *BATCH_NORM, f"server.buffers={buffers}", "optimizer.momentum=0.9", side=8)
     healthy = make("on_nonfinite=skip", *BATCH_NORM, f"server.buffers={buffers}", "optimizer.momentum=0.9", side=8)
     if not first:
-        bench.train(0), healthy.train(0)
-    before = {name: tensor.clone() for name, tensor in bench.clients[0].tensors.items()}
-    replica, bench.replica = bench.replica, bench.replica * float("nan")
+        local.train(0), healthy.train(0)
+    before = {name: tensor.clone() for name, tensor in local.clients[0].tensors.items()}
+    replica, local.replica = local.replica, local.replica * float("nan")
     with pytest.raises(RunFault):
-        bench.train(0, 1)
-    bench.replica = replica
-    after = bench.clients[0].tensors
+        local.train(0, 1)
+    local.replica = replica
+    after = local.clients[0].tensors
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
-    assert torch.equal(bench.train(0, 2).update, healthy.train(0, 2).update)
+    assert torch.equal(local.train(0, 2).update, healthy.train(0, 2).update)
 
 
-def stem_mean(bench: Bench, client: int, round_index: int) -> Tensor:
+def stem_mean(local: LocalSetup, client: int, round_index: int) -> Tensor:
     """The batch mean that the first BatchNorm layer sees in a first step from the replica."""
-    indices = bench.clients[client].train_indices
-    order = generator(bench.config.seed, "batches", round_index, client)
-    index = next(batches(len(indices), bench.config.local, order)).numpy()
-    x = (torch.from_numpy(bench.trainer.arrays["x"][indices[index]]).float() / 16 - 0.3) / 0.4
-    return functional.conv2d(x, bench.views(bench.replica)["stem.weight"], padding=1).mean((0, 2, 3))
+    indices = local.clients[client].train_indices
+    order = generator(local.config.seed, "batches", round_index, client)
+    index = next(batches(len(indices), local.config.local, order)).numpy()
+    x = (torch.from_numpy(local.trainer.arrays["x"][indices[index]]).float() / 16 - 0.3) / 0.4
+    return functional.conv2d(x, local.views(local.replica)["stem.weight"], padding=1).mean((0, 2, 3))
 
 
 ONE_STEP = [*BATCH_NORM, "local.epochs=null", "local.steps=1"]
 
 
 def test_batch_statistics_are_part_of_the_update():
-    bench = make(*ONE_STEP, side=8)
-    assert "norm.running_mean" in [layer.name for layer in bench.trainer.student.exchanged_layers]
-    outcome = bench.train(0)
-    assert "buffers" not in bench.clients[0].tensors
-    expected = 0.1 * stem_mean(bench, 0, 0)
-    torch.testing.assert_close(bench.views(outcome.update)["norm.running_mean"], expected, rtol=1e-4, atol=1e-6)
+    local = make(*ONE_STEP, side=8)
+    assert "norm.running_mean" in [layer.name for layer in local.trainer.student.exchanged_layers]
+    outcome = local.train(0)
+    assert "buffers" not in local.clients[0].tensors
+    expected = 0.1 * stem_mean(local, 0, 0)
+    torch.testing.assert_close(local.views(outcome.update)["norm.running_mean"], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_batch_statistics_kept_local_stay_with_their_client():
-    bench = make(*ONE_STEP, "server.buffers=local", side=8)
-    student, start = bench.trainer.student, bench.replica.clone()
+    local = make(*ONE_STEP, "server.buffers=local", side=8)
+    student, start = local.trainer.student, local.replica.clone()
     assert not any("running" in layer.name for layer in student.exchanged_layers)
     expected = torch.zeros(2)
     for round_index in range(3):
-        bench.train(0, round_index)
-        bench.train(1, round_index)
-        expected = 0.9 * expected + 0.1 * stem_mean(bench, 0, round_index)
-        flat = torch.cat([bench.replica[: -len(student.local_buffers)], bench.clients[0].tensors["buffers"]])
-        torch.testing.assert_close(bench.views(flat)["norm.running_mean"], expected, rtol=1e-4, atol=1e-6)
-    assert torch.equal(bench.replica, start)
+        local.train(0, round_index)
+        local.train(1, round_index)
+        expected = 0.9 * expected + 0.1 * stem_mean(local, 0, round_index)
+        flat = torch.cat([local.replica[: -len(student.local_buffers)], local.clients[0].tensors["buffers"]])
+        torch.testing.assert_close(local.views(flat)["norm.running_mean"], expected, rtol=1e-4, atol=1e-6)
+    assert torch.equal(local.replica, start)
 
 
 def test_scores_count_right_answers_on_the_clients_own_test_samples():
-    bench = make(*BATCH_NORM, side=8)
-    outcome = bench.train(1, evaluate=True)
-    client, arrays, student = bench.clients[1], bench.trainer.arrays, bench.trainer.student
+    local = make(*BATCH_NORM, side=8)
+    outcome = local.train(1, evaluate=True)
+    client, arrays, student = local.clients[1], local.trainer.arrays, local.trainer.student
     state = student.state.clone()
     x = (torch.from_numpy(arrays["x"][client.test_indices]).float() / 16 - 0.3) / 0.4
     for model, sums in (
-        (bench.trainer.private.module["teacher"], outcome.teacher_sums),
+        (local.trainer.private.module["teacher"], outcome.teacher_sums),
         (student.module, outcome.student_sums),
     ):
         assert model.training
@@ -176,22 +176,22 @@ def test_scores_count_right_answers_on_the_clients_own_test_samples():
 
 
 def test_a_teachers_score_elsewhere_is_that_of_its_client():
-    bench = make()
-    indices = bench.clients[1].test_indices
-    own = bench.train(1, evaluate=True).teacher_sums
-    bench.train(0)
-    assert bench.trainer.score_teacher(bench.clients[1], bench.trainer.arrays, indices).tolist() == own.tolist()
+    local = make()
+    indices = local.clients[1].test_indices
+    own = local.train(1, evaluate=True).teacher_sums
+    local.train(0)
+    assert local.trainer.score_teacher(local.clients[1], local.trainer.arrays, indices).tolist() == own.tolist()
 
 
 def test_teachers_differ_from_client_to_client_and_the_student_does_not():
-    bench, other = make(), make("seed=1")
+    local, other = make(), make("seed=1")
     starts = []
-    for client in bench.clients:
-        bench.trainer.score_teacher(client, bench.trainer.arrays, client.test_indices)
+    for client in local.clients:
+        local.trainer.score_teacher(client, local.trainer.arrays, client.test_indices)
         starts.append(client.tensors["private"])
     assert not any(torch.equal(one, two) for one, two in pairwise(starts))
-    assert torch.equal(make().replica, bench.replica)
-    assert not torch.equal(other.replica, bench.replica)
+    assert torch.equal(make().replica, local.replica)
+    assert not torch.equal(other.replica, local.replica)
 
 
 @given(st.integers(1, 60), st.integers(1, 12), st.integers(1, 3), st.integers(0, 5))

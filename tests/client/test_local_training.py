@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
-from trainer import Bench, make, named
+from trainer import LocalSetup, make, named
 
 from fedkd_mpi import methods
 from fedkd_mpi.client.batches import batches
@@ -21,12 +21,12 @@ PAIRS = [(1, 0), (2, 1)]  # (teacher, student) hidden layers: from the top, ever
 class Plain:
     """The same client once more, without flat vectors, shared graphs or fused steps."""
 
-    def __init__(self, bench: Bench, client: int):
-        self.bench, self.config, self.id = bench, bench.config, client
+    def __init__(self, local: LocalSetup, client: int):
+        self.local, self.config, self.id = local, local.config, client
         with torch_scope(self.config.seed, "teacher", client):
-            start = FlatModel(methods.build(self.config, bench.task).private(), "cpu")
+            start = FlatModel(methods.build(self.config, local.task).private(), "cpu")
         self.private = leaves(named(start, start.state))
-        self.student = leaves(bench.views(bench.replica))
+        self.student = leaves(local.views(local.replica))
         self.private_optimizer = self._optimizer(self.private, self.config.teacher.learning_rate)
         self.student_optimizer = self._optimizer(self.student, self.config.student.learning_rate)
 
@@ -40,11 +40,11 @@ class Plain:
 
     def start_from(self, replica: Tensor) -> None:
         with torch.no_grad():
-            for name, tensor in self.bench.views(replica).items():
+            for name, tensor in self.local.views(replica).items():
                 self.student[name].copy_(tensor)
 
     def train(self, round_index: int) -> tuple[float, float]:
-        arrays, indices = self.bench.trainer.arrays, self.bench.clients[self.id].train_indices
+        arrays, indices = self.local.trainer.arrays, self.local.clients[self.id].train_indices
         x = (torch.from_numpy(arrays["x"][indices]).float() / 16 - 0.3) / 0.4
         y = torch.from_numpy(arrays["y"][indices])
         order = generator(self.config.seed, "batches", round_index, self.id)
@@ -135,16 +135,16 @@ def assert_same(own: dict[str, Tensor], truth: dict[str, Tensor]) -> None:
     ],
 )
 def test_two_rounds_equal_a_plain_implementation(overrides: str):
-    bench = make(*overrides.split())
-    plain = Plain(bench, 1)
+    local = make(*overrides.split())
+    plain = Plain(local, 1)
     for round_index in range(2):
-        before = bench.replica.clone()
+        before = local.replica.clone()
         plain.start_from(before)
-        outcome = bench.train(1, round_index)
+        outcome = local.train(1, round_index)
         losses = plain.train(round_index)
-        bench.replica = before + outcome.update
-        assert_same(bench.views(bench.replica), plain.student)
-        assert_same(bench.private(1), plain.private)
+        local.replica = before + outcome.update
+        assert_same(local.views(local.replica), plain.student)
+        assert_same(local.private(1), plain.private)
         assert (outcome.teacher_loss, outcome.student_loss) == pytest.approx(losses, rel=1e-4)
 
 
@@ -167,13 +167,13 @@ def test_each_switch_changes_the_training():
 
 
 def test_alone_the_teacher_learns_from_its_labels():
-    bench = make("method=local")
-    outcome = bench.train(2)
+    local = make("method=local")
+    outcome = local.train(2)
     assert outcome.update is None
     assert np.isnan(outcome.student_loss)
     both = make("distillation.logits=false", "distillation.hidden=false")
     assert outcome.teacher_loss == both.train(2).teacher_loss
-    assert {name: tensor.tolist() for name, tensor in bench.private(2).items()} == {
+    assert {name: tensor.tolist() for name, tensor in local.private(2).items()} == {
         name: tensor.tolist() for name, tensor in both.private(2).items()
     }
 

@@ -67,16 +67,16 @@ def test_full_batches_are_taken_together(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("on_nonfinite", ["skip", "abort"])
 def test_a_client_that_fails_harms_no_other(on_nonfinite: str):
-    bench, healthy = (make("stack=3", f"on_nonfinite={on_nonfinite}") for _ in range(2))
-    for each in (bench, healthy):
+    local, healthy = (make("stack=3", f"on_nonfinite={on_nonfinite}") for _ in range(2))
+    for each in (local, healthy):
         each.trainer.train_stack(each.clients, 0, each.replica, evaluate=False)
-    broken = bench.clients[1]
+    broken = local.clients[1]
     if on_nonfinite == "abort":
         broken.tensors["private"].fill_(float("nan"))
     else:
         broken.tensors["optimizer.private.momentum_buffer"].fill_(float("nan"))
     before = broken.copy()["private"].clone()
-    first, fault, last = bench.trainer.train_stack(bench.clients, 1, bench.replica, evaluate=True)
+    first, fault, last = local.trainer.train_stack(local.clients, 1, local.replica, evaluate=True)
     assert isinstance(fault, RunFault)
     assert fault.location().startswith("round 1, client 1, layer teacher.")
     if on_nonfinite == "skip":

@@ -81,9 +81,9 @@ def test_neither_company_nor_memory_changes_a_bit(options: dict[str, Any]):
             for seed, one in enumerate(updates)
         ]
         order = np.random.default_rng(turn).permutation(len(senders))
-        laid = [[senders[i][1](tensor) for tensor in updates[senders[i][0]]] for i in order]
+        placed = [[senders[i][1](tensor) for tensor in updates[senders[i][0]]] for i in order]
         rngs = [np.random.default_rng([senders[i][0], turn]) for i in order]
-        coded = codec.encode_each(laid, 0.9, [together[i] for i in order], rngs)
+        coded = codec.encode_each(placed, 0.9, [together[i] for i in order], rngs)
         for i, records in zip(order, coded, strict=True):
             assert pack(records).tobytes() == expected[senders[i][0]], senders[i]
         for (seed, _), state in zip(senders, together, strict=True):
@@ -117,9 +117,9 @@ def test_canonical_memory_is_the_tensors_own_where_it_is_so():
     tensor = random(6, 8).clone()
     assert canonical(tensor).data_ptr() == tensor.data_ptr()
     for layout in LAYOUTS[1:]:
-        laid = canonical(layout(tensor))
-        assert (laid.is_contiguous(), laid.data_ptr() % 64) == (True, 0)
-        assert torch.equal(laid, tensor)
+        moved = canonical(layout(tensor))
+        assert (moved.is_contiguous(), moved.data_ptr() % 64) == (True, 0)
+        assert torch.equal(moved, tensor)
 
 
 # -- energy ---------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from mpirun import clean_environment, find
+from mpirun import PATIENCE, clean_environment, find
 from plain_digits import PLAIN_DIGITS
 
 from fedkd_mpi import costlog
@@ -26,7 +26,7 @@ def shell(command: str, folder: Path, env: dict[str, str] | None = None) -> tupl
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     return done.returncode, done.stdout
 

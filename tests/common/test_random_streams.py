@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 
 import numpy as np
@@ -11,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from mpirun import run
 
 from fedkd_mpi.common.random_streams import generator, torch_seed
 from fedkd_mpi.common.torch_streams import torch_scope
@@ -45,13 +44,7 @@ def test_another_process_draws_the_same_numbers():
     code = "from fedkd_mpi.common.random_streams import generator as g\n"
     code += "print(g(3, 'batches', 5, 7).integers(0, 2**62, 4).tolist())"
     for salt in ("1", "2"):
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            env=os.environ | {"PYTHONHASHSEED": salt},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        done = run([sys.executable, "-c", code], env={"PYTHONHASHSEED": salt})
         assert done.stdout.strip() == str(draw((3, "batches", [5, 7])))
 
 

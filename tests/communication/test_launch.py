@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from mpirun import LIBRARIES, clean_environment, find, mpirun, run
+from loaded_modules import loaded_after
+from mpirun import LIBRARIES, find, mpirun, run
 
 from fedkd_mpi.communication.launch import LAUNCHERS, launched
 
-OPEN = """
-from fedkd_mpi.errors import UserError
-from fedkd_mpi.communication.launch import leave, open_world
-try:
-    world = open_world()
-except UserError as error:
-    leave(2, f"REFUSED: {error}")
-print("OPEN", world.mpi_rank, world.world_size)
-"""
+WORKER = Path(__file__).parents[1] / "helpers" / "worker_launch.py"
 
 
 @pytest.mark.parametrize(
@@ -44,20 +37,17 @@ def test_the_environment_tells_who_we_are(
 
 
 def test_asking_who_we_are_loads_neither_mpi_nor_torch() -> None:
-    code = "import sys, fedkd_mpi.communication.launch as m\n"
-    code += "print(m.launched(), {'mpi4py', 'torch', 'h5py'} & set(sys.modules))"
-    assert run([sys.executable, "-c", code]).stdout == "(0, 1) set()\n"
+    modules = loaded_after("from fedkd_mpi.communication.launch import launched; assert launched() == (0, 1)")
+    assert modules.isdisjoint({"mpi4py", "torch", "h5py"})
 
 
 def test_the_real_launchers_are_recognised(mpi_vendor: str) -> None:
-    code = "from fedkd_mpi.communication.launch import launched, open_world; t = launched(); w = open_world()"
-    code += "; assert t == (w.mpi_rank, 3)"
-    done = mpirun(3, "-c", code + "; assert w.world_size == 3; w.close()", mpi=mpi_vendor)
+    done = mpirun(3, WORKER, "compare", mpi=mpi_vendor)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_one_process_runs_without_an_mpi_library() -> None:
-    done = run([sys.executable, "-c", OPEN], env={"MPI4PY_LIBMPI": "/nowhere/libmpi.so"})
+    done = run([sys.executable, WORKER, "open"], env={"MPI4PY_LIBMPI": "/nowhere/libmpi.so"})
     assert (done.returncode, done.stdout) == (0, "OPEN 0 1\n")
     assert len(done.stderr.splitlines()) == 1
     assert "no MPI library" in done.stderr
@@ -72,7 +62,7 @@ def test_started_among_others_without_an_mpi_library_is_refused_once(rank: int) 
         "HYDI_CONTROL_FD": "7",
         "MPI4PY_LIBMPI": "/nowhere/libmpi.so",
     }
-    done = run([sys.executable, "-c", OPEN], env=environment)
+    done = run([sys.executable, WORKER, "open"], env=environment)
     assert (done.returncode, done.stdout) == (2, "")
     # Rank 3 waits for rank 0 to end the job; here there is none, so that it speaks for itself.
     assert len(done.stderr.splitlines()) == 1
@@ -82,7 +72,7 @@ def test_started_among_others_without_an_mpi_library_is_refused_once(rank: int) 
 def test_srun_with_the_wrong_pmi_is_refused(mpi_vendor: str) -> None:
     installation = find(mpi_vendor)
     environment = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4", "MPI4PY_LIBMPI": str(installation.library)}
-    done = run([sys.executable, "-c", OPEN], env=environment)
+    done = run([sys.executable, WORKER, "open"], env=environment)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("REFUSED: srun started 4 processes, but ")
     assert "sees 1: use the mpirun of that library, or under Slurm `srun --mpi=pmix`" in done.stderr
@@ -92,7 +82,7 @@ def test_the_mpirun_of_another_mpi_is_refused_once(mpi_vendor: str) -> None:
     other = next(name for name in LIBRARIES if name != mpi_vendor)
     if find(other) is None:
         pytest.skip("needs both MPIs")
-    done = mpirun(3, "-c", OPEN, mpi=mpi_vendor, env={"MPI4PY_LIBMPI": str(find(other).library)})
+    done = mpirun(3, WORKER, "open", mpi=mpi_vendor, env={"MPI4PY_LIBMPI": str(find(other).library)})
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("REFUSED") == 1
     assert "use the mpirun of that library, or set MPI4PY_LIBMPI to" in done.stderr
@@ -100,10 +90,7 @@ def test_the_mpirun_of_another_mpi_is_refused_once(mpi_vendor: str) -> None:
 
 @pytest.mark.parametrize(("code", "stream"), [(0, "stdout"), (2, "stderr")])
 def test_leaving_before_there_is_a_world_prints_once(mpi_vendor: str, code: int, stream: str) -> None:
-    # Rank 0 comes last: the others must not end the job before it has spoken.
-    body = "import time; from fedkd_mpi.communication.launch import launched, leave; time.sleep(launched()[0] == 0); "
-    body += f"leave({code}, 'GOOD BYE')"
-    done = mpirun(3, "-c", body, mpi=mpi_vendor)
+    done = mpirun(3, WORKER, "leave", str(code), mpi=mpi_vendor)
     assert done.returncode == code
     assert (done.stdout + done.stderr).count("GOOD BYE") == getattr(done, stream).count("GOOD BYE") == 1
 
@@ -112,15 +99,7 @@ def test_an_error_that_rank_0_does_not_share_is_told_too() -> None:
     """Open MPI only: MPICH's launcher does not end a job whose process leaves before MPI_Init."""
     if find("openmpi") is None:
         pytest.skip("needs Open MPI")
-    body = """
-import time
-from fedkd_mpi.communication import launch as mpi
-mpi.ROOT_SPEAKS_FIRST = 0.5
-if mpi.launched()[0] == 1:
-    mpi.leave(2, "no such file on this node")
-mpi.open_world()
-"""
-    done = mpirun(3, "-c", body)
+    done = mpirun(3, WORKER, "leave alone")
     assert done.returncode == 2
     assert done.stderr.count("no such file on this node") == 1
 
@@ -128,6 +107,4 @@ mpi.open_world()
 def test_a_clean_environment_hides_the_launcher() -> None:
     outer = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "PMIX_RANK": "1"}
     code = "from mpirun import clean_environment as c; print(sorted(k for k in c() if 'RANK' in k or 'WORLD' in k))"
-    environment = {**clean_environment(), **outer, "PYTHONPATH": "tests/helpers"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
+    assert run([sys.executable, "-c", code], env=outer).stdout == "[]\n"

@@ -1,4 +1,4 @@
-"""Naps end with a ring, and nothing but time depends on rings."""
+"""A wake-up ends the pause of a process that waits, and nothing but time depends on wake-ups."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import threading
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mpirun import PATIENCE
 
 from fedkd_mpi.communication import wakeup
 from fedkd_mpi.communication.datagrams import reachable, sign, verified
@@ -27,7 +28,7 @@ def wakeups():
         waker.close()
 
 
-def test_a_ring_ends_a_nap_at_once(wakeups: list[WakeupSocket], monkeypatch: pytest.MonkeyPatch):
+def test_a_wakeup_ends_a_pause_at_once(wakeups: list[WakeupSocket], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(wakeup, "SHORTEST_INTERVAL", FOREVER)
     come, asleep, awake = threading.Event(), threading.Event(), threading.Event()
     monkeypatch.setattr(wakeups[1], "_longest", FOREVER)
@@ -37,61 +38,61 @@ def test_a_ring_ends_a_nap_at_once(wakeups: list[WakeupSocket], monkeypatch: pyt
         awake.set()
 
     threading.Thread(target=wait, daemon=True).start()
-    assert asleep.wait(60)
+    assert asleep.wait(PATIENCE)
     come.set()
     wakeups[0].notify(0, 1)
-    assert awake.wait(60)
+    assert awake.wait(PATIENCE)
 
 
-def test_after_a_ring_that_came_too_early_the_looks_are_close_together(
+def test_after_a_wakeup_that_came_too_early_the_checks_are_close_together(
     wakeups: list[WakeupSocket], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(wakeup, "SHORTEST_INTERVAL", FOREVER)
     monkeypatch.setattr(wakeups[1], "_longest", FOREVER)
     wakeups[0].notify(1)
-    looks = iter(range(6))  # the message comes some milliseconds after its ring
-    wakeups[1].sleep_until(lambda: next(looks) == 5, lambda: None)
+    checks = iter(range(6))  # the message comes some milliseconds after its wake-up
+    wakeups[1].sleep_until(lambda: next(checks) == 5, lambda: None)
 
 
-def test_whoever_heard_a_ring_looks_less_often_the_next_time(
+def test_whoever_got_a_wakeup_checks_less_often_the_next_time(
     wakeups: list[WakeupSocket], monkeypatch: pytest.MonkeyPatch
 ):
-    now, naps = [0.0], []
+    now, pauses = [0.0], []
     monkeypatch.setattr(wakeup.time, "perf_counter", lambda: now[0])
 
-    def wait(ring_at: int, same_node: bool = False) -> int:
-        """Wait a second by a clock that only naps move, with a ring in the last nap if any; return the looks."""
-        naps.clear()
+    def wait(wakeup_at: int, same_node: bool = False) -> int:
+        """Wait a second by a clock that only pauses move; return the checks. A wake-up ends pause `wakeup_at`, if any."""
+        pauses.clear()
 
-        def nap(seconds: float) -> bool:
-            naps.append(seconds)
+        def pause(seconds: float) -> bool:
+            pauses.append(seconds)
             now[0] += seconds
-            return len(naps) == ring_at
+            return len(pauses) == wakeup_at
 
-        monkeypatch.setattr(wakeups[1], "_sleep", nap)
+        monkeypatch.setattr(wakeups[1], "_sleep", pause)
         begun = now[0]
         wakeups[1].sleep_until(lambda: now[0] - begun > 1.0, lambda: None, same_node=same_node)
-        return len(naps)
+        return len(pauses)
 
-    on_one_node = [wait(ring_at=0), wait(ring_at=1), wait(ring_at=0)]
+    on_one_node = [wait(wakeup_at=0), wait(wakeup_at=1), wait(wakeup_at=0)]
     monkeypatch.setattr(wakeups[1], "_one_node", False)
-    wary, _, trusting = wait(ring_at=0), wait(ring_at=1), wait(ring_at=0)
+    wary, _, trusting = wait(wakeup_at=0), wait(wakeup_at=1), wait(wakeup_at=0)
     assert trusting < wary / 2
-    assert wait(ring_at=0) == wait(ring_at=0, same_node=True) == wary
-    _, same_node = wait(ring_at=1), wait(ring_at=0, same_node=True)
+    assert wait(wakeup_at=0) == wait(wakeup_at=0, same_node=True) == wary
+    _, same_node = wait(wakeup_at=1), wait(wakeup_at=0, same_node=True)
     assert same_node < trusting / 2
     assert on_one_node == [wary, wary, same_node]
 
 
-def test_without_rings_naps_end_by_themselves(wakeups: list[WakeupSocket]):
+def test_without_wakeups_pauses_end_by_themselves(wakeups: list[WakeupSocket]):
     silent = WakeupSocket(root=False)
     silent.notify(0)
-    looks = iter(range(4))
-    assert silent.sleep_until(lambda: next(looks) == 3, lambda: None) > 0
+    checks = iter(range(4))
+    assert silent.sleep_until(lambda: next(checks) == 3, lambda: None) > 0
     silent.close()
 
 
-def test_a_host_that_nobody_knows_is_left_to_its_naps(wakeups: list[WakeupSocket], monkeypatch: pytest.MonkeyPatch):
+def test_a_host_that_nobody_knows_gets_no_wakeup(wakeups: list[WakeupSocket], monkeypatch: pytest.MonkeyPatch):
     def unknown(host: str) -> str:
         raise socket.gaierror(f"{host} is unknown")
 
@@ -101,11 +102,11 @@ def test_a_host_that_nobody_knows_is_left_to_its_naps(wakeups: list[WakeupSocket
     wakeups[0].notify(0, 1)
 
 
-def test_any_number_of_rings_is_one(wakeups: list[WakeupSocket]):
+def test_any_number_of_wakeups_is_one(wakeups: list[WakeupSocket]):
     wakeups[0].notify(*[1] * 50)
-    looks = []
-    wakeups[1].sleep_until(lambda: len(looks) > 1, lambda: looks.append(wakeups[1]._sleep(1e-4)))
-    assert looks == [True, False]
+    checks = []
+    wakeups[1].sleep_until(lambda: len(checks) > 1, lambda: checks.append(wakeups[1]._sleep(1e-4)))
+    assert checks == [True, False]
 
 
 def test_a_host_reaches_itself_without_its_name():
@@ -113,7 +114,7 @@ def test_a_host_reaches_itself_without_its_name():
     assert reachable(["", "", "10.0.0.7"], hosts, "node1") == ["127.0.0.1", "127.0.0.1", "10.0.0.7"]
 
 
-def test_what_strangers_send_wakes_nobody_and_a_ring_is_heard_behind_it(wakeups: list[WakeupSocket]):
+def test_what_strangers_send_wakes_nobody_and_a_wakeup_behind_it_is_received(wakeups: list[WakeupSocket]):
     stranger = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     for number in range(STRANGERS // 2):
         stranger.sendto(

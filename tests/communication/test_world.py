@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,31 +18,20 @@ from fedkd_mpi.communication.launch import World
 from fedkd_mpi.errors import UserError
 
 TESTS = Path(__file__).parents[1]
-HELLO = """
-import os, sys, time
-import numpy as np
-from fedkd_mpi.communication import abort
-from fedkd_mpi.communication.launch import install_excepthook, open_world
-
-world = open_world()
-install_excepthook(world, lambda error: f"FAULT on {world.mpi_rank}: {error}")
-world.on_fault = lambda text: print("LOG CLOSED", flush=True)
-world.barrier()
-"""
+WORKER = TESTS / "helpers" / "worker_world.py"
 
 
-def program(mpi: str, n: int, body: str, **options: object) -> subprocess.CompletedProcess[str]:
-    """Run `body` after HELLO on n processes."""
-    return mpirun(n, "-c", HELLO + body, mpi=mpi, **options)
+def case(mpi: str, n: int, name: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a case of worker_world.py on n processes."""
+    return mpirun(n, WORKER, name, mpi=mpi, **options)
 
 
 def test_marked_tests_on_three_processes(mpi_vendor: str) -> None:
     """The tests below (and other files') that need several processes pass on three."""
-    marked = [
-        path for path in sorted(TESTS.glob("test_*.py")) if "@pytest.mark.mpi" in path.read_text(encoding="utf-8")
-    ]
+    marked = [path for path in sorted(TESTS.rglob("test_*.py")) if "pytest.mark.mpi\n" in path.read_text("utf-8")]
+    assert {"test_world.py", "test_exchange.py"} <= {path.name for path in marked}
     arguments = ["-m", "pytest", "--with-mpi", "-q", "-m", "mpi", "-p", "no:cacheprovider", *marked]
-    done = mpirun(3, *arguments, mpi=mpi_vendor, timeout=120, cwd=TESTS.parent)
+    done = mpirun(3, *arguments, mpi=mpi_vendor, cwd=TESTS.parent)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(re.findall(r"\d+ passed", done.stdout)) == 3
     assert "failed" not in done.stdout
@@ -171,30 +161,13 @@ def test_waiting_costs_nearly_no_cpu(world: World, wait: str) -> None:
 
 
 @pytest.mark.mpi
-def test_nothing_but_time_depends_on_rings(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_but_time_depends_on_wakeups(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(world.wakeup, "notify", lambda *ranks: None)
     for value in range(3):
         assert world.allgather(np.array([value])).view(np.int64)[:, 0].tolist() == [value] * world.world_size
         told = np.array([value * world.is_root])
         world.broadcast_small(told)
         assert told.tolist() == [value]
-
-
-MONITORED = """
-world.take_counters()
-ranks = range(world.world_size)
-for _ in range(3):
-    world.allgather_small(np.zeros(50 * world.mpi_rank, np.uint8), [50 * rank for rank in ranks])
-    counts = [1000 + rank for rank in ranks]
-    world.gather(np.zeros(counts[world.mpi_rank], np.uint8), counts, payload=True)
-    world.gather(np.zeros(10 * world.mpi_rank, np.uint8))
-    world.broadcast_small(np.zeros(7, np.uint8))
-    world.broadcast(np.zeros(70_001, np.uint8), payload=True)
-    world.broadcast(np.zeros(3, np.uint8))
-world.first_message("mine" if world.mpi_rank == 2 else None)
-print("COUNTED", *vars(world.take_counters()).values(), flush=True)
-world.close()
-"""
 
 
 def test_open_mpi_itself_counts_the_same_bytes(tmp_path: Path) -> None:
@@ -204,10 +177,10 @@ def test_open_mpi_itself_counts_the_same_bytes(tmp_path: Path) -> None:
     if find("openmpi") is None:
         pytest.skip("only Open MPI has a monitoring layer")
     monitored = []
-    for name, body in (("idle", "world.close()"), ("busy", MONITORED)):
+    for name, what in (("idle", "open and close"), ("busy", "count")):
         settings = {"enable": "2", "enable_output": "3", "filename": tmp_path / name}
         options = [word for key, value in settings.items() for word in ("--mca", f"pml_monitoring_{key}", str(value))]
-        done = program("openmpi", 3, body, options=options)
+        done = case("openmpi", 3, what, options=options)
         assert done.returncode == 0, done.stderr
         moved: Counter[tuple[str, str]] = Counter()
         for path in tmp_path.glob(f"{name}.*.prof"):
@@ -233,30 +206,21 @@ def test_open_mpi_itself_counts_the_same_bytes(tmp_path: Path) -> None:
     assert sent == received == moved.total()
 
 
-# What happens, the ranks one of which may speak, and whether rank 0 gets to close the log.
+# For each case of the worker: the ranks one of which may speak, and whether rank 0 gets to close the log.
 FAULTS = {
-    "root": ("if world.is_root: raise ValueError('boom')", "0", True),
-    "several": ("if world.mpi_rank: raise ValueError('boom')", "12", True),
-    "all": ("raise ValueError('boom')", "012", True),
-    "long": ("if world.mpi_rank == 1: raise ValueError('boom' + ' ' * 100_000)", "1", True),
-    "root busy": (
-        "abort.GRACE = 0.5\nif world.mpi_rank: raise ValueError('boom')\nwhile True: np.ones(1000).sum()",
-        "12",
-        False,
-    ),
-    "in a blocking call": (
-        "abort.GRACE = 0.5\nif world.mpi_rank == 1: raise ValueError('boom')\n"
-        "world.gather(np.ones(10**7), [8 * 10**7] * 3)",
-        "1",
-        False,
-    ),
+    "root": ("0", True),
+    "several": ("12", True),
+    "all": ("012", True),
+    "long": ("1", True),
+    "root busy": ("12", False),
+    "in a blocking call": ("1", False),
 }
 
 
-@pytest.mark.parametrize("case", FAULTS)
-def test_a_fault_ends_the_job_with_one_message(mpi_vendor: str, case: str) -> None:
-    body, speakers, closes_log = FAULTS[case]
-    done = program(mpi_vendor, 3, body + "\nworld.barrier()\ntime.sleep(60)", timeout=30)
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_ends_the_job_with_one_message(mpi_vendor: str, name: str) -> None:
+    speakers, closes_log = FAULTS[name]
+    done = case(mpi_vendor, 3, name)
     assert done.returncode == 1
     assert re.findall(r"FAULT on (\d): boom", done.stderr) in [[rank] for rank in speakers], done.stderr
     assert "Traceback" not in done.stderr
@@ -264,44 +228,25 @@ def test_a_fault_ends_the_job_with_one_message(mpi_vendor: str, case: str) -> No
 
 
 def test_a_log_that_cannot_be_closed_does_not_hide_the_fault(mpi_vendor: str) -> None:
-    body = "def close(text): raise OSError('disk full')\nworld.on_fault = close\n" + FAULTS["long"][0]
-    done = program(mpi_vendor, 3, body + "\nworld.barrier()\ntime.sleep(60)", timeout=30)
+    done = case(mpi_vendor, 3, "log not closed")
     assert done.returncode == 1
     assert done.stderr.count("FAULT on 1: boom") == done.stderr.count("disk full") == 1
 
 
-@pytest.mark.parametrize("death", ["os._exit(3)", "os.kill(os.getpid(), 9)"])
+@pytest.mark.parametrize("death", ["exit", "kill"])
 def test_a_silent_death_ends_the_job(mpi_vendor: str, death: str) -> None:
-    done = program(mpi_vendor, 3, f"if world.mpi_rank == 1: {death}\nworld.barrier()", timeout=30)
+    done = case(mpi_vendor, 3, death)
     assert done.returncode != 0
 
 
 def test_an_agreed_error_ends_all_with_its_code(mpi_vendor: str) -> None:
-    body = """
-error = world.first_message("label 10 of 10 classes" if world.mpi_rank == 2 else None)
-if world.is_root: print(error, file=sys.stderr)
-world.close()
-sys.exit(2)
-"""
-    done = program(mpi_vendor, 3, body)
+    done = case(mpi_vendor, 3, "agreed error")
     assert done.returncode == 2
     assert done.stderr.count("label 10 of 10 classes") == 1
 
 
 def test_one_process_needs_no_launcher() -> None:
-    body = """
-whole = world.gather(np.arange(3.0), [24], payload=True, sleeping=True)
-assert (whole.view(float) == np.arange(3.0)).all()
-world.broadcast(whole)
-assert (world.allgather_small(whole, [24]) == whole).all()
-world.broadcast_small(whole)
-arrays, meta = world.share({"x": np.arange(3)}, {"a": 1})
-assert arrays["x"].tolist() == [0, 1, 2] and not arrays["x"].flags.writeable and meta == {"a": 1}
-assert world.first_message("mine") == "mine" and world.first_message(None) is None
-assert not any(vars(world.take_counters()).values())
-world.fault("over")
-"""
-    done = run([sys.executable, "-c", HELLO + body])
+    done = run([sys.executable, WORKER, "alone"])
     assert (done.returncode, done.stdout, done.stderr) == (1, "LOG CLOSED\n", "over\n")
 
 

@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from loaded_modules import loaded_after
+from mpirun import PATIENCE
 
 from fedkd_mpi import costlog
 from fedkd_mpi.costlog import schema
@@ -37,7 +39,7 @@ def kill_after(process: subprocess.Popen, seconds: float) -> int:
     reported = [process.stdout.readline()]
     time.sleep(seconds)
     process.send_signal(signal.SIGKILL)
-    return int((reported + process.communicate()[0].splitlines())[-1])
+    return int((reported + process.communicate(timeout=PATIENCE)[0].splitlines())[-1])
 
 
 def names(folder: Path) -> list[str]:
@@ -268,7 +270,7 @@ def test_another_process_reads_while_the_run_goes_on(path):
             assert file["rounds/round"].shape[0] > count
     finally:
         process.kill()
-        process.communicate()
+        process.communicate(timeout=PATIENCE)
 
 
 def test_killed_at_any_moment_the_log_keeps_every_completed_round_and_goes_on(path):
@@ -320,7 +322,7 @@ def test_a_full_disk_ends_the_run_in_a_line_and_keeps_the_rounds(path):
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (640_000, 640_000))
 
-    out, errors = child(path, 0, 10**6, preexec_fn=limit).communicate()
+    out, errors = child(path, 0, 10**6, preexec_fn=limit).communicate(timeout=PATIENCE)
     assert_full(path, out, errors, "File too large")
 
 
@@ -335,7 +337,7 @@ def test_a_full_file_system_ends_the_run_in_a_line_and_keeps_the_rounds(tmp_path
         pytest.skip("mounting a small tmpfs is not allowed here")
     try:
         process = child(disk / "x.h5", 0, 10**6)
-        out, errors = process.communicate()
+        out, errors = process.communicate(timeout=PATIENCE)
         assert process.returncode == 1
         assert_full(disk / "x.h5", out, errors, "No space left on device")
         (disk / "filling").write_bytes(b"")
@@ -450,12 +452,8 @@ def test_frames_without_pandas_name_the_extra(three_rounds, monkeypatch):
 
 
 def test_logs_are_read_without_mpi_torch_or_pandas(three_rounds):
-    script = (
-        "import sys; from fedkd_mpi import costlog; costlog.read(sys.argv[1]);"
-        "print({'mpi4py', 'torch', 'pandas', 'sklearn', 'pydantic'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", script, three_rounds], cwd=ROOT, capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("set()\n", "")
+    modules = loaded_after(f"from fedkd_mpi import costlog; costlog.read({str(three_rounds)!r})")
+    assert modules.isdisjoint({"mpi4py", "torch", "pandas", "sklearn", "pydantic"})
 
 
 def test_the_manual_names_every_column_with_its_unit_and_meaning():

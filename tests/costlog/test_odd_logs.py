@@ -18,7 +18,7 @@ import logs
 import numpy as np
 import pytest
 import yaml
-from mpirun import clean_environment
+from mpirun import PATIENCE, clean_environment
 
 from fedkd_mpi import costlog
 from fedkd_mpi.costlog import schema
@@ -326,7 +326,7 @@ def test_damaged_copies_are_refused_or_read_and_nothing_else(tmp_path: Path):
         "0",
         str(count),
     ]
-    ended = subprocess.run(program, capture_output=True, text=True, timeout=60 + count, env=clean_environment())
+    ended = subprocess.run(program, capture_output=True, text=True, timeout=PATIENCE + count, env=clean_environment())
     assert (ended.returncode, ended.stderr) == (0, ""), ended.stdout[-300:]
     lines = ended.stdout.splitlines()
     assert len(lines) == count

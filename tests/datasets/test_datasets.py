@@ -249,26 +249,12 @@ def test_unknown_name_gives_the_nearest_and_the_dotted_form():
         load("fashion-mnist", None, seed=0)
 
 
-OWN_LOADER = """
-import numpy as np
-from fedkd_mpi.datasets import Dataset
-def good(root, seed):
-    return Dataset({"x": np.zeros(3), "y": np.arange(3)}, {"x": np.zeros(1), "y": np.zeros(1)}, {"seed": seed})
-def uneven(root, seed):
-    return Dataset({"x": np.zeros(3), "y": np.arange(2)}, {"x": np.zeros(1), "y": np.zeros(1)}, {})
-def bare(root, seed):
-    return np.zeros(3), np.zeros(3)
-"""
-
-
-def test_own_loader_by_dotted_path(tmp_path, monkeypatch):
-    (tmp_path / "my_loaders.py").write_text(OWN_LOADER)
-    monkeypatch.syspath_prepend(tmp_path)
-    assert load("my_loaders:good", None, seed=5).meta == {"seed": 5}
+def test_own_loader_by_dotted_path():
+    assert load("own_data:good", None, seed=5).meta == {"seed": 5}
     for name, message in {
-        "my_loaders:uneven": r"train arrays differ in length.*'x': 3, 'y': 2",
-        "my_loaders:bare": "gave tuple in place of",
-        "my_loaders:absent": "absent",
+        "own_data:uneven": r"train arrays differ in length.*'x': 3, 'y': 2",
+        "own_data:bare": "gave tuple in place of",
+        "own_data:absent": "absent",
         "no_such_package.loaders:load": "no_such_package",
     }.items():
         with pytest.raises(UserError, match=message):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mpirun import run
 from text_data import change_line, write_ade, write_cadec, write_mind, write_smm4h
 
 from fedkd_mpi.datasets import corpora, load
@@ -280,7 +280,7 @@ def test_a_trained_vocabulary_is_the_same_in_every_process(tmp_path):
         "print(hashlib.sha256(d.train['ids'].tobytes() + d.test['ids'].tobytes()).hexdigest(), 'torch' in sys.modules)"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]
-    printed = {subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout for _ in range(3)}
+    printed = {run(command).stdout for _ in range(3)}
     assert len(printed) == 1
     assert printed.pop().split()[1] == "False"
 

@@ -36,7 +36,7 @@ def test_alone_all_is_well(tmp_path: Path, in_process: Command) -> None:
 def test_too_many_threads_are_an_error(mpi_vendor: str, tmp_path: Path) -> None:
     cores = len(os.sched_getaffinity(0))
     arguments = (*SMALL, f"threads_per_rank={cores}", "--output", tmp_path / "own.h5")
-    result = mpirun(2, *DOCTOR, *arguments, mpi=mpi_vendor, timeout=180)
+    result = mpirun(2, *DOCTOR, *arguments, mpi=mpi_vendor)
     found = statuses(result.stdout)
     assert found["MPI"] == found["shared memory"] == found["bandwidth"] == found["HDF5"] == OK
     assert result.stdout.count("bandwidth") == 1
@@ -49,7 +49,7 @@ def test_too_many_threads_are_an_error(mpi_vendor: str, tmp_path: Path) -> None:
 def test_copies_of_rank_0_of_1_are_noticed(tmp_path: Path) -> None:
     """Srun without a PMI starts n processes that each believe to be alone."""
     env = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"}
-    result = run(["python", *DOCTOR, "--output", tmp_path / "own.h5"], env=env, timeout=120)
+    result = run(["python", *DOCTOR, "--output", tmp_path / "own.h5"], env=env)
     assert result.returncode == 1
     assert statuses(result.stdout)["MPI"] == ERROR
     assert "srun --mpi=pm" in result.stdout
@@ -96,7 +96,7 @@ def test_a_run_says_only_what_is_wrong(tmp_path: Path, in_process: Command, monk
     cores = len(os.sched_getaffinity(0))
     monkeypatch.setattr(os, "cpu_count", lambda: cores + 1)  # of which this job has fewer
     arguments = (*SMALL, "rounds=1", "--output")
-    good = run(["python", "-m", "fedkd_mpi.run", *arguments, tmp_path / "good.h5"], timeout=120)
+    good = run(["python", "-m", "fedkd_mpi.run", *arguments, tmp_path / "good.h5"])
     assert (good.returncode, good.stderr) == (0, "")
     code, _, said = in_process(main, *arguments, tmp_path / "bad.h5", f"threads_per_rank={cores + 1}")
     assert code == 0

@@ -24,7 +24,7 @@ def assert_interrupted(path: Path, rounds: int) -> None:
 
 def test_a_client_that_raises_ends_the_job_with_one_message(mpi_vendor: str, tmp_path: Path):
     arguments = [*COMMAND, "task=worker_parts:Breaking", "balance=false", "--output", "own.h5"]
-    done = mpirun(3, *arguments, mpi=mpi_vendor, cwd=tmp_path, timeout=120)
+    done = mpirun(3, *arguments, mpi=mpi_vendor, cwd=tmp_path)
     assert done.returncode == 1
     assert re.findall(r"fedkd_mpi: rank (\d) on \S+, round (\d), client (\d)", done.stderr) == [("2", "1", "2")]
     assert done.stderr.count("ZeroDivisionError: no such thing") == 1
@@ -33,7 +33,7 @@ def test_a_client_that_raises_ends_the_job_with_one_message(mpi_vendor: str, tmp
 
 def test_a_client_that_is_not_finite_ends_the_job_with_its_layer(tmp_path: Path):
     arguments = [*COMMAND, "task=worker_parts:Poisoned", "--output", "own.h5"]
-    done = run([sys.executable, *arguments], cwd=tmp_path, timeout=120)
+    done = run([sys.executable, *arguments], cwd=tmp_path)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert re.match(
@@ -60,7 +60,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_keeps_the_log(tmp_path: Path):
             "--output",
             str(disk / "own.h5"),
         ]
-        done = run([sys.executable, *arguments], cwd=tmp_path, timeout=120)
+        done = run([sys.executable, *arguments], cwd=tmp_path)
         assert done.returncode == 1
         (line,) = done.stderr.splitlines()
         assert re.match(r"fedkd_mpi: rank 0 on \S+, round \d+: cannot write .*No space left on device", line)

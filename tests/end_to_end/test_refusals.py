@@ -94,7 +94,7 @@ def test_a_run_that_cannot_be_is_refused_in_one_line(
 
 def test_under_a_launcher_a_refusal_is_told_once(mpi_vendor: str, tmp_path: Path):
     arguments = [*COMMAND, "data.name=fashion_mnist", "data.root=/nowhere"]
-    done = mpirun(2, *arguments, mpi=mpi_vendor, cwd=tmp_path, timeout=120)
+    done = mpirun(2, *arguments, mpi=mpi_vendor, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("/nowhere/fashion-mnist: No such file or directory") == 1
     assert done.stderr.count("fedkd_mpi") == 1

@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command import COMMAND, TINY, Command, assert_refused
+from loaded_modules import loaded_after
 from mpirun import find, mpirun, run
 
 from fedkd_mpi import costlog
 from fedkd_mpi.config.load import load
+
+HELPERS = Path(__file__).parents[1] / "helpers"
 
 
 def test_the_default_output_is_named_after_run_and_date(command: Command):
@@ -26,11 +29,7 @@ def test_the_default_output_is_named_after_run_and_date(command: Command):
 
 def test_all_processes_agree_on_the_default_output(mpi_vendor: str, tmp_path: Path):
     # The processes of a large job reach this point at different seconds.
-    late = "import os, sys, time; from fedkd_mpi import run; from fedkd_mpi.communication import launch as mpi; "
-    late += "time.sleep(1.1 * mpi.launched()[0]); "
-    finished = mpirun(
-        2, "-c", late + "sys.exit(run.main(sys.argv[1:]))", *COMMAND[2:], mpi=mpi_vendor, cwd=tmp_path, timeout=120
-    )
+    finished = mpirun(2, HELPERS / "worker_late_ranks.py", *COMMAND[2:], mpi=mpi_vendor, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     (log,) = (tmp_path / "runs").glob("*.h5")
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {log.name, f"{log.name}.checkpoints"}
@@ -110,35 +109,23 @@ def test_a_dry_run_tells_sizes_and_writes_nothing(command: Command, tmp_path: Pa
 def test_a_dry_run_knows_its_launcher(tmp_path: Path):
     if find("openmpi") is None:
         pytest.skip("needs Open MPI")
-    done = mpirun(3, *COMMAND, "--dry-run", cwd=tmp_path, timeout=120)
+    done = mpirun(3, *COMMAND, "--dry-run", cwd=tmp_path)
     assert done.returncode == 0
     assert done.stdout.count("3: 2 of 4 clients on the fullest, 4 a round") == 1
     assert not list(tmp_path.iterdir())
 
 
-LOADED = """
-import sys
-from fedkd_mpi.run import main
-for optimizer in ("sgd", "adam"):
-    assert main([*sys.argv[1:], f"optimizer.name={optimizer}", "optimizer.momentum=0", "--output", optimizer]) == 0
-print(*sys.modules)
-"""
-
-
 def test_a_run_does_not_load_torchs_compiler(tmp_path: Path):
     # a second of CPU time in each of 33 processes; any class of torch.optim does
-    done = run([sys.executable, "-c", LOADED, *TINY], cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    modules = set(done.stdout.split())
+    runs = [[*TINY, f"optimizer.name={name}", "--output", str(tmp_path / name)] for name in ("sgd", "adam")]
+    modules = loaded_after(f"from fedkd_mpi.run import main\nassert [main(each) for each in {runs}] == [0, 0]")
     assert "torch" in modules
     assert not modules & {"torch._dynamo", "sympy", "matplotlib", "transformers", "pydicom", "skimage"}
 
 
-WITHOUT_MPI = "import sys; sys.modules['mpi4py'] = None; from fedkd_mpi.run import main; sys.exit(main(sys.argv[1:]))"
-
-
 def test_without_mpi4py_one_process_runs(tmp_path: Path):
-    done = run([sys.executable, "-c", WITHOUT_MPI, *COMMAND[2:], "--output", "own.h5"], cwd=tmp_path, timeout=120)
+    command = [sys.executable, HELPERS / "worker_without.py", "mpi4py", "run"]
+    done = run([*command, *COMMAND[2:], "--output", "own.h5"], cwd=tmp_path)
     assert done.returncode == 0
     assert len(done.stderr.splitlines()) == 1
     assert "no MPI library was found" in done.stderr

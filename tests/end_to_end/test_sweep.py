@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
 
 import pytest
 import yaml
+from locked import locked
 from made_logs import a_round, write
+from mpirun import PATIENCE
 
 from fedkd_mpi import sweep
 from fedkd_mpi.config.load import load
 from fedkd_mpi.errors import UserError
-
-HOLDER = """
-import sys; from pathlib import Path; from fedkd_mpi.fault_tolerance.log_lock import Lock
-with Lock(Path(sys.argv[1])) as lock:
-    lock.take(); print(flush=True); sys.stdin.read()
-"""
 
 
 def spell(tmp_path: Path, **keys: object) -> Path:
@@ -146,20 +141,15 @@ def test_two_sweeps_at_once_make_every_log_once(tmp_path, monkeypatch):
     said: Queue[str] = Queue()
     monkeypatch.setattr(sweep, "say", lambda text, error=False: said.put(text))
     monkeypatch.setattr(sweep, "PATIENCE", 0.02)
-    holder = [sys.executable, "-c", HOLDER, f"{item.log}.sweep"]
-    with (
-        subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other,
-        ThreadPoolExecutor(1) as pool,
-    ):
+    with locked(Path(f"{item.log}.sweep")) as other, ThreadPoolExecutor(1) as pool:
         try:
-            other.stdout.readline()
             second = pool.submit(sweep.main, [str(path)])
-            while "waiting for another sweep" not in said.get(timeout=60):
+            while "waiting for another sweep" not in said.get(timeout=PATIENCE):
                 pass
             write_log(item, "completed")
         finally:
             other.stdin.close()  # whatever happens, the lock is given back and nobody waits for ever
-        assert second.result(timeout=60) == 0
+        assert second.result(timeout=PATIENCE) == 0
     assert any("done by another sweep" in text for text in said.queue)
     assert [file.name for file in item.log.parent.iterdir()] == [item.log.name]
 

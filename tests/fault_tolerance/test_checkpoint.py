@@ -84,10 +84,10 @@ def test_goes_on_on_any_number_of_processes(whole: Path, tmp_path: Path) -> None
     vendors = [vendor for vendor in ("openmpi", "mpich") if find(vendor)]
     if not vendors:
         pytest.skip(how_to_install("openmpi"))
-    result = mpirun(3, *arguments, *SMALL, "rounds=5", ONE_ROUND, "--output", log, mpi=vendors[0], timeout=180)
+    result = mpirun(3, *arguments, *SMALL, "rounds=5", ONE_ROUND, "--output", log, mpi=vendors[0])
     assert result.returncode == 75, result.stderr
     assert "stopped after 1 of 5 rounds with a checkpoint" in result.stdout
-    result = mpirun(2, *arguments, "--resume", log, "--trust-log", ONE_ROUND, mpi=vendors[-1], timeout=180)
+    result = mpirun(2, *arguments, "--resume", log, "--trust-log", ONE_ROUND, mpi=vendors[-1])
     assert result.returncode == 75, result.stderr
     assert resume(log, FOREVER) == 0
     assert_same_run(whole, log)

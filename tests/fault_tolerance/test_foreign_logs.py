@@ -188,11 +188,11 @@ def test_a_clock_that_is_ahead_keeps_nobody_waiting(tmp_path: Path, monkeypatch:
     data[4096 : 4096 * 40] = bytes(np.random.default_rng(0).integers(0, 256, 4096 * 39, np.uint8))
     path.write_bytes(data)
     os.utime(path, (2**32, 2**32))
-    naps: list[float] = []
-    monkeypatch.setattr("time.sleep", naps.append)
+    pauses: list[float] = []
+    monkeypatch.setattr("time.sleep", pauses.append)
     with pytest.raises(UserError, match="is damaged"):
         costlog.read(path)
-    assert len(naps) < 4
+    assert len(pauses) < 4
 
 
 def reseal(folder: Path, edit: Callable[[dict[str, Any]], None]) -> None:

@@ -38,7 +38,7 @@ def test_a_full_disk_costs_nothing_but_the_round(disk: Path, tmp_path: Path, in_
     if find("openmpi") is None:
         pytest.skip(how_to_install("openmpi"))
     log, whole = disk / "full.h5", tmp_path / "whole.h5"
-    result = mpirun(2, *RUN, *LARGE, "--output", log, timeout=180)
+    result = mpirun(2, *RUN, *LARGE, "--output", log)
     assert result.returncode == 1
     lines = [line for line in result.stderr.splitlines() if line.startswith("fedkd_mpi: rank")]
     assert len(lines) == 1
@@ -49,7 +49,7 @@ def test_a_full_disk_costs_nothing_but_the_round(disk: Path, tmp_path: Path, in_
     assert costlog.read(log)["attrs"]["status"] == "interrupted"
     assert checkpoints(log)[0].name == f"round-{done - 1:06d}"
     remount(disk, "size=64m")
-    assert mpirun(2, *RUN, "--resume", log, "--trust-log", timeout=180).returncode == 0
+    assert mpirun(2, *RUN, "--resume", log, "--trust-log").returncode == 0
     assert in_process(main, *LARGE, "--output", whole)[0] == 0
     assert_same_run(whole, log)
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from command import Command
-from mpirun import clean_environment, mpirun
+from locked import locked
+from mpirun import PATIENCE, clean_environment, mpirun
 from sessions import SMALL, Job, rounds_in
 
 from fedkd_mpi import costlog
@@ -31,7 +32,7 @@ def test_a_second_resume_of_a_log_is_refused_and_harms_nothing(
     with Job(1, *RUN, "--resume", log, "--trust-log", "time_limit=null", folder=tmp_path) as job:
         job.until(lambda: rounds_in(log) > before)
         for arguments in (["--resume", log, "--trust-log"], [*SMALL, "--output", log, "--overwrite"]):
-            second = mpirun(2, *RUN, *arguments, mpi=mpi_vendor, timeout=120)
+            second = mpirun(2, *RUN, *arguments, mpi=mpi_vendor)
             assert second.returncode == 2
             said = [line for line in second.stderr.splitlines() if line.startswith("fedkd_mpi: ")]
             assert len(said) == 1
@@ -48,7 +49,7 @@ def test_two_fresh_runs_with_one_output_do_not_meet(tmp_path: Path) -> None:
     log = tmp_path / "new" / "one.h5"
     command = [sys.executable, *RUN, *SMALL, "rounds=2", "--output", str(log)]
     both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=clean_environment()) for _ in range(2)]
-    said = [process.communicate(timeout=180)[1] for process in both]
+    said = [process.communicate(timeout=PATIENCE)[1] for process in both]
     assert sorted(process.returncode for process in both) == [0, 2]
     (refusal,) = (text for process, text in zip(both, said, strict=True) if process.returncode == 2)
     assert len(refusal.splitlines()) == 1
@@ -56,34 +57,26 @@ def test_two_fresh_runs_with_one_output_do_not_meet(tmp_path: Path) -> None:
     assert costlog.read(log)["attrs"]["status"] == "completed"
 
 
-HOLDER = "import sys, time; from pathlib import Path; from fedkd_mpi.fault_tolerance.log_lock import Lock; "
-HOLDER += "Lock(Path(sys.argv[1])).take(); "
-
-
 def test_runs_that_begin_in_one_second_have_names_of_their_own(tmp_path: Path) -> None:
     name = tmp_path / "new" / "digits-20261129-120000.h5"
-    program = [sys.executable, "-c", HOLDER + "print(flush=True); time.sleep(600)", str(name)]
-    with subprocess.Popen(program, stdout=subprocess.PIPE, env=clean_environment()) as first:
-        first.stdout.readline()
+    with locked(name) as first:
         name.with_stem(f"{name.stem}-2").touch()
         name.with_name(f"{name.stem}-3.h5.checkpoints").mkdir()
         with reserve(name) as lock:
             assert lock.log.name == "digits-20261129-120000-4.h5"
         first.kill()
-        first.wait()
+        first.wait(PATIENCE)
     with reserve(name) as lock:
         assert lock.log == name
 
 
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     log = tmp_path / "one.h5"
-    program = [sys.executable, "-c", HOLDER + "print(flush=True); time.sleep(600)", str(log)]
-    with subprocess.Popen(program, stdout=subprocess.PIPE, env=clean_environment()) as holder:
-        holder.stdout.readline()
+    with locked(log) as holder:
         with pytest.raises(UserError, match=rf"process {holder.pid} on .* is writing the log {log}"), Lock(log) as lock:
             lock.take()
         holder.kill()
-        holder.wait()
+        holder.wait(PATIENCE)
     with Lock(log) as lock:
         lock.take()
 

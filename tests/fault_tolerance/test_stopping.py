@@ -122,13 +122,8 @@ def test_a_round_that_would_not_fit_is_not_begun(tmp_path: Path, monkeypatch: py
 
 
 def test_a_warning_of_the_time_limit_does_not_kill_a_run_that_is_done(tmp_path: Path) -> None:
-    program = (
-        "import os, signal; from pathlib import Path; from fedkd_mpi.fault_tolerance.stopping import StopRequests; "
-        "from fedkd_mpi.communication.world import World\n"
-        "with StopRequests(World(), Path('log.h5'), None): pass\n"
-        "os.kill(os.getpid(), signal.SIGUSR1)"
-    )
-    assert run([sys.executable, "-c", program], cwd=tmp_path).returncode == 0
+    worker = Path(__file__).parents[1] / "helpers" / "worker_late_signal.py"
+    assert run([sys.executable, worker], cwd=tmp_path).returncode == 0
 
 
 def test_a_run_ends_within_its_time_limit(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 LIBRARIES = {"openmpi": "libmpi.so.40", "mpich": "libmpi.so.12"}
 LAUNCHER_VARIABLES = ("OMPI_", "PMIX_", "PRTE_", "PMI_", "HYD", "MPI_LOCAL", "SLURM_", "MV2_", "FLUX_")
+PATIENCE = 180.0  # seconds for anything that is sure to come: test machines are shared
 SETTINGS = {
     "OMP_NUM_THREADS": "1",
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
@@ -66,7 +67,7 @@ def mpirun(
     n: int,
     *python_args: str | Path,
     mpi: str = "openmpi",
-    timeout: float = 60,
+    timeout: float = PATIENCE,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     options: Sequence[str] = (),
@@ -80,7 +81,11 @@ def mpirun(
 
 
 def run(
-    command: Sequence[str | Path], *, timeout: float = 60, env: Mapping[str, str] | None = None, cwd: Path | None = None
+    command: Sequence[str | Path],
+    *,
+    timeout: float = PATIENCE,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a command in a clean environment and a process group of its own; on a timeout end the whole group."""
     arguments = [str(argument) for argument in command]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mpirun import clean_environment, find
+from mpirun import PATIENCE, clean_environment, find
 from plain_digits import PLAIN_DIGITS
 from safetensors.numpy import load_file
 
@@ -34,7 +34,6 @@ SMALL = (
     "checkpoint.every=2",
 )
 RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
-PATIENCE = 180.0  # seconds for anything that is sure to come: test machines are shared
 
 
 class Job:

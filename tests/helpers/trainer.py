@@ -1,4 +1,4 @@
-"""A client's workbench on small random images, for the tests of local training."""
+"""Local training on small random images, for the tests of local training."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ META = {"classes": list("abcd"), "scale": 1 / 16, "mean": [0.3], "std": [0.4]}
 
 
 @dataclass
-class Bench:
-    """A workbench with its replica of the student and three clients of 21 training samples."""
+class LocalSetup:
+    """A trainer, its replica of the student and three clients of 21 training samples."""
 
     config: Config
     task: ImageClassification
@@ -54,8 +54,8 @@ def named(network: FlatModel, flat: Tensor) -> dict[str, Tensor]:
     return dict(zip((layer.name for layer in network.layers), network.views(flat), strict=True))
 
 
-def make(*overrides: str, side: int = 3) -> Bench:
-    """Return a bench on 90 images of side x side pixels."""
+def make(*overrides: str, side: int = 3) -> LocalSetup:
+    """Return a set-up on 90 images of side x side pixels."""
     config = load(overrides=[*SMALL, *overrides])
     draw = np.random.default_rng(0)
     arrays = {"x": draw.integers(0, 17, (90, 1, side, side), dtype=np.uint8), "y": draw.integers(0, 4, 90)}
@@ -64,4 +64,4 @@ def make(*overrides: str, side: int = 3) -> Bench:
     student = initial_student(config, method, "cpu") if method.exchanges else None
     clients = [Client(i, np.arange(30 * i, 30 * i + 21), np.arange(30 * i + 21, 30 * i + 30)) for i in range(3)]
     replica = student.state.clone() if student else None
-    return Bench(config, task, LocalTrainer(config, task, method, student, arrays, "cpu"), replica, clients)
+    return LocalSetup(config, task, LocalTrainer(config, task, method, student, arrays, "cpu"), replica, clients)

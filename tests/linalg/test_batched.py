@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matrices import energy, random, smallest_ranks, with_spectrum
+from mpirun import run
 
 from fedkd_mpi.linalg.batched import factorize, proven
 from fedkd_mpi.linalg.low_rank import exact
@@ -21,22 +21,10 @@ THRESHOLDS = (0.3, 0.9, 0.95, 0.98, 0.999)
 
 def test_bits_do_not_depend_on_the_threads_of_the_blas_of_numpy():
     # two processes of one run may see different numbers of cores, and numpy does not heed torch's number of threads
-    program = (
-        "import zlib, torch; from matrices import random; from fedkd_mpi.linalg.low_rank import exact_each\n"
-        "shapes = [(2, 9000), (10, 900), (64, 128), (600, 64), (100, 100), (127, 3000), (150, 127)]\n"
-        "matrices = [random(*shape) @ torch.diag(0.8 ** torch.arange(float(shape[1]))) for shape in shapes]\n"
-        "print([zlib.crc32(factors.numbers.numpy()) for factors in exact_each(matrices, 0.95)])"
-    )
-    printed = {
-        subprocess.run(
-            [sys.executable, "-c", program],
-            env=os.environ | {"OPENBLAS_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(sys.path)},
-            check=True,
-            capture_output=True,
-        ).stdout
-        for threads in (1, 4)
-    }
+    worker = Path(__file__).parents[1] / "helpers" / "worker_factors.py"
+    printed = {run([sys.executable, worker], env={"OPENBLAS_NUM_THREADS": str(threads)}).stdout for threads in (1, 4)}
     assert len(printed) == 1
+    assert printed.pop().startswith("[")
 
 
 @settings(max_examples=80, deadline=None)

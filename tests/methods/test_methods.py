@@ -72,12 +72,12 @@ def federate(monkeypatch: pytest.MonkeyPatch, config: Config, cohorts: list[list
     task = LeastSquares()
     method = methods.build(config, task)
     student = initial_student(config, method, "cpu")
-    bench = LocalTrainer(config, task, method, student, {"x": X, "y": Y}, "cpu")
+    local = LocalTrainer(config, task, method, student, {"x": X, "y": Y}, "cpu")
     replica = student.state.clone()
     clients = [Client(index, share, share) for index, share in enumerate(SHARES)]
     trace = []
     for number, cohort in enumerate(cohorts):
-        updates = [bench.train(clients[client], number, replica, evaluate=False).update for client in cohort]
+        updates = [local.train(clients[client], number, replica, evaluate=False).update for client in cohort]
         mean = torch.stack(updates).mean(0)
         moves, statistics = student.exchanged_parts(mean)
         apply(student, replica, moves, config.server, {}, statistics)
@@ -156,39 +156,39 @@ def test_averaging_network_chooses_architecture_and_learning_rate():
     from trainer import make
 
     big, small = make("method=fedavg", "averaging.network=teacher"), make("method=fedavg")
-    shapes = [next(iter(bench.views(bench.replica).values())).shape for bench in (big, small)]
-    rates = [bench.trainer.student_optimizer.learning_rate for bench in (big, small)]
+    shapes = [next(iter(local.views(local.replica).values())).shape for local in (big, small)]
+    rates = [local.trainer.student_optimizer.learning_rate for local in (big, small)]
     assert ([shape[0] for shape in shapes], rates) == ([7, 6], [0.1, 0.2])
 
 
 def test_methods_without_a_teacher_have_no_teacher_score_and_keep_nothing_private():
     from trainer import make
 
-    bench = make("method=fedavg")
-    outcome = bench.train(0, evaluate=True)
+    local = make("method=fedavg")
+    outcome = local.train(0, evaluate=True)
     assert (outcome.teacher_sums == 0).all()
     assert outcome.student_sums[1] == 9
     assert np.isnan(outcome.teacher_loss)
-    assert bench.clients[0].tensors["private"].numel() == 0
+    assert local.clients[0].tensors["private"].numel() == 0
 
 
 def test_feddropout_trains_and_sends_the_sub_network_of_the_kept_units():
     from trainer import make
 
     overrides = ["method=feddropout", "averaging.keep=0.5", "local.epochs=null", "local.steps=1", "local.batch_size=99"]
-    bench = make(
+    local = make(
         *overrides,
         "compression.codec=submatrix",
         "student={name: mlp, hidden: [32, 16], activation: tanh, learning_rate: 0.2}",
     )
-    before = {name: view.clone().requires_grad_() for name, view in bench.views(bench.replica).items()}
-    update = bench.train(0, round_index=3).update
-    change = bench.views(update)
+    before = {name: view.clone().requires_grad_() for name, view in local.views(local.replica).items()}
+    update = local.train(0, round_index=3).update
+    change = local.views(update)
     kept = [torch.nonzero(change[f"layers.{layer}.bias"]).flatten() for layer in (0, 1)]
     assert [len(units) for units in kept] == [16, 8]
     # The same step on the small network of the kept units, cut out by hand, its hidden outputs doubled.
-    client = bench.clients[0]
-    batch = bench.task.prepare(bench.trainer.arrays, client.train_indices, "cpu")
+    client = local.clients[0]
+    batch = local.task.prepare(local.trainer.arrays, client.train_indices, "cpu")
     first, second = (before["layers.0.weight"][kept[0]], before["layers.1.weight"][kept[1]][:, kept[0]])
     x = torch.tanh(2 * (batch["x"].flatten(1) @ first.T + before["layers.0.bias"][kept[0]]))
     x = torch.tanh(2 * (x @ second.T + before["layers.1.bias"][kept[1]]))
@@ -196,8 +196,8 @@ def test_feddropout_trains_and_sends_the_sub_network_of_the_kept_units():
     loss.backward()
     for name, tensor in before.items():
         torch.testing.assert_close(change[name], -0.2 * tensor.grad, atol=1e-6, rtol=1e-4)
-    student = bench.trainer.student
-    codec = factory.build(bench.config.compression, student.exchanged_layers)
+    student = local.trainer.student
+    codec = factory.build(local.config.compression, student.exchanged_layers)
     records = codec.encode(student.exchanged(update), 0.95, {}, np.random.default_rng(0))
     numbers = [(16, 9), (16, 1), (8, 16), (8, 1), (4, 8), (4, 1)]
     maps = [4 + 2, 4 + 1, 2 + 4, 2 + 1, 1 + 2, 0]  # bytes for rows and columns; the head's bias goes raw
@@ -210,8 +210,8 @@ def test_feddropout_trains_and_sends_the_sub_network_of_the_kept_units():
 def test_feddropout_draws_the_same_part_for_all_clients_of_a_round_and_another_in_the_next():
     from trainer import make
 
-    bench = make("method=feddropout", "averaging.keep=0.5", "student={name: mlp, hidden: [64], learning_rate: 0.2}")
-    moved = [bench.views(bench.train(c, r).update)["layers.0.bias"] != 0 for c, r in ((0, 0), (1, 0), (0, 1))]
+    local = make("method=feddropout", "averaging.keep=0.5", "student={name: mlp, hidden: [64], learning_rate: 0.2}")
+    moved = [local.views(local.train(c, r).update)["layers.0.bias"] != 0 for c, r in ((0, 0), (1, 0), (0, 1))]
     assert (moved[0] & moved[1]).sum() > 24
     assert (moved[0] | moved[1]).sum() == 32
     assert (moved[2] & ~moved[0]).any()

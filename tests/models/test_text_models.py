@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from loaded_modules import loaded_after
 from text_data import write_ade
 from torch import Tensor, nn
 
@@ -186,12 +185,10 @@ def test_a_run_on_texts_loads_nothing_of_the_other_tasks(tmp_path):
         "partition={kind: iid}",
         "num_clients=2",
     ]
-    program = (
-        "import sys; from fedkd_mpi.config import load as config; from fedkd_mpi.simulation.dry_run import forecast;"
-        f"forecast(config.load(overrides={overrides!r}), 1); print(*sys.modules)"
+    modules = loaded_after(
+        "from fedkd_mpi.config import load as config; from fedkd_mpi.simulation.dry_run import forecast\n"
+        f"forecast(config.load(overrides={overrides!r}), 1)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=200)
-    modules = set(done.stdout.split())
     assert "transformers" in modules
     assert modules.isdisjoint({"pydicom", "skimage"})
     ours = {name.rpartition(".")[2] for name in modules if name.startswith("fedkd_mpi.")}

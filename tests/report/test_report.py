@@ -15,7 +15,9 @@ import h5py
 import logs
 import numpy as np
 import pytest
+from loaded_modules import loaded_after
 from made_logs import CLIENTS, MB, a_round, write
+from mpirun import PATIENCE, clean_environment
 
 from fedkd_mpi import costlog
 from fedkd_mpi.errors import UserError
@@ -182,36 +184,23 @@ def test_plots_and_page_are_written_and_the_page_needs_nothing_else(tmp_path, ca
 
 def test_follow_shows_every_round_of_a_run_that_goes_on(tmp_path):
     path = tmp_path / "x.h5"
-    program = (
-        "import sys, time, logs\n"
-        "writer = logs.create(sys.argv[1])\n"
-        "for number in range(4):\n"
-        "    time.sleep(0.2)\n"
-        "    writer.append_round(*logs.make_round(number))\n"
-        "writer.finish('completed')\n"
-    )
     said: list[str] = []
-    child = subprocess.Popen([sys.executable, "-c", program, path], cwd=Path(__file__).parents[1] / "helpers")
+    worker = Path(__file__).parents[1] / "helpers" / "worker_growing_log.py"
+    child = subprocess.Popen([sys.executable, worker, path], env=clean_environment())
     try:
         while not path.exists():
             assert child.poll() in (None, 0)
             time.sleep(0.02)
         follow(path, said.append, poll=0.05)
     finally:
-        assert child.wait() == 0
+        assert child.wait(PATIENCE) == 0
     assert [line.split("/")[0] for line in said[1:-1]] == [f"round {number}" for number in (1, 2, 3, 4)]
     assert said[-1] == "completed after 4 rounds"
 
 
 def test_the_report_loads_neither_mpi_nor_torch():
-    program = (
-        "import sys\n"
-        "from fedkd_mpi.report.__main__ import main\n"
-        "main(['nothing.h5'])\n"
-        "print(sorted({'torch', 'mpi4py', 'pandas', 'matplotlib', 'sklearn'} & set(sys.modules)))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    modules = loaded_after("from fedkd_mpi.report.__main__ import main\nmain(['nothing.h5'])")
+    assert modules.isdisjoint({"torch", "mpi4py", "pandas", "matplotlib", "sklearn"})
 
 
 def test_what_clients_catch_up_with_is_part_of_every_total_and_best_is_of_all_clients(tmp_path: Path):

@@ -39,13 +39,15 @@ def test_bytes_and_log_are_those_of_processes_that_train_their_own(mpi_vendor: s
     """Also who sent what, and how many bytes every process gave to MPI and got from it."""
     settings = ["balance=false", "balance=true", "clients_in_memory=1"]
     arguments = [FEEDBACK, "evaluate.global_teachers=true"]
-    apart, *crews = logged(tmp_path, settings, *arguments, ranks=4, mpi=mpi_vendor)
+    apart, *queued = logged(tmp_path, settings, *arguments, ranks=4, mpi=mpi_vendor)
     assert set(apart["uplink"]["mpi_rank"].tolist()) == {1, 2, 3}
-    for work_queue in crews:
+    for work_queue in queued:
         for table in ("rounds", "uplink", "downlink", "training", "clients", "mpi"):
             for name, values in work_queue[table].items():
                 if not name.startswith("seconds"):
-                    first = 1 if table == "mpi" and not name.startswith("payload") else 0  # a crew's start takes some
+                    first = (
+                        1 if table == "mpi" and not name.startswith("payload") else 0
+                    )  # a work queue's start takes some
                     values, other = values[first:], apart[table][name][first:]
                     np.testing.assert_array_equal(values, other, err_msg=f"{table}/{name}", strict=True)
 

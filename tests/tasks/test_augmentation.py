@@ -46,17 +46,17 @@ def test_the_padding_is_an_eighth_of_each_side_and_a_small_side_is_only_mirrored
 
 
 def test_batches_are_varied_in_training_alone_and_differently_in_every_round(monkeypatch: pytest.MonkeyPatch):
-    bench, plain = make("data.augment=true", side=8), make(side=8)
+    local, plain = make("data.augment=true", side=8), make(side=8)
     seen = []
-    predict = bench.task.predict
-    bench.task.predict = lambda model, batch: seen.append((model.training, batch["x"].clone())) or predict(model, batch)
-    bench.train(0, 0, evaluate=True)
+    predict = local.task.predict
+    local.task.predict = lambda model, batch: seen.append((model.training, batch["x"].clone())) or predict(model, batch)
+    local.train(0, 0, evaluate=True)
     first = [x for training, x in seen if training]
     held_out = [x for training, x in seen if not training]
     expected = plain.task.prepare(plain.trainer.arrays, plain.clients[0].test_indices, "cpu")["x"]
     assert all(torch.equal(x, expected) for x in held_out)
     seen.clear()
-    bench.train(0, 1)
+    local.train(0, 1)
     whole = {image.numpy().tobytes() for image in plain.task.prepare(plain.trainer.arrays, np.arange(90), "cpu")["x"]}
     varied = [np.ascontiguousarray(image).tobytes() not in whole for x in first for image in x.numpy()]
     assert np.mean(varied) > 0.8  # 17 of 18 crops differ from the image

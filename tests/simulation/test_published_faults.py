@@ -38,15 +38,15 @@ ONE_STEP = [
 
 def test_fault_6_the_hidden_loss_counts_once():
     # two backward passes, one per network, add its gradient twice
-    bench, without = make(*ONE_STEP), make(*ONE_STEP, "distillation.hidden=false")
-    for each in (bench, without):
+    local, without = make(*ONE_STEP), make(*ONE_STEP, "distillation.hidden=false")
+    for each in (local, without):
         each.trainer.score_teacher(each.clients[0], each.trainer.arrays, each.clients[0].test_indices)
-    start = {name: tensor.clone().requires_grad_() for name, tensor in bench.private(0).items()}
-    outcome, plain = bench.train(0), without.train(0)
+    start = {name: tensor.clone().requires_grad_() for name, tensor in local.private(0).items()}
+    outcome, plain = local.train(0), without.train(0)
 
-    arrays, indices = bench.trainer.arrays, bench.clients[0].train_indices
+    arrays, indices = local.trainer.arrays, local.clients[0].train_indices
     x = ((torch.from_numpy(arrays["x"][indices]).float() / 16 - 0.3) / 0.4).flatten(1)
-    replica = {name: tensor.clone().requires_grad_() for name, tensor in bench.views(bench.replica).items()}
+    replica = {name: tensor.clone().requires_grad_() for name, tensor in local.views(local.replica).items()}
 
     def hidden(tensors: dict[str, torch.Tensor], prefix: str, depth: int) -> list[torch.Tensor]:
         layers = [x]
@@ -61,12 +61,12 @@ def test_fault_6_the_hidden_loss_counts_once():
         for i, (t, s) in enumerate([(1, 0), (2, 1)])
     ]
     (sum(errors) / 2).backward()
-    rates = bench.config.teacher.learning_rate, bench.config.student.learning_rate
-    for name, tensor in bench.private(0).items():
+    rates = local.config.teacher.learning_rate, local.config.student.learning_rate
+    for name, tensor in local.private(0).items():
         without_hidden = without.private(0).get(name, start[name])
         step = 0 if start[name].grad is None else rates[0] * start[name].grad
         torch.testing.assert_close(tensor, without_hidden - step, rtol=1e-4, atol=1e-6)
-    more, less = bench.views(outcome.update), without.views(plain.update)
+    more, less = local.views(outcome.update), without.views(plain.update)
     for name, tensor in replica.items():
         step = 0 if tensor.grad is None else rates[1] * tensor.grad
         torch.testing.assert_close(more[name], less[name] - step, rtol=1e-4, atol=1e-6)
@@ -84,17 +84,17 @@ def test_fault_6_the_peer_is_a_constant():
 
 def test_fault_6_the_hidden_map_is_learned_and_stays_with_its_client():
     # W_h declared and never used
-    bench = make()
+    local = make()
     maps = []
     for client in range(2):
-        bench.trainer.score_teacher(bench.clients[client], bench.trainer.arrays, np.arange(1))
-        before = {name: tensor.clone() for name, tensor in bench.private(client).items() if "hidden_map" in name}
-        bench.train(client)
-        maps.append({name: bench.private(client)[name] for name in before})
+        local.trainer.score_teacher(local.clients[client], local.trainer.arrays, np.arange(1))
+        before = {name: tensor.clone() for name, tensor in local.private(client).items() if "hidden_map" in name}
+        local.train(client)
+        maps.append({name: local.private(client)[name] for name in before})
         assert len(before) == 2
         assert not any(torch.equal(before[name], maps[client][name]) for name in before)
     assert not any(torch.equal(maps[0][name], maps[1][name]) for name in maps[0])
-    assert not any("hidden_map" in layer.name for layer in bench.trainer.student.layers)
+    assert not any("hidden_map" in layer.name for layer in local.trainer.student.layers)
 
 
 def test_fault_7_the_second_client_starts_from_what_the_first_did(monkeypatch: pytest.MonkeyPatch):
