@@ -25,17 +25,33 @@ settings.register_profile("search", derandomize=False, deadline=None, print_blob
 settings.load_profile("search" if SEARCH else "suite")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Lengthen a search; under mpirun run the tests marked mpi alone: others would start processes on every rank."""
+ELSEWHERE = pytest.StashKey[int]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Lengthen a search; choose the tests marked mpi under mpirun, and all others in plain pytest.
+
+    Under mpirun the others would start processes on every rank. In plain pytest the marked ones have no other rank:
+    test_marked_tests_on_three_processes starts them where they have.
+    """
     searches = {item.function for item in items if is_hypothesis_test(getattr(item, "function", None))}
     for test in searches if SEARCH else ():
         own = getattr(test, "_hypothesis_internal_use_settings", settings())
         test._hypothesis_internal_use_settings = settings(own, max_examples=SEARCH * own.max_examples)
-    if launched()[1] == 1:
+    under_mpirun = launched()[1] > 1
+    if config.getoption("--with-mpi") and not under_mpirun:
         return
-    for item in items:
-        if item.get_closest_marker("mpi") is None:
-            item.add_marker(pytest.mark.skip(reason="not marked mpi: runs in plain pytest"))
+    left_out = [item for item in items if (item.get_closest_marker("mpi") is not None) != under_mpirun]
+    config.stash[ELSEWHERE] = len(left_out)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if (item.get_closest_marker("mpi") is not None) == under_mpirun]
+
+
+def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
+    """Say where the tests run that are not chosen here."""
+    count, under_mpirun = config.stash.get(ELSEWHERE, 0), launched()[1] > 1
+    where = "in plain pytest" if under_mpirun else "inside mpirun, by test_marked_tests_on_three_processes"
+    return [f"{count} tests {'not marked' if under_mpirun else 'marked'} mpi run {where}"] if count else []
 
 
 @pytest.fixture(params=LIBRARIES)

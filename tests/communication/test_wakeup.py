@@ -61,7 +61,7 @@ def test_whoever_got_a_wakeup_checks_less_often_the_next_time(
     monkeypatch.setattr(wakeup.time, "perf_counter", lambda: now[0])
 
     def wait(wakeup_at: int, same_node: bool = False) -> int:
-        """Wait a second by a clock that only pauses move; return the checks. A wake-up ends pause `wakeup_at`, if any."""
+        """Wait a second by a clock that only pauses move, a wake-up in pause `wakeup_at`, if any; return the checks."""
         pauses.clear()
 
         def pause(seconds: float) -> bool:

@@ -45,9 +45,8 @@ def test_bytes_and_log_are_those_of_processes_that_train_their_own(mpi_vendor: s
         for table in ("rounds", "uplink", "downlink", "training", "clients", "mpi"):
             for name, values in work_queue[table].items():
                 if not name.startswith("seconds"):
-                    first = (
-                        1 if table == "mpi" and not name.startswith("payload") else 0
-                    )  # a work queue's start takes some
+                    # In the first round the start of a work queue takes some bytes of its own.
+                    first = 1 if table == "mpi" and not name.startswith("payload") else 0
                     values, other = values[first:], apart[table][name][first:]
                     np.testing.assert_array_equal(values, other, err_msg=f"{table}/{name}", strict=True)
 
