@@ -7,6 +7,7 @@ process is recognised because its datagrams stop.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import threading
@@ -31,6 +32,7 @@ BEAT = 1.0  # seconds between two datagrams at most
 BEATS = 8  # datagrams within the limit at least
 HEEDED = 200  # datagrams per beat and process; more are a flood, in which genuine ones may be lost
 LONGEST_PHASE = 200  # characters
+ENDING = 60.0  # seconds to wait for the thread's end; on a busy node the thread itself waits for a core
 
 
 @dataclass
@@ -68,14 +70,21 @@ class Watchdog:
         self._forget_times(time.monotonic())
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
+        atexit.register(self.stop)
 
     def stop(self) -> None:
-        """End the thread and wait for it: a thread that runs while the interpreter exits can crash the process."""
+        """End the thread and wait for it. Also called when the interpreter exits without it, for example by sys.exit.
+
+        The interpreter's exit unwinds the threads that still run. If such a thread is inside torch, the process ends
+        with signal 6. Any thread may be there: Python's garbage collection frees torch's objects in the thread that it
+        happens to run in.
+        """
         self._done.set()
         if self._thread:
+            atexit.unregister(self.stop)
             with suppress(OSError):  # the thread has ended, or ends at the end of its beat
                 self._socket.sendto(b"", (self._host, self._socket.getsockname()[1]))
-            self._thread.join(self.beat + 1.0)
+            self._thread.join(ENDING)
 
     def _find_observers(self) -> list[tuple[str, int]]:
         """Return the observers' addresses. Collective."""

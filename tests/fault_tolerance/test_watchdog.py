@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mpirun import run
 from sessions import SMALL, Job, rounds_in
 
 from fedkd_mpi import costlog
@@ -29,6 +31,7 @@ from fedkd_mpi.config.sections import WatchdogConfig as Settings
 from fedkd_mpi.fault_tolerance.watchdog import Watchdog, _parse
 
 PROGRAM = Path(__file__).parents[1] / "helpers" / "stalling.py"
+AT_EXIT = PROGRAM.with_name("worker_watchdog_at_exit.py")
 STALLS = {"barrier 2": ("barrier", 2), "barrier 0": ("barrier", 0), "bulk 1": ("bulk", 1)}  # what, and who is stopped
 
 
@@ -237,3 +240,9 @@ def test_a_datagram_of_the_run_is_understood():
     body = b'[2, 9, 7, [4, "train", null, 5, 1]]'
     assert _parse(body, 3) == (2, 9, 7, ProcessStatus(4, "train", None, 5, 1))
     assert _parse(body, 2) is None
+
+
+@pytest.mark.parametrize("how", ["stop", "leave"])
+def test_a_thread_inside_torch_does_not_outlive_the_interpreter(how: str):
+    done = run([sys.executable, AT_EXIT, how])
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
