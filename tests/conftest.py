@@ -26,10 +26,12 @@ settings.load_profile("search" if SEARCH else "suite")
 
 
 ELSEWHERE = pytest.StashKey[int]()
+# Fixtures that run for many tests at once: the first of these tests waits for all, long on a loaded machine.
+LONG_FIXTURES, LONG = {"simulated", "hung", "results"}, pytest.mark.timeout(1800)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Lengthen a search; choose the tests marked mpi under mpirun, and all others in plain pytest.
+    """Lengthen searches and time limits; choose the tests marked mpi under mpirun, and all others in plain pytest.
 
     Under mpirun the others would start processes on every rank. In plain pytest the marked ones have no other rank:
     test_marked_tests_on_three_processes starts them where they have.
@@ -38,6 +40,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for test in searches if SEARCH else ():
         own = getattr(test, "_hypothesis_internal_use_settings", settings())
         test._hypothesis_internal_use_settings = settings(own, max_examples=SEARCH * own.max_examples)
+    for item in items:
+        if LONG_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(LONG)
     under_mpirun = launched()[1] > 1
     if config.getoption("--with-mpi") and not under_mpirun:
         return
@@ -106,11 +111,11 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             return folders[mpi, n, cases]
         folder = tmp_path_factory.mktemp(f"{mpi}-{n}-")
         if n == 1:
-            done = run([sys.executable, worker, folder, *cases], timeout=200 + 15 * n)
+            done = run([sys.executable, worker, folder, *cases], timeout=500 + 20 * n)
         elif find(mpi) is None:
             pytest.skip(f"{mpi} is not installed: {how_to_install(mpi)}")
         else:
-            done = mpirun(n, worker, folder, *cases, mpi=mpi, timeout=200 + 15 * n)
+            done = mpirun(n, worker, folder, *cases, mpi=mpi, timeout=500 + 20 * n)
         assert done.returncode == 0, done.stdout + done.stderr
         folders[mpi, n, cases] = folder
         return folder
