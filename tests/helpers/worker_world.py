@@ -144,7 +144,7 @@ ENDS_ITSELF = ("open and close", "count")
 
 
 def main(case: str) -> None:
-    """Open the world, do what the case says, then wait for an end that only others can bring."""
+    """Open the world, do what the case says, then wait until the job is ended by others."""
     world = open_world()
     install_excepthook(world, lambda error: f"FAULT on {world.mpi_rank}: {error}")
     world.on_fault = lambda text: print("LOG CLOSED", flush=True)

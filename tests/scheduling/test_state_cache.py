@@ -1,4 +1,4 @@
-"""States of clients at rest in files: the same bits, bounded memory, nothing left behind."""
+"""States of clients in files: the same bits, bounded memory, nothing left behind."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ def client(index: int) -> Client:
     return Client(index, nothing, nothing, {"private": torch.full((3,), float(index)), "count": torch.zeros(())})
 
 
-def test_states_at_rest_change_no_bit_also_when_resumed(scratch: Path) -> None:
-    whole, rested = scratch / "whole.h5", scratch / "rested.h5"
+def test_states_in_files_change_no_bit_also_when_resumed(scratch: Path) -> None:
+    whole, cached = scratch / "whole.h5", scratch / "cached.h5"
     assert main([*SMALL, *STATES, "--output", str(whole)]) == 0
-    arguments = [*SMALL, *STATES, "clients_in_memory=1", "time_limit=0.001", "--output", str(rested)]
+    arguments = [*SMALL, *STATES, "clients_in_memory=1", "time_limit=0.001", "--output", str(cached)]
     assert main(arguments) == 75
-    assert main(["--resume", str(rested), "--trust-log", "time_limit=null", "clients_in_memory=2"]) == 0
-    assert_same_run(whole, rested)
+    assert main(["--resume", str(cached), "--trust-log", "time_limit=null", "clients_in_memory=2"]) == 0
+    assert_same_run(whole, cached)
     assert not list(scratch.glob("fedkd-clients-*"))
 
 
-def test_no_more_clients_are_awake_than_asked_for(scratch: Path) -> None:
+def test_no_more_clients_are_in_memory_than_asked_for(scratch: Path) -> None:
     run, _ = play("clients_in_memory=2", "num_clients=5", "rounds=2")
     assert sum(not client.offloaded for client in run.clients.values()) == 2
     assert all(client.tensors for client in run.clients.values())
 
 
-def test_each_brings_back_what_was_changed(scratch: Path) -> None:
-    rest, clients = ClientStateCache(1, "cpu", 4), [client(index) for index in range(4)]
+def test_what_was_changed_is_read_back(scratch: Path) -> None:
+    cache, clients = ClientStateCache(1, "cpu", 4), [client(index) for index in range(4)]
     for _ in range(3):
-        for group in rest.each([clients[:1], clients[1:3], clients[3:]]):
+        for group in cache.each([clients[:1], clients[1:3], clients[3:]]):
             for one in group:
                 one.tensors["private"] += 1
         assert [one.offloaded for one in clients] == [True, True, True, False]
@@ -61,7 +61,7 @@ def test_each_brings_back_what_was_changed(scratch: Path) -> None:
 
 def test_no_room_for_states_is_said(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(scratch / "missing"))
-    rest = ClientStateCache(1, "cpu", 2)
-    rest.release(client(0))
+    cache = ClientStateCache(1, "cpu", 2)
+    cache.release(client(0))
     with pytest.raises(RunFault, match="TMPDIR"):
-        rest.release(client(1))
+        cache.release(client(1))
