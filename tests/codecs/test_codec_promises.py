@@ -89,9 +89,8 @@ def test_neither_company_nor_memory_changes_a_bit(options: dict[str, Any]):
         for (seed, _), state in zip(senders, together, strict=True):
             for key in alone[seed]:
                 assert torch.equal(state[key], alone[seed][key])
-                state[key] = (
-                    unaligned(state[key]) if state[key].dtype == torch.float32 else state[key]
-                )  # as after a resume
+                if state[key].dtype == torch.float32:
+                    state[key] = unaligned(state[key])  # as after a resume
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)

@@ -44,7 +44,7 @@ def test_open_mpi_itself_counts_what_the_log_says(tmp_path: Path):
         pytest.skip("only Open MPI has a monitoring layer")
     runs = {rounds: monitored(tmp_path, rounds) for rounds in (2, 4)}
     for rounds, (moved, calls, log) in runs.items():
-        assert calls == {"A2O": rounds, "O2A": rounds, "A2A": 0}  # a gather and a broadcast a round
+        assert calls == {"A2O": rounds, "O2A": rounds, "A2A": 0}  # a gather and a broadcast per round
         assert moved["fedkd payload"] == log["mpi"]["payload_bytes_sent"].sum()
         assert moved["fedkd payload"] == (log["rounds"]["uplink_bytes"] + 2 * log["downlink"]["bytes"]).sum()
     (few, _, few_log), (many, _, many_log) = runs.values()

@@ -15,7 +15,7 @@ from fedkd_mpi import costlog
 from fedkd_mpi.run import main
 
 RUN = ("-m", "fedkd_mpi.run")
-LARGE = (*SMALL, "rounds=6", "checkpoint.every=1", "teacher.hidden=[1024]")  # some 0.6 MB of state a client
+LARGE = (*SMALL, "rounds=6", "checkpoint.every=1", "teacher.hidden=[1024]")  # some 0.6 MB of state per client
 
 
 @pytest.fixture
