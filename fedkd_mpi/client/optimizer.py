@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
+from fedkd_mpi.common.remembered import Kind, like
 from fedkd_mpi.config import sections
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # Kingma and Ba 2015
@@ -33,6 +34,10 @@ class Optimizer(ABC):
         """Take one optimiser step."""
         self.step_all([self])
 
+    @abstractmethod
+    def remembers(self) -> dict[str, Kind]:
+        """Return what `state` holds after a step."""
+
     @staticmethod
     @abstractmethod
     def step_all(optimizers: Sequence[Any]) -> None:
@@ -41,6 +46,10 @@ class Optimizer(ABC):
 
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum, as in torch.optim.SGD."""
+
+    def remembers(self) -> dict[str, Kind]:
+        """Return the momentum, where there is one."""
+        return {"momentum_buffer": like(self.vector)} if self.momentum else {}
 
     @staticmethod
     @torch.no_grad()
@@ -70,6 +79,10 @@ class SGD(Optimizer):
 
 class Adam(Optimizer):
     """Adam (Kingma and Ba 2015), as in torch.optim.Adam."""
+
+    def remembers(self) -> dict[str, Kind]:
+        """Return the number of steps and both moments."""
+        return {"step": Kind(()), "exp_avg": like(self.vector), "exp_avg_sq": like(self.vector)}
 
     @staticmethod
     @torch.no_grad()

@@ -9,6 +9,7 @@ import numpy as np
 
 from fedkd_mpi.codecs.tags import RAW
 from fedkd_mpi.codecs.wire import Record, WireError
+from fedkd_mpi.common.remembered import Memory
 from fedkd_mpi.models.layer import Layer
 
 if TYPE_CHECKING:
@@ -79,6 +80,17 @@ class Codec:
         """
         return list(decoded)
 
+    def sender_memory(self) -> Memory:
+        """Return what encode() leaves in a sender's `state`: a checkpoint that holds something else is refused.
+
+        A codec that does not say may leave anything.
+        """
+        return Memory({}, complete=False)
+
+    def receiver_memory(self) -> Memory:
+        """Return what receive() leaves in the receiver's `state`, likewise."""
+        return Memory({}, complete=False)
+
     def at(self, round_index: int) -> Codec:
         """Return the codec with the settings of a round (0-based)."""
         return self
@@ -90,6 +102,18 @@ class Codec:
     def sum(self, device: str) -> Sum:
         """Return an empty sum of decoded messages."""
         return Sum(self, device)
+
+
+class BuiltIn(Codec):
+    """A codec of this package: it says what it remembers, which is nothing unless a subclass says more."""
+
+    def sender_memory(self) -> Memory:
+        """Return what encode() leaves in a sender's `state`."""
+        return Memory({})
+
+    def receiver_memory(self) -> Memory:
+        """Return what receive() leaves in the receiver's `state`."""
+        return Memory({})
 
 
 class Sum:

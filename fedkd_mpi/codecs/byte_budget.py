@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedkd_mpi.codecs import Codec, State, Sum
 from fedkd_mpi.codecs.wire import HEADER_BYTES, RECORD_BYTES, Record
+from fedkd_mpi.common.remembered import Kind, Memory
 from fedkd_mpi.errors import RunFault, UserError
 from fedkd_mpi.models.layer import Layer
 
@@ -108,3 +109,12 @@ class ByteBudget(Codec):
     def sum(self, device: str) -> Sum:
         """Return the sum of the inner codec."""
         return self.inner.sum(device)
+
+    def sender_memory(self) -> Memory:
+        """Return the inner codec's with the share of the energy that was lost last."""
+        inner = self.inner.sender_memory()
+        return Memory({**inner.tensors, "budget.loss": Kind((), "float64")}, inner.complete)
+
+    def receiver_memory(self) -> Memory:
+        """Return the inner codec's."""
+        return self.inner.receiver_memory()

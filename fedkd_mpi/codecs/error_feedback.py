@@ -10,6 +10,8 @@ from torch import Tensor
 
 from fedkd_mpi.codecs import Codec, State, Sum
 from fedkd_mpi.codecs.wire import Record
+from fedkd_mpi.common.remembered import Kind, Memory
+from fedkd_mpi.models.layer import Layer
 
 
 class ErrorFeedback(Codec):
@@ -49,6 +51,14 @@ class ErrorFeedback(Codec):
     def sum(self, device: str) -> Sum:
         """Return the sum of the inner codec."""
         return self.inner.sum(device)
+
+    def sender_memory(self) -> Memory:
+        """Return the inner codec's with the residual of each layer."""
+        return _with(self.inner.sender_memory(), "residual", self.layers)
+
+    def receiver_memory(self) -> Memory:
+        """Return the inner codec's."""
+        return self.inner.receiver_memory()
 
 
 class Ef21(Codec):
@@ -91,6 +101,14 @@ class Ef21(Codec):
         """Return the sum of the inner codec."""
         return self.inner.sum(device)
 
+    def sender_memory(self) -> Memory:
+        """Return the inner codec's with an estimate of each layer."""
+        return _with(self.inner.sender_memory(), "estimate", self.layers)
+
+    def receiver_memory(self) -> Memory:
+        """Return the inner codec's with an estimate of each layer."""
+        return _with(self.inner.receiver_memory(), "estimate", self.layers)
+
     def receive(self, decoded: Sequence[Tensor], state: State, share: float) -> list[Tensor]:
         """Return the estimate of the mean update of all senders."""
         return self._move(state, self._estimates(state, decoded), decoded, share)
@@ -103,3 +121,8 @@ class Ef21(Codec):
         moved = [estimate + share * change for estimate, change in zip(estimates, by, strict=True)]
         state.update({f"estimate.{layer.name}": tensor for layer, tensor in zip(self.layers, moved, strict=True)})
         return [tensor.clone() for tensor in moved]
+
+
+def _with(memory: Memory, name: str, layers: Sequence[Layer]) -> Memory:
+    own = {f"{name}.{layer.name}": Kind(tuple(layer.shape)) for layer in layers}
+    return Memory({**memory.tensors, **own}, memory.complete)

@@ -9,17 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd_mpi.codecs import Codec, State, read_floats, require
+from fedkd_mpi.codecs import BuiltIn, Codec, State, read_floats, require
 from fedkd_mpi.codecs.tags import SKETCH
 from fedkd_mpi.codecs.topk import read_sparse, share, sparse
 from fedkd_mpi.codecs.wire import Record, WireError
 from fedkd_mpi.common.random_streams import generator
+from fedkd_mpi.common.remembered import Kind, Memory
 from fedkd_mpi.config.sections import CompressionConfig
 from fedkd_mpi.linalg.layout import canonical
 from fedkd_mpi.models.layer import Layer
 
 
-class FetchSgd(Codec):
+class FetchSgd(BuiltIn):
     """Count sketches are linear, so the server can do error feedback on their sum and clients need no state.
 
     Rothchild et al. 2020, without momentum (the local optimiser has its own). The uplink bytes do not depend on the
@@ -71,6 +72,10 @@ class FetchSgd(Codec):
         parts = update.split([layer.numel for layer in self.layers])
         return [part.reshape(layer.shape) for part, layer in zip(parts, self.layers, strict=True)]
 
+    def receiver_memory(self) -> Memory:
+        """Return what the server remembers: the sketch of what it has not sent."""
+        return Memory({"sketch": Kind((self.rows, self.columns))})
+
     def sketch(self, flat: Tensor) -> Tensor:
         """Return the count sketch [hashes, buckets] of a vector: each row adds signed entry i to one of its buckets."""
         table = flat.new_zeros(self.rows, self.columns)
@@ -89,7 +94,7 @@ class FetchSgd(Codec):
         return ordered[(self.rows - 1) // 2].lerp(ordered[self.rows // 2], 0.5)
 
 
-class Entries(Codec):
+class Entries(BuiltIn):
     """The non-zero entries of the server's update with their indices; raw if that is not larger."""
 
     def __init__(self, layers: Sequence[Layer]):

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from fedkd_mpi.codecs import Codec, State, raw, read_raw
+from fedkd_mpi.codecs import BuiltIn, State, raw, read_raw
 from fedkd_mpi.codecs.wire import Record
 from fedkd_mpi.config.sections import CompressionConfig
 from fedkd_mpi.models.layer import Layer
 
 
-class Raw(Codec):
+class Raw(BuiltIn):
     """float32, 4 bytes per entry, lossless."""
 
     def __init__(self, compression: CompressionConfig, layers: Sequence[Layer]):

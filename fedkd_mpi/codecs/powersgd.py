@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd_mpi.codecs import Codec, State, floats, raw, read_floats, read_raw
+from fedkd_mpi.codecs import BuiltIn, State, floats, raw, read_floats, read_raw
 from fedkd_mpi.codecs.tags import POWER, RAW
 from fedkd_mpi.codecs.wire import Record, WireError
+from fedkd_mpi.common.remembered import Kind, Memory
 from fedkd_mpi.config.sections import CompressionConfig
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.linalg.layout import canonical
@@ -18,7 +19,7 @@ from fedkd_mpi.linalg.scaling import exponent_of, times_power_of_two
 from fedkd_mpi.models.layer import Layer
 
 
-class PowerSgd(Codec):
+class PowerSgd(BuiltIn):
     """r (P + Q) numbers per matrix; an orthogonal projection and therefore a contraction; meant for error feedback.
 
     Vogels, Karimireddy and Jaggi 2019. The paper averages P and Q over all workers in two collectives. With a server,
@@ -38,6 +39,11 @@ class PowerSgd(Codec):
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
         """Return the tensors; raises WireError if an encoding, rank or length is invalid."""
         return [self._decode(record, layer, device) for record, layer in zip(records, self.layers, strict=True)]
+
+    def sender_memory(self) -> Memory:
+        """Return what a sender remembers: Q of each matrix that it factors."""
+        factored = [layer for layer in self.layers if self._pays(layer)]
+        return Memory({f"q.{layer.name}": Kind((layer.matrix_shape[1], self.rank)) for layer in factored})
 
     def _encode(self, tensor: Tensor, layer: Layer, state: State, rng: np.random.Generator) -> Record:
         if not self._pays(layer):

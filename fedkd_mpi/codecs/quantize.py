@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd_mpi.codecs import Codec, State, raw, read_raw, require
+from fedkd_mpi.codecs import BuiltIn, State, raw, read_raw, require
 from fedkd_mpi.codecs.narrow import narrow, read_narrow
 from fedkd_mpi.codecs.tags import HALF, QUANTIZED, RAW
 from fedkd_mpi.codecs.wire import Record, WireError
@@ -18,7 +18,7 @@ from fedkd_mpi.linalg.scaling import exponent_of, times_power_of_two
 from fedkd_mpi.models.layer import Layer
 
 
-class Quantize(Codec):
+class Quantize(BuiltIn):
     """Each tensor is divided by its largest magnitude and rounded at random to one of 2^bits - 1 levels.
 
     A value is rounded up with a probability equal to its remainder, which is unbiased: QSGD (Alistarh et al. 2017), in
@@ -82,7 +82,7 @@ class Quantize(Codec):
         return -(-count * self.bits // 8)
 
 
-class Float16(Codec):
+class Float16(BuiltIn):
     """Every number in half precision, scaled by a power of two per tensor: half the bytes, relative errors to 2^-11."""
 
     def __init__(self, compression: CompressionConfig, layers: Sequence[Layer]):

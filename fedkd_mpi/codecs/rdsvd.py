@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd_mpi.codecs import Codec, State, raw, read_raw, require, symbols
+from fedkd_mpi.codecs import BuiltIn, State, raw, read_raw, require, symbols
 from fedkd_mpi.codecs.narrow import NARROW, narrow, read_narrow
 from fedkd_mpi.codecs.rate_distortion import Integers, Plan, checked, dense, factors, plan, rebuilt, share_out
 from fedkd_mpi.codecs.staging import to_device, to_host
@@ -26,6 +26,7 @@ from fedkd_mpi.codecs.tags import BYTE_FACTORS, DENSE, FACTORS, HALF, HALF_FACTO
 from fedkd_mpi.codecs.unfolding import fold, unfold, unfolded_shape, unfoldings
 from fedkd_mpi.codecs.vectors import pool, unpool
 from fedkd_mpi.codecs.wire import Record, WireError, checked_exponent
+from fedkd_mpi.common.remembered import Kind, Memory
 from fedkd_mpi.config.sections import CompressionConfig
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.linalg.layout import canonical
@@ -62,7 +63,7 @@ class Prepared(NamedTuple):
     best: Candidate | None
 
 
-class RateDistortionSvd(Codec):
+class RateDistortionSvd(BuiltIn):
     """The smallest checked encoding of each tensor; raw if no other is smaller.
 
     compression.energy_scope determines the scope of the threshold: each tensor, or the whole update with one step for
@@ -111,6 +112,10 @@ class RateDistortionSvd(Codec):
             vectors = dict(zip(self.vectors, (tensor.to(device) for tensor in pooled), strict=True))
             return [vectors[i] if i in vectors else self._decode(*pair, device) for i, pair in enumerate(pairs)]
         return [self._decode(*pair, device) for pair in pairs]
+
+    def sender_memory(self) -> Memory:
+        """Return what a sender remembers: the unfolding of each layer."""
+        return Memory({"unfolding": Kind((len(self.layers),), "int8")})
 
     def _decode(self, record: Record, layer: Layer, device: str) -> Tensor:
         if record.encoding == RAW:

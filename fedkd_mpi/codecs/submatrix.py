@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd_mpi.codecs import Codec, State, floats, raw, read_floats, read_raw, require
+from fedkd_mpi.codecs import BuiltIn, State, floats, raw, read_floats, read_raw, require
 from fedkd_mpi.codecs.tags import RAW, SUBMATRIX
 from fedkd_mpi.codecs.wire import Record, WireError
 from fedkd_mpi.config.sections import CompressionConfig
 from fedkd_mpi.models.layer import Layer
 
 
-class Submatrix(Codec):
+class Submatrix(BuiltIn):
     """The non-zero rows and columns in float32; raw if that is not larger. A 1-D tensor is one column."""
 
     def __init__(self, compression: CompressionConfig, layers: Sequence[Layer]):

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd_mpi.codecs import Codec, State, Sum, floats, raw
+from fedkd_mpi.codecs import BuiltIn, State, Sum, floats, raw
 from fedkd_mpi.codecs.staging import to_device
 from fedkd_mpi.codecs.tags import LOW_RANK, RAW
 from fedkd_mpi.codecs.wire import Record, WireError
+from fedkd_mpi.common.remembered import Kind, Memory
 from fedkd_mpi.config.sections import CompressionConfig
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.linalg.layout import canonical
@@ -25,7 +26,7 @@ ROUNDING = 1e-7  # share of the energy that rounding the factors to float32 may 
 Part = bytes | np.ndarray  # data of a record
 
 
-class Svd(Codec):
+class Svd(BuiltIn):
     """U diag(s) and V of each matrix, 4 K (P + Q) bytes; raw if that is not larger, and for 1-D tensors."""
 
     paper_rank = True
@@ -80,6 +81,11 @@ class Svd(Codec):
     def sum(self, device: str) -> Sum:
         """Return a sum that multiplies the factors of several messages at once."""
         return FactoredSum(self, device)
+
+    def sender_memory(self) -> Memory:
+        """Return what a sender remembers: with a warm start, the left factor of each matrix."""
+        matrices = [layer for layer in self.layers if layer.compressible and self.warm]
+        return Memory({f"left.{layer.name}": Kind((layer.matrix_shape[0], None)) for layer in matrices})
 
     def misfit(self, record: Record, layer: Layer) -> WireError:
         """Return the error of an invalid record: its encoding, its rank or its length."""

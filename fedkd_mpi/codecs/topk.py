@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd_mpi.codecs import Codec, State, raw, read_raw, require
+from fedkd_mpi.codecs import BuiltIn, State, raw, read_raw, require
 from fedkd_mpi.codecs.tags import RAW, SPARSE
 from fedkd_mpi.codecs.wire import Record, WireError
 from fedkd_mpi.config.sections import CompressionConfig
@@ -17,7 +17,7 @@ from fedkd_mpi.linalg.layout import canonical
 from fedkd_mpi.models.layer import Layer
 
 
-class TopK(Codec):
+class TopK(BuiltIn):
     """The share `density` of the entries; a contraction: |x - C(x)|^2 <= (1 - k/n) |x|^2; meant for error feedback.
 
     Aji and Heafield 2017; Stich, Cordonnier and Jaggi 2018. An entry takes 6 or 8 bytes. The threshold is not used.

@@ -109,11 +109,14 @@ class Checkpoints:
             text = f"cannot write the checkpoint {target}: {error.strerror}; {safe}"
             raise RunFault(text, round=max(rounds - 1, 0)) from error
 
-    def newest(self, limit: int, trained: Callable[[int], set[int]]) -> tuple[Manifest | None, list[str]]:
+    def newest(
+        self, limit: int, trained: Callable[[int], set[int]], fits: Callable[[Manifest, set[int]], None]
+    ) -> tuple[Manifest | None, list[str]]:
         """Return the newest valid checkpoint of at most `limit` rounds, and the reasons why newer ones were refused.
 
-        `trained(rounds)` returns the clients whose states a checkpoint after that many rounds must contain. Returns
-        (None, []) if there are no checkpoints; raises UserError if there are some and none is valid.
+        `trained(rounds)` returns the clients whose states a checkpoint after that many rounds must contain.
+        `fits(manifest, trained)` raises UserError if its tensors are not those of the run. Returns (None, []) if there
+        are no checkpoints; raises UserError if there are some and none is valid.
         """
         refused: list[str] = []
         listed = self.world.first_message(json.dumps(self.rounds()) if self.world.is_root else None)
@@ -121,7 +124,8 @@ class Checkpoints:
             manifest = error = None
             try:
                 manifest = manifests.read(self.path(rounds))
-                self._check(manifest, limit, trained)
+                self._check(manifest, limit, trained(manifest.rounds))
+                fits(manifest, trained(manifest.rounds))
             except UserError as refusal:
                 error = str(refusal)
             error = self.world.first_message(error)
@@ -132,7 +136,7 @@ class Checkpoints:
             raise UserError(f"{'; '.join(refused)}; remove {self.folder} to start again from round 0")
         return None, []
 
-    def _check(self, manifest: Manifest, limit: int, trained: Callable[[int], set[int]]) -> None:
+    def _check(self, manifest: Manifest, limit: int, trained: set[int]) -> None:
         path = manifest.folder / manifests.FILE
         if manifest.owner != self.owner:
             differs = [name for name in self.owner if manifest.owner.get(name) != self.owner[name]]
@@ -140,7 +144,7 @@ class Checkpoints:
         if manifest.rounds > limit:
             raise UserError(f"{path} is after round {manifest.rounds}, but the log contains {limit} rounds")
         present = {client for file in manifest.files for client in file["clients"]}
-        if missing := trained(manifest.rounds) - present:
+        if missing := trained - present:
             raise UserError(f"{path}: client {min(missing)}, which was trained according to the log, is missing")
         for file in manifest.files[self.world.mpi_rank :: self.world.world_size]:
             manifests.verify(manifest.folder, file)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fedkd_mpi import models
 from fedkd_mpi.common.registry import resolve, subclass_of
+from fedkd_mpi.common.remembered import Kind
 from fedkd_mpi.config.methods import METHODS
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.tasks import Examples, Task
@@ -40,6 +41,10 @@ class Method:
     def student(self) -> nn.Module:
         """Return a new student; only called if the method exchanges one."""
         return make_model(self.config, self.task, self.role)
+
+    def remembers(self, student: FlatModel) -> dict[str, Kind]:
+        """Return what `state` holds after finish(); nothing unless a method says so."""
+        return {}
 
     def begin(self, round_index: int, device: str) -> None:
         """Prepare for local training in a round; called before each local training."""

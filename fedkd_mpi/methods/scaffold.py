@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedkd_mpi.common.remembered import Kind, like
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.methods.fedavg import FedAvg
 from fedkd_mpi.models.flat import FlatModel
@@ -44,6 +45,9 @@ class Scaffold(FedAvg):
             owner.register_buffer(last, torch.zeros_like(slot.tensor, memory_format=torch.contiguous_format))
         model.add_module(CONTROL, control)
         return model
+
+    def remembers(self, student: FlatModel) -> dict[str, Kind]:
+        return {"control": like(student.trainable)}
 
     def correct(self, student: FlatModel, start: Tensor, state: dict[str, Tensor]) -> None:
         gradient = student.trainable.grad

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from fedkd_mpi.config.schema import Config
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.fault_tolerance.checkpoint import Checkpoints, Manifest
 from fedkd_mpi.fault_tolerance.stopping import STOP
+from fedkd_mpi.simulation import saved_state
 from fedkd_mpi.simulation.snapshot import restore
 
 if TYPE_CHECKING:
@@ -72,7 +74,8 @@ def resume(config: Config, world: World, output: Path) -> Session:
         require_no_stop(output)
         with costlog.open(output) as log:
             training = log["training"]
-            return log.attrs, log.rounds_completed, training["client"], training["round"]
+            done = ~np.isnan(training["seconds_train"])  # a skipped client is left as it was
+            return log.attrs, log.rounds_completed, training["client"][done], training["round"][done]
 
     attrs, logged, clients, of_round = world.collectively(look)
     owner = {name: attrs[name] for name in ("config_digest", "started")}
@@ -80,7 +83,9 @@ def resume(config: Config, world: World, output: Path) -> Session:
     world.collectively(lambda: checkpoints.require_writable() if world.is_root else None)
     simulation = build(config, world)
     world.collectively(lambda: require_same_data(simulation, output))
-    manifest, refused = checkpoints.newest(logged, lambda rounds: set(clients[of_round < rounds].tolist()))
+    manifest, refused = checkpoints.newest(
+        logged, lambda rounds: set(clients[of_round < rounds].tolist()), partial(saved_state.check, simulation)
+    )
     if manifest:
         world.collectively(lambda: restore(simulation, manifest))
     first = manifest.rounds if manifest else 0

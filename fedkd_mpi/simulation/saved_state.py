@@ -1,0 +1,125 @@
+"""The kind of every tensor that a checkpoint of a run holds: one of another kind is refused before it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedkd_mpi.common.remembered import Kind, Memory, fault, like, with_prefix
+from fedkd_mpi.errors import UserError, shown
+from fedkd_mpi.fault_tolerance.manifest import FILE, Manifest
+
+if TYPE_CHECKING:
+    from fedkd_mpi.simulation.state import Simulation
+
+SERVER = "server.safetensors"
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool", "U8": "uint8"} | {
+    f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)
+}
+
+
+def check(run: Simulation, manifest: Manifest, trained: set[int]) -> None:
+    """Raise UserError naming the file and the first tensor that this run does not know, lacks, or has of another kind.
+
+    Looks at the server's file and at those of this process's clients, without reading a tensor. `trained` are the
+    clients that have trained before the checkpoint.
+    """
+    if run.student:
+        if all(file["name"] != SERVER for file in manifest.files):
+            raise UserError(f"{manifest.folder / FILE}: {SERVER}, the global student, is missing in files")
+        _check_server(run, manifest.folder / SERVER, used=bool(trained))
+    for file in manifest.files:
+        if not run.clients.keys().isdisjoint(file["clients"]):
+            _check_clients(run, manifest.folder / file["name"], file["clients"], trained)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """Open a file of tensors: names by keys(), each read by get_tensor(); raises UserError where it is none."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read the checkpoint {path}: {error}") from None
+
+
+def of_client(run: Simulation, client: int) -> Memory:
+    """Return what a client's state holds once it has trained."""
+    network = run.trainer.networks_for(client)
+    kinds = {"private": like(network.state)}
+    trained = [("private", network, run.trainer.private_optimizer)]
+    if run.student:
+        trained.append(("student", run.student, run.trainer.student_optimizer))
+        if run.student.local_buffers is not None:
+            kinds["buffers"] = like(run.student.local_buffers)
+        kinds |= with_prefix("method.", run.trainer.method.remembers(run.student))
+    for name, vector, optimizer in trained:
+        kinds |= {f"others.{name}": like(vector.others)} if vector.others.numel() else {}
+        kinds |= with_prefix(f"optimizer.{name}.", optimizer.remembers())
+    codec = run.codec.sender_memory() if run.codec else Memory({})
+    return Memory(kinds | with_prefix("codec.", codec.tensors), codec.complete)
+
+
+def of_server(run: Simulation) -> dict[str, Memory]:
+    """Return what the parts of the server's file hold once a round had an update."""
+    codec, answer = run.codec, run.codec.downlink()
+    moments = ("server.first", "server.second") if run.config.server.optimizer == "fedadam" else ()
+    received = answer.receiver_memory()
+    kept = dict(received.tensors) | dict.fromkeys(moments, like(run.student.trainable))
+    return {
+        "downlink": Memory(kept, received.complete),
+        "sender": answer.sender_memory(),
+        "uplink": codec.receiver_memory(),
+    }
+
+
+def _check_server(run: Simulation, path: Path, *, used: bool) -> None:
+    saved = _kinds(path)
+    replica = {name: kind for name, kind in saved.items() if name == "replica"}
+    _require(path, fault(replica, Memory({"replica": like(run.replica)}), required=True))
+    parts = of_server(run)
+    for key in saved.keys() - replica.keys():
+        if key.partition("/")[0] not in parts:
+            raise UserError(f"{path} contains the tensor {shown(key)}, which no run writes")
+    for part, memory in parts.items():
+        _require(path, fault(_under(saved, f"{part}/"), memory, f"{part}/", required=used))
+
+
+def _check_clients(run: Simulation, path: Path, clients: list[int], trained: set[int]) -> None:
+    saved = _kinds(path)
+    for key in saved:
+        client, slash, _ = key.partition("/")
+        if not slash or not client.isascii() or not client.isdecimal() or int(client) not in clients:
+            raise UserError(f"{path} contains the tensor {shown(key)}, which belongs to none of its clients")
+    for client in run.clients.keys() & set(clients):
+        memory = of_client(run, client)
+        if client not in trained:  # its teacher alone was scored
+            first = {name: kind for name, kind in memory.tensors.items() if name in ("private", "others.private")}
+            memory = Memory(first)
+        own = _under(saved, f"{client}/")
+        # A part that does not say what it remembers is a codec of the user's own: its names begin so.
+        known = {name: kind for name, kind in own.items() if memory.complete or not name.startswith("codec.")}
+        known |= {name: kind for name, kind in own.items() if name in memory.tensors}
+        _require(path, fault(known, Memory(memory.tensors), f"{client}/", required=True))
+
+
+def _kinds(path: Path) -> dict[str, Kind]:
+    with opened(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        return {
+            name: Kind(tuple(part.get_shape()), DTYPES.get(part.get_dtype(), part.get_dtype()))
+            for name, part in slices.items()
+        }
+
+
+def _under(kinds: Mapping[str, Kind], prefix: str) -> dict[str, Kind]:
+    return {name[len(prefix) :]: kind for name, kind in kinds.items() if name.startswith(prefix)}
+
+
+def _require(path: Path, wrong: str | None) -> None:
+    if wrong:
+        raise UserError(f"{path}{wrong}")
