@@ -65,6 +65,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--trust-log", action="store_true", help="with --resume: run the code that the log names (package.module:Name)"
     )
+    parser.add_argument(
+        "--save-partition", type=Path, metavar="FILE", help="write who holds what, as partition.kind=file reads it"
+    )
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     action.add_argument(
@@ -73,6 +76,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     chosen = parser.parse_intermixed_args(argv)
     if chosen.resume and (chosen.config or chosen.output or chosen.overwrite):
         parser.error("--resume takes configuration and output from the log: leave --config, --output, --overwrite out")
+    if chosen.resume and chosen.save_partition:
+        parser.error("--save-partition belongs to a new run, or to --dry-run")
     if chosen.trust_log and not chosen.resume:
         parser.error("--trust-log belongs to --resume")
     return chosen
@@ -99,10 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if chosen.print_config:
         leave(0, config.to_yaml().rstrip())
     if chosen.dry_run:
-        return dry_run(config)
-    if chosen.resume:
-        return run(config, chosen.resume, resumed=True)
-    return run(config, chosen.output, overwrite=chosen.overwrite)
+        return dry_run(config, chosen)
+    return run(config, chosen)
 
 
 def configuration_of(path: Path, overrides: Sequence[str], *, trusted: bool = False) -> Config:
@@ -139,7 +142,7 @@ def default_output(config: Config) -> Path:
     return Path("runs") / f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}.h5"
 
 
-def dry_run(config: Config) -> int:
+def dry_run(config: Config, chosen: argparse.Namespace) -> int:
     """Print what a run would be, from rank 0 alone and without MPI."""
     from fedkd_mpi.communication.launch import launched
 
@@ -148,17 +151,17 @@ def dry_run(config: Config) -> int:
         from fedkd_mpi.simulation.dry_run import forecast
 
         try:
-            text = forecast(config, world_size)
+            text = forecast(config, world_size, chosen.save_partition, chosen.overwrite)
         except UserError as error:
             leave(2, f"fedkd_mpi: {error}")
         tell(text)
     return 0
 
 
-def run(config: Config, output: Path | None, *, overwrite: bool = False, resumed: bool = False) -> int:
+def run(config: Config, chosen: argparse.Namespace) -> int:
     """Simulate and log, anew or going on with a log; returns the exit code. Collective.
 
-    Without `output`, rank 0 finds a name that no other run has.
+    Without --output, rank 0 finds a name that no other run has.
     """
     from fedkd_mpi.communication.launch import install_excepthook, launched, open_world
     from fedkd_mpi.costlog.files import real
@@ -167,9 +170,10 @@ def run(config: Config, output: Path | None, *, overwrite: bool = False, resumed
     from fedkd_mpi.simulation.sameness import require_same_start
 
     end = slurm_end() if launched()[0] == 0 else None  # starts a process, which is better done before MPI
-    given, mode = output, "--resume" if resumed else "a new run with --overwrite" if overwrite else "a new run"
+    given = chosen.resume or chosen.output
+    mode = "--resume" if chosen.resume else "a new run with --overwrite" if chosen.overwrite else "a new run"
     try:
-        output = None if output is None else real(output)
+        output = None if given is None else real(given)
         world = open_world()
     except UserError as error:
         leave(2, f"fedkd_mpi: {error}")
@@ -181,12 +185,10 @@ def run(config: Config, output: Path | None, *, overwrite: bool = False, resumed
     reserved = reserve(real(default_output(config))) if output is None and world.is_root else None
     output = Path(world.first_message(str(reserved.log if reserved else output)))
     with StopRequests(world, output, config.time_limit, end) as stop, reserved or Lock(output) as lock:
-        return play(config, world, stop, lock, output, overwrite=overwrite, resumed=resumed)
+        return play(config, world, stop, lock, output, chosen)
 
 
-def play(
-    config: Config, world: World, stop: StopRequests, lock: Lock, output: Path, *, overwrite: bool, resumed: bool
-) -> int:
+def play(config: Config, world: World, stop: StopRequests, lock: Lock, output: Path, chosen: argparse.Namespace) -> int:
     """Begin or resume a run and play its rounds; returns the exit code. Collective."""
     from fedkd_mpi.fault_tolerance.watchdog import Watchdog
     from fedkd_mpi.simulation.boundary import Boundary
@@ -198,10 +200,10 @@ def play(
 
     try:
         world.collectively(lambda: lock.take() if world.is_root else None)
-        if resumed:
+        if chosen.resume:
             session = sessions.resume(config, world, output)
         else:
-            session = sessions.begin(config, world, output, overwrite)
+            session = sessions.begin(config, world, output, chosen.overwrite, chosen.save_partition)
     except UserError as error:
         code = refuse(world, error)
         watchdog.stop()

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from fedkd_mpi.common import yaml_loader
 from fedkd_mpi.common.options import Hint, validated
 from fedkd_mpi.config.schema import Config
-from fedkd_mpi.config.sections import DataConfig, NetworkConfig
+from fedkd_mpi.config.sections import KIND_OF, DataConfig, NetworkConfig
 from fedkd_mpi.errors import UserError, shown
 
 
@@ -35,9 +35,20 @@ def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
     except FileNotFoundError:
         known = ", ".join(sorted(str(file.relative_to(presets())) for file in presets().rglob("*.yaml")))
         raise UserError(f"--config {shown(path)} does not exist; shipped configurations: {known}") from None
+    _let_go_of_other_kinds(tree, overrides)
     for override in overrides:
         apply(tree, override)
     return parse(tree)
+
+
+def _let_go_of_other_kinds(tree: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Take those keys of a file's partition away that belong to another kind than an override partition.kind names."""
+    named = [value for key, _, value in (override.partition("=") for override in overrides) if key == "partition.kind"]
+    section = tree.get("partition")
+    if named and isinstance(section, dict):
+        for key, kind in KIND_OF.items():
+            if kind != named[-1]:
+                section.pop(key, None)
 
 
 def shipped(path: Path) -> Path:

@@ -20,12 +20,24 @@ class Needs(NamedTuple):
     meta: tuple[str, ...]
 
 
-PICTURES = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "tiny_imagenet", "flowers102")
+PICTURES = (
+    "digits",
+    "mnist",
+    "fashion_mnist",
+    "cifar10",
+    "cifar100",
+    "tiny_imagenet",
+    "flowers102",
+    "folder",
+    "npz",
+    "hf",
+)
 TEXT = ("vocabulary", "length", "pad")
 TASKS = {
     "image_classification": Needs(PICTURES, ("mlp", "cnn", "resnet"), ("x", "y"), ("classes", "scale", "mean", "std")),
+    "tabular": Needs(("csv", "npz", "hf"), ("mlp",), ("x", "y"), ("classes", "mean", "std")),
     "denoising": Needs(("mayo_ct",), ("redcnn",), ("x", "y"), ("window",)),
-    "text_classification": Needs(("ade", "smm4h"), ("bert",), ("ids", "y"), ("classes", *TEXT)),
+    "text_classification": Needs(("ade", "smm4h", "csv", "hf"), ("bert",), ("ids", "y"), ("classes", *TEXT)),
     "ner": Needs(("medical_ner",), ("bert",), ("ids", "tags", "missed"), ("kinds", *TEXT)),
     "news": Needs(("mind_small", "mind_large"), ("bert",), ("history", "candidates", "clicked"), TEXT),
 }

@@ -31,7 +31,8 @@ class DataConfig(BaseModel):
 
     model_config = ConfigDict(extra="allow", **STRICT)
     name: str = Field(
-        pattern=PART, description="name of a data set (docs/images.md, docs/tasks.md), or package.module:function"
+        pattern=PART,
+        description="name of a data set (docs/images.md, docs/tasks.md, docs/own-data.md), or package.module:function",
     )
     root: Annotated[Path | None, Field(strict=False)] = Field(
         None, description="folder of the data sets; default $FEDKD_DATA"
@@ -43,18 +44,28 @@ class DataConfig(BaseModel):
         return dict(self.model_extra or {})
 
 
+KIND_OF = {"alpha": "dirichlet", "classes_per_client": "pathological", "path": "file"}  # keys that one kind has
+
+
 class PartitionConfig(Section):
-    kind: Literal["iid", "dirichlet", "pathological", "natural"] = "iid"
+    kind: Literal["iid", "dirichlet", "pathological", "natural", "file"] = Field(
+        "iid", description="who holds what: natural = the data's own owners, file = as partition.path says"
+    )
     alpha: float | None = Field(
         None, ge=1e-4, le=1e8, description="Dirichlet concentration; small = each client sees few classes"
     )
     classes_per_client: int | None = Field(None, ge=1, le=WIDE, description="for the pathological partition")
-    min_samples: int = Field(2, ge=2, le=MANY, description="smallest number of samples per client")
-    test_fraction: float = Field(0.2, gt=0, lt=1, description="share of each client's samples for its local score")
+    path: str | None = Field(
+        None, min_length=1, max_length=1000, description="JSON or npz file for kind=file (docs/own-data.md)"
+    )
+    min_samples: int = Field(2, ge=2, le=MANY, description="smallest number of samples per client; not for kind=file")
+    test_fraction: float = Field(
+        0.2, gt=0, lt=1, description="share of each client's samples for its local score; not for kind=file"
+    )
 
     @model_validator(mode="after")
     def _kind_has_its_key(self) -> PartitionConfig:
-        for kind, key in (("dirichlet", "alpha"), ("pathological", "classes_per_client")):
+        for key, kind in KIND_OF.items():
             if self.kind == kind and getattr(self, key) is None:
                 raise ValueError(f"partition.kind={kind} needs partition.{key}")
             if self.kind != kind and getattr(self, key) is not None:

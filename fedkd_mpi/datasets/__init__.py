@@ -30,7 +30,12 @@ LOADERS = {
     "medical_ner": "fedkd_mpi.datasets.corpora:load",
     "mind_small": "fedkd_mpi.datasets.mind:load_small",
     "mind_large": "fedkd_mpi.datasets.mind:load_large",
+    "folder": "fedkd_mpi.datasets.folder:load",
+    "csv": "fedkd_mpi.datasets.csv_table:load",
+    "npz": "fedkd_mpi.datasets.npz:load",
+    "hf": "fedkd_mpi.datasets.hf:load",
 }
+OWN = ("folder", "csv", "npz", "hf")  # a user's own files, which may hold anything
 # Data sets of the official sizes without their content, by which --dry-run plans where the files are not there.
 STAND_INS = {
     "cifar10": "fedkd_mpi.datasets.cifar:stand_in_cifar10",
@@ -79,10 +84,11 @@ def check(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     from fedkd_mpi.common.options import Options
     from fedkd_mpi.common.options import check as check_options
     from fedkd_mpi.datasets.options import OPTIONS
+    from fedkd_mpi.datasets.own_options import OWN
 
     if name not in LOADERS:  # a wrong name is refused with the nearest known one when it is loaded
         return dict(options)
-    return check_options(OPTIONS.get(name, Options), options, name, "data", ("name", "root", "augment"))
+    return check_options({**OPTIONS, **OWN}.get(name, Options), options, name, "data", ("name", "root", "augment"))
 
 
 def load(name: str, root: Path | None, seed: int, options: Mapping[str, Any] | None = None) -> Dataset:

@@ -67,18 +67,25 @@ def check_images(name: str, train: Part, test: Part, meta: Mapping[str, Any]) ->
                 f"data.name={name}: {part}['x'] is of shape {list(x.shape)}, expected [n, channels, height, width] "
                 "alike in train and test"
             )
-    for key in ("mean", "std"):
-        values = meta[key]
-        numbers = isinstance(values, list | tuple) and all(map(_is_number, values))
-        if not numbers or len(values) != channels:
-            raise UserError(
-                f"data.name={name}: meta[{key!r}]={values!r:.80}, expected {channels} numbers, one per channel of "
-                f"train['x'] {list(train['x'].shape)}, whose channels come second: [n, channels, height, width]"
-            )
-        if not np.isfinite(values).all() or (key == "std" and min(values) <= 0):
-            raise UserError(f"data.name={name}: meta[{key!r}]={values}, expected finite numbers, std above 0")
+    due = f"one per channel of train['x'] {list(train['x'].shape)}, whose channels come second"
+    _moments(name, meta, channels, f"{due}: [n, channels, height, width]")
     if not _is_number(meta["scale"]) or not np.isfinite(meta["scale"]):
         raise UserError(f"data.name={name}: meta['scale']={meta['scale']!r:.80}, expected a finite number")
+    check_classes(name, train, test, meta)
+
+
+def check_features(name: str, train: Part, test: Part, meta: Mapping[str, Any]) -> None:
+    """Raise UserError where features, labels or meta are not those of task=tabular."""
+    _require(name, train, test, ("x", "y"), meta, ("classes", "mean", "std"))
+    for part, arrays in (("train", train), ("test", test)):
+        x = arrays["x"]
+        _pixels(f"data.name={name}: {part}['x']", x)
+        if x.ndim != 2 or x.shape[1:] != train["x"].shape[1:]:
+            raise UserError(
+                f"data.name={name}: {part}['x'] is of shape {list(x.shape)}, expected [n, features] alike in train and "
+                "test (of images, task=image_classification)"
+            )
+    _moments(name, meta, train["x"].shape[1], "one per feature")
     check_classes(name, train, test, meta)
 
 
@@ -186,6 +193,16 @@ def _require(
             raise UserError(f"data.name={name}: {part} lacks {', '.join(missing)}, which the task needs")
     if missing := [key for key in keys if key not in meta]:
         raise UserError(f"data.name={name}: meta lacks {', '.join(missing)}, which the task needs")
+
+
+def _moments(name: str, meta: Mapping[str, Any], count: int | bool, due: str) -> None:
+    for key in ("mean", "std"):
+        values = meta[key]
+        numbers = isinstance(values, list | tuple) and all(map(_is_number, values))
+        if not numbers or len(values) != count:
+            raise UserError(f"data.name={name}: meta[{key!r}]={values!r:.80}, expected {count} numbers, {due}")
+        if not np.isfinite(values).all() or (key == "std" and min(values) <= 0):
+            raise UserError(f"data.name={name}: meta[{key!r}]={values}, expected finite numbers, std above 0")
 
 
 def _text(name: str, meta: Mapping[str, Any]) -> list[int]:

@@ -47,10 +47,10 @@ class TextOptions(Options):
     `vocabulary` and `lowercase` are of the trained one (`lowercase` of vocab.txt too), `length` is in tokens.
     """
 
-    tokenizer: str | None = None
-    vocabulary: Count = 8000
-    length: Annotated[int, Field(ge=3, le=100_000)] = 64
-    lowercase: bool = True
+    tokenizer: str | None = Field(None, description="local folder of a tokenizer; null: WordPiece is trained")
+    vocabulary: Count = Field(8000, description="tokens of the trained WordPiece")
+    length: Annotated[int, Field(ge=3, le=100_000)] = Field(64, description="tokens of a text; longer ones are cut")
+    lowercase: bool = Field(True, description="of the trained WordPiece, and of a vocab.txt")
 
 
 class SentencesOptions(TextOptions):

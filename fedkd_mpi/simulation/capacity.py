@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedkd_mpi.common.units import bytes_text
+from fedkd_mpi.common.machine import require_memory
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.models.options import FAMILIES
 
@@ -18,22 +16,12 @@ if TYPE_CHECKING:
     from fedkd_mpi.config.schema import Config
     from fedkd_mpi.tasks import Task
 
-LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # containers: cgroup 2 and 1
 NUMBER = 8  # bytes of a parameter and its gradient in float32
 
 
 def cores() -> int:
     """Return the number of cores of this node."""
     return os.cpu_count() or 1
-
-
-def memory() -> int:
-    """Return the bytes of memory of this node, or of the container if that has fewer."""
-    found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for path in LIMITS:
-        with suppress(OSError, ValueError):  # there is no limit, or it is "max"
-            found = min(found, int(Path(path).read_text()))
-    return found
 
 
 def require_threads(threads: int) -> None:
@@ -71,9 +59,5 @@ def numbers_of(make: Callable[[], nn.Module], seed: int) -> int:
 
 
 def _require(key: str, numbers: int, name: str) -> None:
-    needed, available = NUMBER * numbers, memory()
-    if needed > available:
-        raise UserError(
-            f"{key}: a {name} of {numbers:,} parameters takes {bytes_text(needed)} with its gradients, more than this"
-            f" machine's {bytes_text(available)}: make it smaller"
-        )
+    what = f"{key}: a {name} of {numbers:,} parameters with its gradients"
+    require_memory(what, NUMBER * numbers, "make it smaller")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import numpy as np
 from rich.table import Table
@@ -19,16 +20,24 @@ from fedkd_mpi.common.units import bytes_text
 from fedkd_mpi.communication.world import World
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.config.sections import LocalConfig
+from fedkd_mpi.datasets import partition_file
+from fedkd_mpi.simulation.session import write_partition
 from fedkd_mpi.simulation.setup import assign_clients, load_data, prepare
 from fedkd_mpi.simulation.state import Simulation
 
 
-def forecast(config: Config, world_size: int) -> str:
+def forecast(config: Config, world_size: int, save_partition: Path | None = None, overwrite: bool = False) -> str:
     """Return the text of a dry run for `world_size` processes; raises UserError as the run itself would.
 
-    Memory is the measured peak of this process after the batches plus the states of the clients of the fullest process.
+    The partition is written to the file `save_partition`. Memory is the measured peak of this process after the batches
+    plus the states of the clients of the fullest process.
     """
-    return _table(config, _train_each_kind(config), world_size)
+    if save_partition:
+        partition_file.require_target(save_partition, overwrite)
+    run = _train_each_kind(config)
+    if save_partition:
+        write_partition(run, save_partition, overwrite)
+    return _table(config, run, world_size)
 
 
 def process_bytes(config: Config, world_size: int) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 from fedkd_mpi import __version__, costlog
 from fedkd_mpi.common.console import say
 from fedkd_mpi.config.schema import Config
+from fedkd_mpi.datasets import partition_file
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.fault_tolerance.checkpoint import Checkpoints, Manifest
 from fedkd_mpi.fault_tolerance.stopping import STOP
@@ -41,13 +42,18 @@ class Session:
     saved: int | None = None
 
 
-def begin(config: Config, world: World, output: Path, overwrite: bool) -> Session:
-    """Read the data, build the run and create the log; raises the same UserError on every process. Collective."""
+def begin(config: Config, world: World, output: Path, overwrite: bool, save_partition: Path | None = None) -> Session:
+    """Read the data, build the run and create the log; raises the same UserError on every process. Collective.
+
+    Rank 0 writes the partition to the file `save_partition`.
+    """
     started = world.first_message(datetime.now().astimezone().isoformat(timespec="seconds"))
     checkpoints = Checkpoints(output, {"config_digest": config.digest(), "started": started}, world)
 
     def check() -> None:
         costlog.check_output(output, overwrite)
+        if save_partition:
+            partition_file.require_target(save_partition, overwrite)
         if not overwrite:
             checkpoints.require_none()
         checkpoints.require_writable()
@@ -57,6 +63,8 @@ def begin(config: Config, world: World, output: Path, overwrite: bool) -> Sessio
     simulation = build(config, world)
 
     def create() -> costlog.Writer:
+        if save_partition:
+            write_partition(simulation, save_partition, overwrite)
         writer = create_log(simulation, output, overwrite, started)
         checkpoints.clear()
         return writer
@@ -159,6 +167,14 @@ def make_work_queue(run: Simulation) -> NodeWorkQueue | None:
         world, 2 * len(own), COPIES * 4 * numbers
     )
     return NodeWorkQueue(world, clients, run.rank_of_client, workers, config.local, store)
+
+
+def write_partition(run: Simulation, path: Path, overwrite: bool) -> None:
+    """Write who holds what to a file that partition.kind=file reads; raises UserError."""
+    from fedkd_mpi.simulation.setup import partitioned
+
+    samples = partitioned(run.task, run.data.train)
+    partition_file.write(path, run.data.clients, samples, overwrite=overwrite)
 
 
 def create_log(run: Simulation, output: Path, overwrite: bool, started: str) -> costlog.Writer:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from fedkd_mpi.communication.world import World
 from fedkd_mpi.config import pairs
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.datasets import partition as partitions
+from fedkd_mpi.datasets import partition_file
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.models import module_tensors
 from fedkd_mpi.scheduling import cohort
@@ -51,8 +52,12 @@ def load_data(config: Config, world: World, read: Callable[..., datasets.Dataset
             arrays = {f"{part}/{name}": array for part, group in parts for name, array in group.items()}
             meta = dataset.meta
             pairs.require(config.task, config.data.name, {"train": dataset.train, "test": dataset.test}, meta)
-            if not meta.get("stand_in") and (":" in config.data.name or ":" in config.task):
+            own = config.data.name in datasets.OWN or ":" in config.data.name or ":" in config.task
+            if own and not meta.get("stand_in"):
                 tasks.check_data(config.task, config.data.name, parts[0][1], dataset.test, meta)
+            if config.partition.kind == "file":
+                clients = read_partition(config, parts[0][1], meta)
+                arrays |= {f"clients/{name}": array for name, array in partition_file.flat(clients).items()}
         except UserError as problem:
             error = str(problem)
     if first := world.first_message(error):
@@ -63,8 +68,26 @@ def load_data(config: Config, world: World, read: Callable[..., datasets.Dataset
         {name.removeprefix(part): array for name, array in shared.items() if name.startswith(part)}
         for part in ("train/", "test/")
     )
+    if config.partition.kind == "file":
+        clients = partition_file.unflat(shared["clients/indices"], shared["clients/sizes"])
+    else:
+        task = tasks.find(config.task)(meta, train)
+        clients = divide(config, task.labels(train), train.get("group"), train.get("document"))
+    return Data(train, test, meta, clients)
+
+
+def read_partition(config: Config, train: dict[str, np.ndarray], meta: dict[str, Any]) -> partition_file.Clients:
+    """Return every client's own (train, test) indices as the file partition.path says; raises UserError."""
     task = tasks.find(config.task)(meta, train)
-    return Data(train, test, meta, divide(config, task.labels(train), train.get("group"), train.get("document")))
+    checked = not meta.get("stand_in")  # whose classes are not those of the data
+    return partition_file.read(
+        str(config.partition.path), config.num_clients, partitioned(task, train), check_labels=checked
+    )
+
+
+def partitioned(task: Task, train: Mapping[str, np.ndarray]) -> partition_file.Samples:
+    """Return what a partition file is checked against."""
+    return partition_file.Samples(task.labels(train), train.get("id"), train.get("group"), train.get("document"))
 
 
 def data_root(config: Config) -> Path | None:

@@ -16,6 +16,7 @@ Examples = dict[str, Tensor]  # tensors with a common first dimension, on the de
 TASKS = {
     "denoising": "fedkd_mpi.tasks.denoising:Denoising",
     "image_classification": "fedkd_mpi.tasks.image_classification:ImageClassification",
+    "tabular": "fedkd_mpi.tasks.tabular:Tabular",
     "text_classification": "fedkd_mpi.tasks.text_classification:TextClassification",
     "ner": "fedkd_mpi.tasks.ner:NamedEntityRecognition",
     "news": "fedkd_mpi.tasks.news:NewsRecommendation",

@@ -1,0 +1,30 @@
+"""How much memory this machine has, and the refusal of what would not fit before it is allocated."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from fedkd_mpi.common.units import bytes_text
+from fedkd_mpi.errors import UserError
+
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container, cgroup 2 and 1
+
+
+def memory() -> int:
+    """Return the bytes of memory of this node, or of the container where that has fewer."""
+    found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for path in LIMITS:
+        with suppress(OSError, ValueError):  # there is none, or it says "max"
+            found = min(found, int(Path(path).read_text()))
+    return found
+
+
+def require_memory(what: str, needed: int, remedy: str) -> None:
+    """Raise UserError where `what` takes more bytes than this machine has; `remedy` says what to do about it."""
+    there = memory()
+    if needed > there:
+        raise UserError(
+            f"{what} takes {bytes_text(needed)} of memory, more than this machine's {bytes_text(there)}: {remedy}"
+        )

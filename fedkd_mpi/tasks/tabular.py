@@ -1,0 +1,30 @@
+"""Classification of rows of numbers: as image classification, with a mean and a deviation for every feature."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedkd_mpi.datasets import checks
+from fedkd_mpi.tasks.image_classification import ImageClassification
+
+
+class Tabular(ImageClassification):
+    """Samples are "x" float32 [n, features] and "y" int64 [n]; meta gives mean and std of features, and classes."""
+
+    check = staticmethod(checks.check_features)
+    augment = None  # a row of numbers has no variants
+
+    def __init__(self, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]):
+        self.input_shape = tuple(arrays["x"].shape[1:])
+        self.num_classes = len(meta["classes"])
+        self._mean, self._std = (torch.tensor(meta[key], dtype=torch.float32) for key in ("mean", "std"))
+
+    def prepare(self, arrays: Mapping[str, np.ndarray], indices: np.ndarray, device: str) -> dict[str, Tensor]:
+        x = torch.from_numpy(arrays["x"][indices]).to(device).float()
+        x = x.sub_(self._mean.to(device)).div_(self._std.to(device))
+        return {"x": x, "y": torch.from_numpy(arrays["y"][indices]).to(device)}
