@@ -15,13 +15,14 @@ import numpy as np
 
 from fedkd_mpi.common.machine import require_memory
 from fedkd_mpi.datasets import Dataset
-from fedkd_mpi.datasets.own import Plan, path_of, plan
+from fedkd_mpi.datasets.own import Narrowing, Plan, path_of, plan
 from fedkd_mpi.datasets.own_options import CsvOptions
 from fedkd_mpi.datasets.tokens import Tokens
 from fedkd_mpi.errors import UserError, shown
 
 BLOCK = 4096  # lines whose numbers are parsed at once
 TABS = (".tsv", ".tab")
+LARGEST = float(np.finfo(np.float32).max)
 MARK = "="  # between a column and its value in the name of a feature of 0 and 1
 
 
@@ -137,12 +138,13 @@ def _features(
     part[planned.test] = 1
     for rows in (planned.train, planned.test):
         at[rows] = np.arange(len(rows))
-    row = 0
+    row, narrow = 0, Narrowing()
     for block in _blocks(table):
         if row + len(block) > count:
             raise UserError(f"{table.path}: grew while it was read; start again when it is complete")
         numbers = np.zeros((len(block), width), np.float32)
-        numbers[:, : len(places)] = _numbers(table, block, places)
+        if places:
+            numbers[:, : len(places)] = narrow(_numbers(table, block, places))
         first = len(places)
         for column, found in shares.items():
             codes = np.searchsorted(found, [fields[column] for _, fields in block])
@@ -152,7 +154,8 @@ def _features(
             here = np.flatnonzero(part[row : row + len(block)] == side)
             parts[side][at[row + here]] = numbers[here]
         row += len(block)
-    return parts
+    narrow.require(str(table.path), numeric)
+    return parts[0], parts[1]
 
 
 def _blocks(table: Table) -> Iterator[list[tuple[int, list[str]]]]:
@@ -167,15 +170,14 @@ def _blocks(table: Table) -> Iterator[list[tuple[int, list[str]]]]:
 
 
 def _numbers(table: Table, block: list[tuple[int, list[str]]], places: Sequence[int]) -> np.ndarray:
-    """Return the numbers of columns as float32 [lines, columns]; raises UserError naming the cell that is none."""
+    """Return the numbers of columns as float64 [lines, columns]; raises UserError naming the cell that is none."""
     cells = [[fields[place] for place in places] for _, fields in block]
     try:
-        with np.errstate(over="ignore"):
-            numbers = np.array(cells, dtype=object).astype(np.float64).astype(np.float32)
-    except ValueError:
-        numbers = None
-    if numbers is not None and np.isfinite(numbers).all():
-        return numbers
+        numbers = np.array(cells, dtype=object).astype(np.float64)
+        if (np.abs(numbers) <= LARGEST).all():
+            return numbers
+    except ValueError:  # which cell it is, is found below
+        pass
     for (line, _), row in zip(block, cells, strict=True):
         for place, cell in zip(places, row, strict=True):
             if not _is_number(cell):
@@ -189,7 +191,6 @@ def _numbers(table: Table, block: list[tuple[int, list[str]]], places: Sequence[
 
 def _is_number(cell: str) -> bool:
     try:
-        with np.errstate(over="ignore"):
-            return bool(np.isfinite(np.float64(float(cell)).astype(np.float32)))
+        return abs(float(cell)) <= LARGEST
     except ValueError:
         return False

@@ -11,7 +11,7 @@ import numpy as np
 
 from fedkd_mpi.common.machine import require_memory
 from fedkd_mpi.datasets import Dataset
-from fedkd_mpi.datasets.own import PARTS, Plan, finite, path_of, plan
+from fedkd_mpi.datasets.own import PARTS, Narrowing, Plan, finite, path_of, plan
 from fedkd_mpi.datasets.own_options import HfOptions
 from fedkd_mpi.datasets.pictures import Encoded, Source, read_alike
 from fedkd_mpi.datasets.tokens import Tokens
@@ -152,7 +152,7 @@ def _features(parts: Parts, chosen: Sequence[str]) -> tuple[np.ndarray, list[str
     """Return columns of numbers, or of lists of as many numbers, as float32 [n, features], and the features' names."""
     blocks: list[np.ndarray] = []
     widths: list[int] = []
-    row = 0
+    row, narrow = 0, Narrowing()
     for table in parts.tables:
         numbers = table.select_columns(list(chosen)).with_format("numpy")
         for at in range(0, len(table), BLOCK):
@@ -167,26 +167,28 @@ def _features(parts: Parts, chosen: Sequence[str]) -> tuple[np.ndarray, list[str
             for name, column, due in zip(chosen, columns, widths, strict=True):
                 if column.shape[1] != due:
                     raise UserError(f"{parts.where(row)}: {shown(name)!r} has {column.shape[1]} numbers, not {due}")
-            blocks.append(np.concatenate(columns, axis=1))
+            blocks.append(narrow(np.concatenate(columns, axis=1)))
             row += len(columns[0])
     names = [
         name if width == 1 else f"{name}[{place}]"
         for name, width in zip(chosen, widths, strict=True)
         for place in range(width)
     ]
+    narrow.require(str(parts.path), names)
     return np.concatenate(blocks), names
 
 
 def _numbers(parts: Parts, first: int, name: str, values: np.ndarray) -> np.ndarray:
-    """Return a block of a column from row `first` on as float32 [rows, numbers]; raises UserError."""
+    """Return a block of a column from row `first` on as float64 [rows, numbers]; raises UserError."""
     if values.dtype.kind not in "biuf" or values.ndim > 2:
         raise UserError(
             f"{parts.where(first)}: column {shown(name)!r} holds {values.dtype} {list(values.shape[1:])}, expected "
             "numbers or lists of as many numbers: name others in data.features"
         )
+    column = values.reshape(len(values), -1).astype(np.float64)
     with np.errstate(over="ignore"):
-        column = values.reshape(len(values), -1).astype(np.float32)
-    return finite(column, lambda at: f"{parts.where(first + at[0])}: {shown(name)!r}")
+        finite(column.astype(np.float32), lambda at: f"{parts.where(first + at[0])}: {shown(name)!r}")
+    return column
 
 
 def _library() -> Any:

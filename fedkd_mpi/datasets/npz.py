@@ -9,7 +9,7 @@ import numpy as np
 
 from fedkd_mpi.datasets import Dataset
 from fedkd_mpi.datasets.npz_file import NpzFile
-from fedkd_mpi.datasets.own import finite, path_of, plan
+from fedkd_mpi.datasets.own import Narrowing, finite, path_of, plan
 from fedkd_mpi.datasets.own_options import NpzOptions
 from fedkd_mpi.errors import UserError
 
@@ -63,11 +63,10 @@ def load(root: Path | None, seed: int, **keys: Any) -> Dataset:
         clients=further.get(options.client),
         ids=further[options.id].tolist() if options.id in further else None,
     )
-    parts = x if apart else [x[0][planned.train], x[0][planned.test]]
-    if parts[0].ndim == 2:
-        features = [f"{options.x}[{column}]" for column in range(parts[0].shape[1])]
-        return planned.features(*parts, features, options.standardise)
-    return planned.images(*parts, options.standardise)
+    train, test = x if apart else (x[0][planned.train], x[0][planned.test])
+    if train.ndim == 2:
+        return planned.features(train, test, _features(options.x, train.shape[1]), options.standardise)
+    return planned.images(train, test, options.standardise)
 
 
 def _inputs(path: Path, name: str, x: np.ndarray, channels_last: bool | None) -> np.ndarray:
@@ -77,7 +76,11 @@ def _inputs(path: Path, name: str, x: np.ndarray, channels_last: bool | None) ->
             f"{path}: {name!r} is {x.dtype} {list(x.shape)}, expected numbers [n, features], [n, height, width] or "
             "[n, channels, height, width]"
         )
-    if x.dtype != np.uint8 or x.ndim == 2:
+    if x.ndim == 2:
+        narrow = Narrowing()
+        x = finite(narrow(x), lambda at: f"{path}: {name}{list(at)}")
+        narrow.require(str(path), _features(name, x.shape[1]))
+    elif x.dtype != np.uint8:
         with np.errstate(over="ignore"):
             x = finite(x.astype(np.float32, copy=False), lambda at: f"{path}: {name}{list(at)}")
     if x.ndim == 3:
@@ -87,6 +90,10 @@ def _inputs(path: Path, name: str, x: np.ndarray, channels_last: bool | None) ->
             f"{path}: {name!r} {list(x.shape)} seems to have its channels last: say data.channels_last=true, or false"
         )
     return np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if x.ndim == 4 and channels_last else x
+
+
+def _features(name: str, count: int) -> list[str]:
+    return [f"{name}[{column}]" for column in range(count)]
 
 
 def _vector(path: Path, name: str, values: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from fedkd_mpi.errors import UserError, shown
 TEST_SEED = 2006  # a fixed seed in place of the run's: runs of different seeds are scored on the same test set
 PARTS = ("train", "test")
 BLOCK = 4096  # samples whose sums are taken at once
-SINGLE = 1e5  # beyond this ratio of mean to deviation float32 does not tell the values of a feature apart
+LOST = 1e-3  # of a feature's range: what float32 may change of its values
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,10 @@ class Plan:
         return Dataset(*parts, {**self.meta, "scale": scale, "mean": mean, "std": std})
 
     def features(self, train: np.ndarray, test: np.ndarray, names: Sequence[str], standardise: bool) -> Dataset:
-        """Return a Dataset of float32 features [n, features] of these names; raises UserError."""
+        """Return a Dataset of float32 features [n, features] of these names."""
         mean, std = moments(train, (0,))
-        if standardise:
-            for name, centre, spread in zip(names, mean, std, strict=True):
-                if 0 < SINGLE * spread < abs(centre):
-                    raise UserError(
-                        f"{self.source}: feature {shown(name)!r} has mean {centre:g} and deviation {spread:g}: single "
-                        "precision does not tell its values apart; subtract a constant from it"
-                    )
-            std = [spread or 1.0 for spread in std]
-        else:
+        std = [spread or 1.0 for spread in std]
+        if not standardise:
             mean, std = [0.0] * len(mean), [1.0] * len(std)
         meta = {**self.meta, "features": list(names), "mean": mean, "std": std}
         return Dataset(self.part(self.train, x=train), self.part(self.test, x=test), meta)
@@ -72,11 +65,41 @@ class Plan:
     def texts(self, texts: Sequence[str], tokens: Tokens) -> Dataset:
         """Return a Dataset of texts, a text for each row of the file, as token ids; raises UserError."""
         encoder = tokens.fit([texts[row] for row in self.train])
-        parts = (
+        train, test = (
             self.part(rows, ids=encoder.rows(encoder.encode([texts[row] for row in rows])))
             for rows in (self.train, self.test)
         )
-        return Dataset(*parts, {**self.meta, **encoder.meta})
+        return Dataset(train, test, {**self.meta, **encoder.meta})
+
+
+class Narrowing:
+    """Features as float32, and what that changed of their values, over all blocks of rows that it was called with."""
+
+    def __init__(self) -> None:
+        self._span: np.ndarray | None = None  # [3, features]: largest, minus the smallest, largest change
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Return numbers [n, features] as float32."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            wide = x.astype(np.float64, copy=False)
+            single = x.astype(np.float32)
+            span = np.stack([wide.max(axis=0), -wide.min(axis=0), np.abs(wide - single).max(axis=0)])
+        self._span = span if self._span is None else np.maximum(self._span, span)
+        return single
+
+    def require(self, source: str, names: Sequence[str]) -> None:
+        """Raise UserError naming the first feature whose values float32 does not tell apart."""
+        if self._span is None:
+            return
+        high, low, change = self._span[0], -self._span[1], self._span[2]
+        wrong = np.flatnonzero(change > LOST * (high - low))
+        wrong = wrong[high[wrong] > low[wrong]]
+        if wrong.size:
+            at = int(wrong[0])
+            raise UserError(
+                f"{source}: feature {shown(names[at])!r} goes from {low[at]:.10g} to {high[at]:.10g}: single precision "
+                "does not tell its values apart; subtract a constant from it"
+            )
 
 
 def path_of(path: str) -> Path:
@@ -93,7 +116,7 @@ def plan(
     where: Callable[[int], str],
     test_fraction: float,
     *,
-    splits: Sequence[str] | None = None,
+    splits: Sequence[str] | np.ndarray | None = None,
     clients: Sequence[str] | np.ndarray | None = None,
     ids: Sequence[str] | None = None,
 ) -> Plan:
@@ -106,7 +129,7 @@ def plan(
     names, y = coded(labels, where, "label")
     if len(names) < 2:
         raise UserError(f"{source}: all {len(y)} samples are of class {names[0]!r}, where two classes are needed")
-    train, test = _held_out(y, test_fraction) if splits is None else _parts(source, splits, where)
+    train, test = _held_out(source, y, test_fraction) if splits is None else _parts(source, splits, where)
     untrained = np.setdiff1d(y[test], y[train])
     if untrained.size:
         first = int(test[np.flatnonzero(y[test] == untrained[0])[0]])
@@ -175,11 +198,18 @@ def finite(x: np.ndarray, where: Callable[[tuple[int, ...]], str]) -> np.ndarray
     return x
 
 
-def _held_out(y: np.ndarray, test_fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    return split(np.arange(len(y)), y, test_fraction, np.random.Generator(np.random.Philox(TEST_SEED)))
+def _held_out(source: str, y: np.ndarray, test_fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the samples to train on and those held out; the only sample of a class is for training."""
+    alone = np.bincount(y)[y] == 1
+    if alone.all():
+        raise UserError(f"{source}: each of the {len(y)} samples is a class of its own: data.label is no class")
+    train, test = split(np.flatnonzero(~alone), y, test_fraction, np.random.Generator(np.random.Philox(TEST_SEED)))
+    return np.sort(np.concatenate([train, np.flatnonzero(alone)])), test
 
 
-def _parts(source: str, splits: Sequence[str], where: Callable[[int], str]) -> tuple[np.ndarray, np.ndarray]:
+def _parts(
+    source: str, splits: Sequence[str] | np.ndarray, where: Callable[[int], str]
+) -> tuple[np.ndarray, np.ndarray]:
     names = np.char.lower(np.char.strip(np.asarray(splits, dtype=str)))
     wrong = np.flatnonzero(~np.isin(names, PARTS))
     if wrong.size:

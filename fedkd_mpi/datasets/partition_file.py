@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,7 +68,7 @@ def read(name: str, num_clients: int, samples: Samples, *, check_labels: bool = 
 def write(path: Path, clients: Clients, samples: Samples, *, overwrite: bool) -> None:
     """Write who holds what, as JSON or, where the name ends in .npz, as arrays; raises UserError."""
     require_target(path, overwrite)
-    stated = {"samples": len(samples.labels), "labels": _digest(samples.labels)}
+    stated: dict[str, Any] = {"samples": len(samples.labels), "labels": _digest(samples.labels)}
     if samples.owners is not None and not len(_divided_owners(clients, samples.owners)):
         stated["whole_owners"] = True
     named = [[rows if samples.ids is None else samples.ids[rows] for rows in parts] for parts in clients]
@@ -76,9 +76,12 @@ def write(path: Path, clients: Clients, samples: Samples, *, overwrite: bool) ->
     try:
         with partial.open("wb") as stream:
             if path.suffix == ".npz":
-                arrays = {part: np.concatenate([parts[side] for parts in named]) for side, part in enumerate(PARTS)}
-                sizes = {f"{part}_sizes": [len(parts[side]) for parts in named] for side, part in enumerate(PARTS)}
-                np.savez_compressed(stream, **arrays, **sizes, **stated)
+                save: Callable[..., None] = np.savez_compressed
+                arrays = {key: np.array(value) for key, value in stated.items()}
+                for side, part in enumerate(PARTS):
+                    arrays[part] = np.concatenate([parts[side] for parts in named])
+                    arrays[f"{part}_sizes"] = np.array([len(parts[side]) for parts in named])
+                save(stream, **arrays)
             else:
                 stream.write(_json(stated, named).encode())
         partial.replace(path)

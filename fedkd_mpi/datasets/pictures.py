@@ -15,7 +15,7 @@ from fedkd_mpi.common.machine import require_memory
 from fedkd_mpi.errors import UserError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from PIL.Image import Image, Resampling
 
 DEEP = ("I", "F")  # modes of more than 8 bits, which Pillow cuts off where it makes them RGB
 
@@ -98,7 +98,7 @@ def _open(source: Source, mode: str, sides: tuple[int, int] | None = None, hint:
         raise UserError(f"{name}: not a whole picture ({text}); fetch it again, or remove it") from None
 
 
-def _bilinear() -> Image.Resampling:
+def _bilinear() -> Resampling:
     from PIL import Image
 
     return Image.Resampling.BILINEAR

@@ -1,4 +1,4 @@
-"""Image classification: cross-entropy, KL divergence between the class distributions of the peers, accuracy."""
+"""Image classification: pixels become standardised numbers, training batches may be augmented."""
 
 from __future__ import annotations
 
@@ -7,20 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from fedkd_mpi.datasets import checks
-from fedkd_mpi.distillation import kl_divergence
-from fedkd_mpi.models.output import Output
 from fedkd_mpi.tasks.augmentation import random_crop_and_flip
+from fedkd_mpi.tasks.classification import Classification
 
 
-class ImageClassification:
+class ImageClassification(Classification):
     """Samples are "x" uint8 [n, C, H, W] and "y" int64 [n]; meta has classes, and scale, mean and std of pixels."""
 
-    metrics = ("accuracy",)
-    sums = 2  # correct predictions, samples
     check = staticmethod(checks.check_images)
 
     def __init__(self, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]):
@@ -28,9 +24,6 @@ class ImageClassification:
         self.num_classes = len(meta["classes"])
         mean, std = (torch.tensor(meta[key], dtype=torch.float32)[:, None, None] for key in ("mean", "std"))
         self._factor, self._offset = meta["scale"] / std, -mean / std
-
-    def labels(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-        return arrays["y"]
 
     def prepare(self, arrays: Mapping[str, np.ndarray], indices: np.ndarray, device: str) -> dict[str, Tensor]:
         pixels = torch.from_numpy(arrays["x"][indices]).to(device).float()
@@ -41,20 +34,3 @@ class ImageClassification:
     def augment(self, batch: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
         """Return the batch randomly cropped after padding by an eighth of the side, and randomly mirrored."""
         return {**batch, "x": random_crop_and_flip(batch["x"], rng)}
-
-    def predict(self, model: nn.Module, batch: dict[str, Tensor]) -> Output:
-        return model(batch["x"])
-
-    def loss(self, output: Output, batch: dict[str, Tensor]) -> Tensor:
-        return functional.cross_entropy(output.logits, batch["y"])
-
-    def distance(self, reference: Output, output: Output, batch: dict[str, Tensor]) -> Tensor:
-        return kl_divergence(reference.logits, output.logits)
-
-    def score(self, output: Output, batch: dict[str, Tensor]) -> np.ndarray:
-        correct = int((output.logits.argmax(1) == batch["y"]).sum())
-        return np.array([correct, batch["y"].numel()], np.float64)
-
-    def finish(self, sums: np.ndarray) -> dict[str, float]:
-        correct, seen = sums
-        return {"accuracy": correct / seen if seen else float("nan")}

@@ -1,4 +1,4 @@
-"""Classification of rows of numbers: as image classification, with a mean and a deviation for every feature."""
+"""Classification of rows of numbers, each feature with a mean and a deviation of its own."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from fedkd_mpi.datasets import checks
-from fedkd_mpi.tasks.image_classification import ImageClassification
+from fedkd_mpi.tasks.classification import Classification
 
 
-class Tabular(ImageClassification):
+class Tabular(Classification):
     """Samples are "x" float32 [n, features] and "y" int64 [n]; meta gives mean and std of features, and classes."""
 
     check = staticmethod(checks.check_features)
-    augment = None  # a row of numbers has no variants
 
     def __init__(self, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]):
         self.input_shape = tuple(arrays["x"].shape[1:])
