@@ -10,6 +10,7 @@ extras = {
     "mpich": ["mpich>=4.3"],
     "text": ["transformers>=4.48", "tokenizers>=0.21"],
     "images": ["Pillow>=10"],
+    "hf": ["datasets>=3", "Pillow>=10"],
     "ct": ["pydicom>=3", "scikit-image>=0.22"],
     "report": ["pandas>=2", "matplotlib>=3.8"],
     "test": ["pytest>=8", "pytest-mpi>=0.6", "pytest-timeout>=2.2", "hypothesis>=6", "ruff>=0.6", "psutil>=5"],

@@ -68,7 +68,7 @@ class NpzFile:
 
     def _read(self, name: str, stream: IO[bytes]) -> np.ndarray:
         array = npy.read_array(stream, allow_pickle=False)
-        return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+        return np.asarray(array, array.dtype.newbyteorder("="), order="C")
 
     def _header(self, name: str, stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
         version = npy.read_magic(stream)

@@ -151,7 +151,7 @@ def _read_npz(path: Path) -> tuple[list[Mapping[str, Any]], Mapping[str, Any]]:
         pieces.append(np.split(values, np.cumsum(sizes)[:-1]))
     if len(pieces[0]) != len(pieces[1]):
         raise UserError(f"{path}: train_sizes are of {len(pieces[0])} clients, test_sizes of {len(pieces[1])}")
-    stated = {name: arrays[name].item() for name in STATED if name in arrays and arrays[name].ndim == 0}
+    stated = {name: arrays[name].tolist() for name in STATED if name in arrays}
     _require_stated(path, stated)
     return [dict(zip(PARTS, own, strict=True)) for own in zip(*pieces, strict=True)], stated
 

@@ -7,13 +7,15 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import own_files
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from phantoms import write_patients
 from text_data import write_ade, write_cadec, write_mind, write_smm4h
 
-from fedkd_mpi.datasets import ade, cadec, load, mayo_ct, mind, smm4h
+from fedkd_mpi.datasets import ade, cadec, check, load, mayo_ct, mind, smm4h
+from fedkd_mpi.datasets.partition_file import Samples, read, write
 from fedkd_mpi.errors import UserError
 
 
@@ -50,6 +52,28 @@ READERS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object]]] = 
     "cifar": (write_flat, lambda root: load("cifar10", root, 0)),
     "ct": (write_ct, lambda root: mayo_ct.read_series(root / "mayo-2016/full_3mm/L001")),
 }
+OWN = {
+    "csv": (
+        lambda root: own_files.table(root / "t.csv"),
+        {"path": "t.csv", "label": "kind", "features": ["a"], "client": "site", "categorical": ["colour"]},
+    ),
+    "npz": (lambda root: own_files.arrays(root / "a.npz"), {"path": "a.npz"}),
+}
+for _name, (_write, _keys) in OWN.items():
+    READERS[_name] = (
+        _write,
+        lambda root, name=_name, keys=_keys: load(
+            name, None, 0, check(name, {**keys, "path": str(root / keys["path"])})
+        ),
+    )
+PARTS = Samples(np.arange(9) % 2)
+for _name in ("p.json", "p.npz"):
+    READERS[_name] = (
+        lambda root, name=_name: write(
+            root / name, [(np.arange(3), np.arange(3, 5)), (np.arange(5, 9), np.arange(0))], PARTS, overwrite=False
+        ),
+        lambda root, name=_name: read(str(root / name), 2, PARTS),
+    )
 CHANGES = st.lists(
     st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 4), st.binary(min_size=0, max_size=6)),
     min_size=1,

@@ -334,3 +334,18 @@ def test_keys_are_checked_before_a_file_is_opened(name: str, keys: dict[str, Any
         warnings.simplefilter("error")
         with pytest.raises(UserError, match=message.replace("?", r"\?")):
             datasets.check(name, keys)
+
+
+def test_networks_see_rows_as_scikit_learn_standardises_them(tmp_path: Path):
+    from sklearn.preprocessing import StandardScaler
+
+    found = load("csv", own_files.table(tmp_path / "t.csv"), label="kind", features=["a", 'b, "c"'])
+    tasks.check_data("tabular", "csv", found.train, found.test, found.meta)
+    task = tasks.find("tabular")(found.meta, found.train)
+    scaler = StandardScaler().fit(found.train["x"].astype(np.float64))
+    for part in (found.train, found.test):
+        batch = task.prepare(part, np.arange(len(part["y"])), "cpu")
+        assert np.allclose(batch["x"].numpy(), scaler.transform(part["x"]), atol=1e-5)
+        assert batch["y"].tolist() == part["y"].tolist()
+    with pytest.raises(UserError, match=r"expected \[n, features\] alike in train and test"):
+        tasks.check_data("tabular", "own", {**found.train, "x": found.train["x"][:, :1]}, found.test, found.meta)
