@@ -15,7 +15,7 @@ extras = {
     "report": ["pandas>=2", "matplotlib>=3.8"],
     "test": ["pytest>=8", "pytest-mpi>=0.6", "pytest-timeout>=2.2", "hypothesis>=6", "ruff>=0.6", "psutil>=5"],
     "dev": ["mypy>=1.16", "types-PyYAML", "ruff>=0.6", "codespell>=2.3", "import-linter>=2", "build>=1.2"],
-    "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.30"],
+    "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
 }
 extras["all"] = sorted(
     {package for extra, packages in extras.items() if extra not in ("mpich", "dev", "docs") for package in packages}
