@@ -1,4 +1,4 @@
-"""README, CONTRIBUTING, CHANGELOG and docs/: every link leads somewhere, and the words are those of the field."""
+"""README, CONTRIBUTING, CHANGELOG, docs/: what they link to or name exists, and the words are those of the field."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from mpirun import REPOSITORY
 
 PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])
+PACKAGE = REPOSITORY / "fedkd_mpi"
 DIALECT = r"(?i)\b(crew|shelf|shelves|doorbells?|rings?|naps?|lay|brings?|workbench|last words)\b"
 
 
@@ -38,3 +39,9 @@ def test_every_link_leads_to_a_file_and_a_heading(page: Path):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_no_page_has_a_private_dialect(page: Path):
     assert not re.findall(DIALECT, prose(page))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_module_that_a_page_names_exists(page: Path):
+    named = set(re.findall(r"`((?:\w+/)+\w+\.py)`", page.read_text(encoding="utf-8")))
+    assert not {name for name in named if not any((root / name).is_file() for root in (REPOSITORY, PACKAGE))}
