@@ -1,1 +1,1 @@
-"""What the README's numbers come from: one file per question, each with run() -> (claims, rows)."""
+"""The benchmarks behind the numbers in the documentation: one file per question, each with run() -> (claims, rows)."""

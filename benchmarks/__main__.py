@@ -19,7 +19,7 @@ NAMES = sorted(
 
 
 def machine() -> dict[str, Any]:
-    """Return what a reader must know of the machine to read the figures."""
+    """Return the properties of the machine that are needed to interpret the results."""
     import numpy
     import torch
 

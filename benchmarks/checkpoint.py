@@ -1,10 +1,10 @@
-"""checkpoint: the share of a run that writing checkpoints takes at the default interval.
+"""checkpoint: the share of a run's time for writing checkpoints at the default interval.
 
     python -m benchmarks checkpoint [--ranks 3] [--config digits.yaml] [--rounds 20] [KEY=VALUE ...]
 
-Every boundary between two rounds is timed: those that write a checkpoint and the others, which only agree to go on.
-`checkpoint_share_of_run` is the time that all boundaries took over that of the whole run, rounds and boundaries, on
-rank 0, which waits for the slowest; the median over `repeats` runs.
+Every boundary between two rounds is timed, with and without a checkpoint. `checkpoint_share_of_run` is the time of all
+boundaries divided by that of the whole run (rounds and boundaries) on rank 0, which waits for the slowest process; it
+is the median over `repeats` runs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fedkd_mpi.config.schema import Config
 
 
 def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Start the runs under mpirun and return what they took."""
+    """Start the runs under mpirun and return their times."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks checkpoint")
     parser.add_argument("--ranks", type=int, default=3)
     parser.add_argument("--config", type=Path, default=Path("digits.yaml"))
@@ -62,14 +62,14 @@ def measure(config: Config, result: Path) -> None:
         session.simulation, session.checkpoints, StopRequests(world, log, None), None, accounting.settle
     )
     saving: list[float] = []
-    agreeing: list[float] = []
+    other: list[float] = []
 
     def timed(done: int) -> str | None:
         world.barrier()
         before, began = boundary.saved, time.perf_counter()
         reason = boundary(done)
-        world.barrier()  # a checkpoint has been written when the slowest process has written its part
-        (agreeing if boundary.saved == before else saving).append(time.perf_counter() - began)
+        world.barrier()  # a checkpoint is complete when the slowest process has written its part
+        (other if boundary.saved == before else saving).append(time.perf_counter() - began)
         return reason
 
     world.barrier()
@@ -83,10 +83,10 @@ def measure(config: Config, result: Path) -> None:
             "rounds": config.rounds,
             "checkpoints": len(saving),
             "checkpoint_bytes": size,
-            "seconds_a_checkpoint": statistics.median(saving),
-            "seconds_an_agreement": statistics.median(agreeing),
+            "seconds_per_checkpoint": statistics.median(saving),
+            "seconds_per_boundary_without": statistics.median(other),
             "seconds_run": seconds,
-            "share": (sum(saving) + sum(agreeing)) / seconds,
+            "share": (sum(saving) + sum(other)) / seconds,
         }
         result.write_text(json.dumps(row), encoding="utf-8")
     world.close()

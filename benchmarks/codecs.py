@@ -17,10 +17,10 @@ from fedkd_mpi.models.layer import Layer
 
 
 def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Return ratios of bytes (record heads included) and of CPU time on one thread.
+    """Return ratios of bytes (record headers included) and of CPU time on one thread.
 
-    The paper's count is 4 (PK + K^2 + KQ) with K of a float64 SVD, whether or not raw would be smaller; the folded
-    count is 4 K (P + Q) or raw. The energy is that of the decoded bytes, entry by entry in float64.
+    The paper's count is 4 (PK + K^2 + KQ) with K from a float64 SVD, even if raw would be smaller. The folded count is
+    4 K (P + Q) or raw, whichever is smaller. The energy is that of the decoded tensor, computed in float64.
     """
     torch.set_num_threads(1)
     threadpool_limits(1)

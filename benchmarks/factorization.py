@@ -14,7 +14,7 @@ from fedkd_mpi.linalg.low_rank import LARGE, exact, exact_each, fast
 
 
 def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Return speed-ups (one thread, medians of paired CPU times) and the ranks in excess of a float64 SVD's."""
+    """Return speed-ups (one thread, medians of paired CPU times) and the excess of ranks over a float64 SVD."""
     torch.set_num_threads(1)
     threadpool_limits(1)
     rows = []
@@ -60,7 +60,7 @@ def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
 
 
 def _stacked() -> Iterator[float]:
-    """Yield how much faster the matrices of a shape are decomposed together than one after another."""
+    """Yield the speed-up of factorising the matrices of one shape at once over one by one."""
     alike: dict[tuple[str, torch.Size], list[torch.Tensor]] = {}
     for recorded in matrices():
         alike.setdefault((recorded.student, recorded.matrix.shape), []).append(recorded.matrix)

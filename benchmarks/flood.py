@@ -1,10 +1,10 @@
-"""flood: what a run loses to a stranger on its node who sends datagrams to all its sockets.
+"""flood: the slow-down of a run if another process on its node sends datagrams to all its sockets.
 
     python -m benchmarks flood [--ranks 3] [--rounds 20] [--rate 2000] [--repetitions 3] [KEY=VALUE ...]
 
-Pairs of runs of digits, one left alone and one flooded with `rate` datagrams a second (random bytes, to one socket
-after another, 20,000 in all at most). `flooded_over_quiet` compares the medians of their rounds' seconds, the median
-over the pairs.
+Pairs of runs of digits are compared, one undisturbed and one flooded with `rate` datagrams per second (random bytes to
+one socket after another, at most 20,000 in total). `flooded_over_quiet` is the ratio of the median seconds per round,
+the median over the pairs.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ import numpy as np
 
 from fedkd_mpi import costlog
 
-MOST = 20_000  # datagrams to a run
+MOST = 20_000  # datagrams per run
 
 
 def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Start the pairs of runs and return what they took."""
+    """Start the pairs of runs and return their times."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks flood")
     parser.add_argument("--ranks", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=20)
@@ -48,7 +48,7 @@ def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
 
 
 def _seconds(ranks: int, how: list[str], rate: int) -> tuple[float, int]:
-    """Median seconds of a round but for the first and the last, and the datagrams that were sent meanwhile."""
+    """Return the median seconds per round without the first and last round, and the number of datagrams sent."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "run.h5"
         task = [sys.executable, "-m", "fedkd_mpi.run", *how, "--output", str(log)]
@@ -71,7 +71,7 @@ def _seconds(ranks: int, how: list[str], rate: int) -> tuple[float, int]:
 
 
 def _ports(pid: int) -> Iterator[int]:
-    """The UDP ports of a job's processes."""
+    """Yield the UDP ports of a job's processes."""
     import psutil
 
     with suppress(psutil.Error):

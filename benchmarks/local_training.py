@@ -1,10 +1,10 @@
-"""local_training: how much faster clients train by other settings (stack=8, compile=true) than one after another.
+"""local_training: the speed-up of local training by a setting such as stack=8 or compile=true.
 
     python -m benchmarks local_training [--config digits.yaml] [--repetitions 9] --setting stack=8 [KEY=VALUE ...]
 
-One process trains all clients of a round by the configuration as it is and with the setting, in turns; nothing is
-exchanged. `speed_up` is the median over repetitions of the one's seconds over the other's; what is compiled or built at
-first use is not counted. KEY=VALUE holds for both.
+One process trains all clients of a round, alternately without and with the setting; nothing is exchanged. `speed_up` is
+the ratio of seconds without and with the setting, the median over repetitions. Compilation and other work at first use
+is not counted. KEY=VALUE applies to both.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from fedkd_mpi.config import load as configuration
 
 
 def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Train in turns and compare."""
+    """Train alternately and compare."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks local_training")
     parser.add_argument("--config", type=Path, default=Path("digits.yaml"))
     parser.add_argument("--repetitions", type=int, default=9)
-    parser.add_argument("--setting", required=True, metavar="KEY=VALUE", help="what is compared with the configuration")
+    parser.add_argument("--setting", required=True, metavar="KEY=VALUE", help="the setting to compare")
     parser.add_argument("overrides", nargs="*")
     chosen = parser.parse_intermixed_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
@@ -53,13 +53,13 @@ class _Way:
         """Train every client once."""
         from fedkd_mpi.simulation.rounds import stack_groups
 
-        bench, replica = self.run.trainer, self.run.replica
+        trainer, replica = self.run.trainer, self.run.replica
         began = time.perf_counter()
         for clients in stack_groups(self.run, range(self.run.config.num_clients)):
             if len(clients) > 1:
-                bench.train_stack(clients, 0, replica, evaluate=False)
+                trainer.train_stack(clients, 0, replica, evaluate=False)
             else:
-                bench.train(clients[0], 0, replica, evaluate=False)
+                trainer.train(clients[0], 0, replica, evaluate=False)
         if self.run.device != "cpu":
             import torch
 

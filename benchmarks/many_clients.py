@@ -1,12 +1,12 @@
-"""many_clients: 10,000 clients of which 200 take part in a round, against 32 that all do, and against 200.
+"""many_clients: 10,000 clients with 200 per round, compared with 32 and 200 clients that are all in every round.
 
     python -m benchmarks many_clients [--ranks 3] [--rounds 120] [KEY=VALUE ...]
 
-Samples are made up: 8 x 8 pixels, ten classes, eight a client. The time of a round over its clients, a median over
-rounds, at the end of the run, when most have taken part before (`seconds_per_client_10000_over_32`), and at its
-beginning, when nearly all are new and their teachers are drawn (`seconds_per_new_client_over_32`); the 32 are measured
-before and after. `peak_memory_10000_over_200`: the fullest process's, with the states of at most CLIENTS_IN_MEMORY
-clients a process in memory.
+Samples are synthetic: 8 x 8 pixels, ten classes, eight per client. Measured is the time of a round divided by its
+clients, the median over rounds: at the end of the run, when most clients have participated before
+(`seconds_per_client_10000_over_32`), and at its beginning, when nearly all are new and their teachers are initialised
+(`seconds_per_new_client_over_32`). The 32 clients are measured before and after. `peak_memory_10000_over_200` is the
+ratio of the memory of the fullest process, with the states of at most CLIENTS_IN_MEMORY clients in memory per process.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SETTINGS += [f"clients_in_memory={CLIENTS_IN_MEMORY}", "checkpoint.every=null", 
 
 
 def load(root: Path | None, seed: int) -> Dataset:
-    """Return SAMPLES random pictures for each of the clients that FEDKD_CLIENTS says there are."""
+    """Return SAMPLES random pictures for each of the FEDKD_CLIENTS clients."""
     rng = np.random.default_rng(seed)
     count = SAMPLES * int(os.environ["FEDKD_CLIENTS"])
     labels = rng.integers(10, size=count)
@@ -46,7 +46,7 @@ def load(root: Path | None, seed: int) -> Dataset:
 
 
 def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Run them one after another and compare."""
+    """Run all cases one after another and compare."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks many_clients")
     parser.add_argument("--ranks", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=120)
@@ -58,17 +58,17 @@ def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
     few.append(measure(32, chosen.rounds))
     beginning, end = _row(many, slice(1, 1 + FIRST)), _row(many, slice(-1 - LAST, -1))
     rows = [_row(one, slice(1, -1)) for one in (*few, all_take_part)] + [beginning, end]
-    usual = statistics.mean(row["ms a client"] for row in rows[:2])
+    usual = statistics.mean(row["ms per client"] for row in rows[:2])
     return {
-        "seconds_per_client_10000_over_32": end["ms a client"] / usual,
-        "seconds_per_new_client_over_32": beginning["ms a client"] / usual,
+        "seconds_per_client_10000_over_32": end["ms per client"] / usual,
+        "seconds_per_new_client_over_32": beginning["ms per client"] / usual,
         "peak_memory_10000_over_200": many.peak / all_take_part.peak,
     }, rows
 
 
 @dataclass
 class Measured:
-    """What one run gave: seconds a round over its clients, how many of them are new in it, a process's peak."""
+    """The result of one run: seconds per round and client, new clients per round, peak bytes of a process."""
 
     clients: int
     cohort: int
@@ -78,13 +78,13 @@ class Measured:
 
 
 def _row(run: Measured, rounds: slice) -> dict[str, Any]:
-    """Of these rounds; the first warms up, the last one scores."""
+    """Return the row of these rounds; the first round warms up and the last one scores."""
     return {
         "clients": run.clients,
-        "a round": run.cohort,
+        "per round": run.cohort,
         "rounds": len(run.seconds[rounds]),
         "new, %": 100 * run.new[rounds].mean() / run.cohort,
-        "ms a client": 1e3 * float(np.median(run.seconds[rounds])),
+        "ms per client": 1e3 * float(np.median(run.seconds[rounds])),
         "peak, MB": run.peak / 1e6,
     }
 

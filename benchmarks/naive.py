@@ -1,9 +1,8 @@
-"""A round the straightforward way, for comparison: what a first implementation of Algorithm 1 looks like.
+"""A naive implementation of a round (Algorithm 1), for comparison.
 
-One process with as many threads as there are cores trains one client after another: a DataLoader that collates sample
-by sample, two backward passes, optimisers over lists of parameters, numpy's SVD of every matrix, and a server that
-rebuilds all updates, takes np.mean of them and decomposes that again. Clients, models and batches are those of the
-configuration.
+One process with as many threads as cores trains one client after another, with a DataLoader that collates sample by
+sample, two backward passes, optimisers over lists of parameters, and numpy's SVD of every matrix. The server rebuilds
+all updates, computes np.mean and decomposes the mean again. Clients, models and batches are those of the configuration.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ Compressed = list[tuple[np.ndarray, ...]]
 
 
 class Samples(torch.utils.data.Dataset):
-    """A client's samples, made ready one at a time."""
+    """The samples of a client, prepared one at a time."""
 
     def __init__(self, task: tasks.Task, arrays: dict[str, np.ndarray], indices: np.ndarray):
         self.task, self.arrays, self.indices = task, arrays, indices
@@ -60,7 +59,7 @@ class Peer:
         ]
 
     def train(self, round_index: int, student: dict[str, Tensor]) -> list[np.ndarray]:
-        """Train from the global student; return what that has changed, parameter by parameter."""
+        """Train from the global student and return the change of every parameter."""
         self.student.load_state_dict(student)
         order = generator(self.config.seed, "batches", round_index, self.index)
         plan = [index.tolist() for index in batches(len(self.samples), self.config.local, order)]
@@ -75,7 +74,7 @@ class Peer:
                 labels[0] + (self.task.distance(own, teacher, batch) + features) / scale,
                 labels[1] + (self.task.distance(teacher, own, batch) + features) / scale,
             )
-            # Each loss's gradient is for its own network alone: two passes, each through both networks.
+            # The gradient of each loss is only for its own network: two passes, each through both networks.
             for network, loss, last in zip((self.private, self.student), losses, (False, True), strict=True):
                 parameters = list(network.parameters())
                 for parameter, gradient in zip(
@@ -88,7 +87,7 @@ class Peer:
 
 
 def compress(update: list[np.ndarray], threshold: float) -> Compressed:
-    """Return U, s and V of every matrix at the smallest rank above the threshold; other tensors as they are."""
+    """Return U, s and V of every matrix at the smallest rank above the threshold; other tensors unchanged."""
     out: Compressed = []
     for tensor in update:
         if tensor.ndim < 2:
@@ -103,13 +102,13 @@ def compress(update: list[np.ndarray], threshold: float) -> Compressed:
 
 
 def rebuild(parts: Compressed, like: list[np.ndarray]) -> list[np.ndarray]:
-    """Return the update that was compressed."""
+    """Return the decompressed update."""
     whole = [part[0] if len(part) == 1 else part[0] @ np.diag(part[1]) @ part[2] for part in parts]
     return [tensor.reshape(other.shape) for tensor, other in zip(whole, like, strict=True)]
 
 
 def seconds(config: Config) -> list[float]:
-    """Return what every round took."""
+    """Return the seconds of every round."""
     world = World()
     data = load_data(config, world)
     task = tasks.find(config.task)(data.meta, data.train)
@@ -130,9 +129,9 @@ def seconds(config: Config) -> list[float]:
             update = peer.train(round_index, state)
             sent.append(compress(update, threshold))
         mean = [np.mean(tensors, axis=0) for tensors in zip(*(rebuild(parts, update) for parts in sent), strict=True)]
-        answer = rebuild(compress(mean, threshold), mean)
+        downlink = rebuild(compress(mean, threshold), mean)
         with torch.no_grad():
-            for parameter, change in zip(student.parameters(), answer, strict=True):
+            for parameter, change in zip(student.parameters(), downlink, strict=True):
                 parameter += torch.from_numpy(np.ascontiguousarray(change))
         taken.append(time.perf_counter() - began)
     return taken

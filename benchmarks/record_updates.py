@@ -1,9 +1,9 @@
 """Record real updates for the codec benchmarks: python -m benchmarks.record_updates [NAME ...] (needs FEDKD_DATA).
 
-Two clients with non-IID data and optimisers of their own that live across rounds train a student by federated
-averaging, and the updates of the last rounds are kept: client 0's for tuning a codec, client 1's for the figures.
-Written to $FEDKD_UPDATES (default benchmarks/updates), one file NAME.npz with arrays "client/round/layer"; not for the
-repository.
+Two clients with non-IID data and optimisers that they keep between rounds train a student by federated averaging. The
+updates of the last rounds are saved: those of client 0 for tuning a codec, those of client 1 for published results.
+They are written to $FEDKD_UPDATES (default benchmarks/updates), one file NAME.npz with arrays "client/round/layer", and
+are not part of the repository.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WORDS, LENGTH, WIDTH, DEPTH, HEADS = 12000, 48, 768, 4, 12
 
 
 class Bert(nn.Module):
-    """A text classifier shaped like the paper's 4-layer student (768 wide, 12 heads, 3072 in between), from scratch."""
+    """A new text classifier with the shape of the paper's 4-layer student (width 768, 12 heads, 3072 hidden units)."""
 
     def __init__(self):
         super().__init__()
@@ -65,7 +65,7 @@ class _Block(nn.Module):
 
 
 def _sentences(root: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids [n, LENGTH] (0 = padding, 1 = start, 2 = unknown word) and labels of ADE-corpus-v2's sentences."""
+    """Return token ids [n, LENGTH] (0: padding, 1: start, 2: unknown word) and labels of the sentences."""
     folder = root / "ade-corpus-v2"
     positive = {line.split("|")[1] for line in (folder / "DRUG-AE.rel").read_text(encoding="utf-8").splitlines()}
     negative = {line.split(" NEG ", 1)[1] for line in (folder / "ADE-NEG.txt").read_text(encoding="utf-8").splitlines()}
@@ -88,7 +88,7 @@ def _images(name: str, root: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _skewed_halves(labels: np.ndarray, share: float = 0.8) -> list[np.ndarray]:
-    """Client 0 gets `share` of every even class, client 1 of every odd one."""
+    """Return the indices of both clients; client 0 gets `share` of every even class, client 1 of every odd class."""
     rng = generator(0, "halves")
     to_first = rng.random(len(labels)) < np.where(labels % 2 == 0, share, 1 - share)
     return [np.flatnonzero(to_first), np.flatnonzero(~to_first)]
@@ -137,20 +137,20 @@ def _adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
 
 
 def fashion_cnn(root: Path) -> Iterator[tuple[int, int, dict[str, Tensor]]]:
-    """The student of configs/fashion_mnist.yaml, an epoch of a client's 1500 samples a round."""
+    """Record the student of configs/fashion_mnist.yaml, with one epoch of 1500 samples per client and round."""
     options = {"channels": [8, 16], "kernel_size": 5, "hidden": [128]}
     x, y = _images("fashion_mnist", root)
     return _rounds(lambda: models.build("cnn", (1, 28, 28), 10, options), _sgd, x, y, 12, 47, 32)
 
 
 def cifar_resnet(root: Path) -> Iterator[tuple[int, int, dict[str, Tensor]]]:
-    """A ResNet-18 of half the usual width (2.8 million parameters, 256 x 2304 its largest matrix)."""
+    """Record a ResNet-18 of half the usual width (2.8 million parameters, largest matrix 256 x 2304)."""
     x, y = _images("cifar10", root)
     return _rounds(lambda: models.build("resnet", (3, 32, 32), 10, {"depth": 18, "width": 32}), _sgd, x, y, 8, 16, 32)
 
 
 def text_bert(root: Path) -> Iterator[tuple[int, int, dict[str, Tensor]]]:
-    """The 4-layer student on the ADE corpus, 8 steps of persistent Adam; two of the layers and the embedding."""
+    """Record two layers and the embedding of the 4-layer student on the ADE corpus, with 8 steps of persistent Adam."""
     tokens, labels = _sentences(root)
     for round_index, client, update in _rounds(Bert, _adam, tokens, labels, 16, 8, 16):
         skipped = tuple(f"blocks.{layer}." for layer in range(1, DEPTH - 1))

@@ -1,4 +1,4 @@
-"""The recorded updates that the codec benchmarks are measured on, and timing by process CPU time."""
+"""The recorded updates that the codec benchmarks use, and timing by CPU time of the process."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor
 from benchmarks.record_updates import FOLDER, RECORDINGS
 from fedkd_mpi.errors import UserError
 
-TUNING, FIGURES = 0, 1  # clients: codec constants were chosen on the first, what is printed is of the second
-SMALLEST = 64  # short side of the matrices that figures are of
-SHORTEST = 0.01  # CPU seconds of a measurement
+TUNING, FIGURES = 0, 1  # clients: codec constants were chosen with the first, results are of the second
+SMALLEST = 64  # smallest short side of the matrices that are used
+SHORTEST = 0.01  # CPU seconds of a measurement at least
 
 
 class Recorded(NamedTuple):
-    """One layer's update of the last round and of the round before it."""
+    """The updates of one layer in the last round and in the round before."""
 
     student: str
     layer: str
@@ -28,7 +28,7 @@ class Recorded(NamedTuple):
 
     @property
     def matrix(self) -> Tensor:
-        """The update as the paper unfolds it."""
+        """The update as a matrix, unfolded as in the paper."""
         return self.update.reshape(self.update.shape[0], -1)
 
 
@@ -49,15 +49,15 @@ def matrices(client: int = FIGURES) -> Iterator[Recorded]:
 
 
 def smallest_rank(matrix: Tensor, threshold: float) -> int:
-    """Return the paper's K by a float64 SVD."""
+    """Return the paper's K, computed by a float64 SVD."""
     energies = np.square(np.linalg.svd(matrix.double().numpy(), compute_uv=False))
     return int((np.cumsum(energies) <= threshold * energies.sum()).sum()) + 1
 
 
 def cpu_seconds(*calls: Callable[[], Any], repetitions: int = 3) -> list[float]:
-    """Return the median CPU seconds of each call, taken in turns so that a busy machine slows all of them alike.
+    """Return the median CPU seconds of each call; calls alternate, so that a busy machine affects all of them equally.
 
-    A call is repeated until it has taken SHORTEST: a client encodes layer after layer, with warm caches.
+    A call is repeated for at least SHORTEST seconds, with warm caches, as a client encodes layer after layer.
     """
     taken = np.zeros((repetitions, len(calls)))
     for row in taken:

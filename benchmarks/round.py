@@ -1,14 +1,14 @@
-"""round: the time of a whole round over that of the local training it contains, and of a naive round over it.
+"""round: the time of a round relative to its local training, and the time of a naive round relative to it.
 
     python -m benchmarks round [--ranks 3] [--config fashion_mnist.yaml] [--rounds 4] [--naive] [--apart]
                                [KEY=VALUE ...]
 
-In every round the clients are trained twice, in turns first and second: once as the run command does (codec, MPI, log,
-evaluation), once as the bare training loop on the same clients, handed to the same processes in the same way, with
-nothing around it. `round_over_training` is the median over rounds of (seconds of the round) / (seconds of the bare
-training on the slowest process). With --naive, `naive_over_round` compares with benchmarks/naive.py on as many threads
-as processes train (ranks - 1). With --apart, `apart_over_together` compares bare training of every process's own
-clients with that by all processes of a node together (balance=true).
+In every round the clients are trained twice, in alternating order: once as the run command does (codec, MPI, log,
+evaluation), and once by the bare training loop on the same clients, assigned to the same processes in the same way.
+`round_over_training` is the median over rounds of (seconds of the round) / (seconds of the bare training on the slowest
+process). With --naive, `naive_over_round` compares with benchmarks/naive.py on as many threads as processes train
+(ranks - 1). With --apart, `apart_over_together` compares bare training of every process's own clients with training by
+the work queue of the node (balance=true).
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 
 
 def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Start the measured rounds under mpirun and return what they took."""
+    """Start the measured rounds under mpirun and return their times."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks round")
     parser.add_argument("--ranks", type=int, default=3)
     parser.add_argument("--config", type=Path, default=Path("fashion_mnist.yaml"))
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--naive", action="store_true", help="also time the straightforward way")
-    parser.add_argument("--apart", action="store_true", help="also train every process's own clients")
+    parser.add_argument("--naive", action="store_true", help="also time the naive implementation")
+    parser.add_argument("--apart", action="store_true", help="also time training of every process's own clients")
     parser.add_argument("overrides", nargs="*")
     chosen = parser.parse_intermixed_args(arguments)
     overrides = [*chosen.overrides, f"rounds={chosen.rounds}"]
@@ -57,7 +57,7 @@ def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
             subprocess.run(task, check=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
             naive = json.loads(result.read_text(encoding="utf-8"))
             rows = [row | {"naive": seconds} for row, seconds in zip(rows, naive, strict=True)]
-    steady = rows[1:]  # the first round warms caches and allocators up
+    steady = rows[1:]  # the first round warms up caches and allocators
     claims = {"round_over_training": statistics.median(row["round_over_training"] for row in steady)}
     if chosen.apart:
         claims["apart_over_together"] = statistics.median(row["apart"] / row["bare"] for row in steady)
@@ -68,7 +68,7 @@ def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
 
 
 def measure(config: Config, result: Path, *, apart: bool) -> None:
-    """Run all rounds, timing bare training and whole round of each; rank 0 writes the rows. Collective."""
+    """Run all rounds and time the bare training and the whole round of each; rank 0 writes the rows. Collective."""
     import numpy as np
 
     from fedkd_mpi.client.client import Client
@@ -116,7 +116,7 @@ def measure(config: Config, result: Path, *, apart: bool) -> None:
     for round_index in range(config.rounds):
         world.barrier()
         seconds = {}
-        # Bare training first in even rounds; in odd ones it repeats the round just played, from where that ended.
+        # Bare training is first in even rounds; in odd rounds it repeats the round from the state at its end.
         for part in (bare, whole) if round_index % 2 == 0 else (whole, bare):
             seconds[part.__name__] = part(round_index)
         slowest = world.allgather(np.array([seconds["bare"], own(round_index) if apart else 0.0])).view(np.float64)

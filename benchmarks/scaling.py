@@ -1,12 +1,12 @@
-"""scaling: what a round's time is made of, as a function of clients and processes, and where rank 0 becomes its limit.
+"""scaling: a model of the time of a round as a function of clients and processes, and the point at which rank 0 limits.
 
     python -m benchmarks scaling [--config fashion_mnist.yaml] [--clients 8,16,32,64] [--ranks 3] [KEY=VALUE ...]
 
-Runs of a few short rounds are fitted: training and encoding cost so much a client, shared among the client processes;
-reading and adding up messages (gather, aggregate) and the answer (broadcast) cost rank 0 a constant and so much a
-client (docs/scaling.md). `predicted_over_measured` is of one run that was not fitted, of as many clients as
-the two largest have on average, on one process less; `saturation` is the number of client processes at which rank 0
-is busy for as long as they are.
+The model is fitted to runs of a few short rounds. Training and encoding take a time per client, divided among the
+client processes. Reading and adding messages (gather, aggregate) and the downlink (broadcast) take rank 0 a constant
+time plus a time per client (docs/scaling.md). `predicted_over_measured` is for one run that was not fitted, with the
+mean number of clients of the two largest runs and one process less. `saturation` is the number of client processes at
+which rank 0 is busy for the same time as they are.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
     command = ["--config", chosen.config, *SHORT, *chosen.overrides]
     counts = [int(count) for count in chosen.clients.split(",")]
     rows = [_measure(command, count, chosen.ranks) for count in counts]
-    client = float(np.mean([row["ms a client"] for row in rows]))
+    client = float(np.mean([row["ms per client"] for row in rows]))
     fixed, each = _line(counts, [row["rank 0, ms"] for row in rows])
     held_out = _measure(command, sum(sorted(counts)[-2:]) // 2, max(chosen.ranks - 1, 2))
     for row in (*rows, held_out):
@@ -48,9 +48,9 @@ def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
     claims = {
         "client_ms": client,
         "rank_0_ms_fixed": fixed,
-        "rank_0_ms_a_client": each,
+        "rank_0_ms_per_client": each,
         "saturation": client / each,
-        "predicted_over_measured": held_out["predicted, ms"] / held_out["a round, ms"],
+        "predicted_over_measured": held_out["predicted, ms"] / held_out["round, ms"],
     }
     return claims, [*rows, held_out]
 
@@ -61,7 +61,7 @@ def _line(x: list[int], y: list[float]) -> tuple[float, float]:
 
 
 def _measure(command: list[str], clients: int, ranks: int) -> dict[str, Any]:
-    """Run a few rounds and return medians over them, without the first, which warms up, and the last, which scores."""
+    """Run a few rounds and return medians over them without the first (warm-up) and the last (scores)."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log.h5"
         whole = ["mpirun", "-n", str(ranks), sys.executable, "-m", "fedkd_mpi.run", "--output", str(log), *command]
@@ -76,8 +76,8 @@ def _measure(command: list[str], clients: int, ranks: int) -> dict[str, Any]:
             return {
                 "clients": clients,
                 "ranks": ranks,
-                "ms a client": 1e3 * float(np.median(own)),
-                "kB a message": float(uplink["bytes"].mean()) / 1e3,
+                "ms per client": 1e3 * float(np.median(own)),
+                "kB per message": float(uplink["bytes"].mean()) / 1e3,
                 "rank 0, ms": 1e3 * float(np.median(server)),
-                "a round, ms": 1e3 * float(np.median(rounds["seconds_total"][inner])),
+                "round, ms": 1e3 * float(np.median(rounds["seconds_total"][inner])),
             }

@@ -2,11 +2,11 @@
 
     python -m benchmarks server [--threshold 0.95]         (after python -m benchmarks.record_updates)
 
-The updates are recorded ones of the BERT-like student's first block and of the ResNet, sent with codec svd. Six of each
-are recorded (two clients, three rounds); the 32 clients' are those with their columns permuted, each in another order:
-the same ranks and bytes, but means of higher rank than real ones have, which is the slower case for both sides.
-Time is CPU time on one thread, of both sides in turns. Memory is what rank 0 of two processes takes beyond what it had
-before, at its peak, when the other process sends the messages of 4 and of 32 clients.
+The updates are recorded ones of the first block of the BERT-like student and of the ResNet, encoded with codec svd. Six
+of each are recorded (two clients, three rounds). Those of the 32 clients have permuted columns, each in another order:
+they have the same ranks and bytes, but their mean has a higher rank than a real mean, which is slower for both methods.
+Time is CPU time on one thread, measured alternately. Memory is the increase of rank 0 of two processes at its peak,
+while the other process sends the messages of 4 or 32 clients.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from fedkd_mpi.models.flat import FlatModel
 from fedkd_mpi.simulation.server import Server
 
 CLIENTS, FEW = 32, 4
-STUDENTS = {"text_bert": "blocks.0.", "cifar_resnet": ""}  # and which of their layers
+STUDENTS = {"text_bert": "blocks.0.", "cifar_resnet": ""}  # student -> prefix of the layers
 
 
 def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Return the speed-up over the paper's procedure and the ratio of peak memories, a row a student."""
+    """Return the speed-up over the paper's procedure and the ratio of peak memories, one row per student."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks server")
     parser.add_argument("--threshold", type=float, default=0.95)
     threshold = parser.parse_args(arguments).threshold
@@ -83,7 +83,7 @@ def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
 
 
 def recorded(student: str) -> list[dict[str, Tensor]]:
-    """Return the recorded updates of a student: its matrices of at least 64 x 64, by layer."""
+    """Return the recorded updates of a student, by layer: its matrices of at least 64 x 64."""
     with np.load(FOLDER / f"{student}.npz") as file:
         names = [name for name in file.files if name.split("/")[2].startswith(STUDENTS[student])]
         names = [name for name in names if _is_large(file[name].shape)]
@@ -126,7 +126,7 @@ def _ours(server: Server, sent: list[Message], threshold: float) -> None:
 
 
 def _rebuilt(server: Server, sent: list[Message], threshold: float) -> None:
-    """All dense updates at once, their mean, its SVD, its truncation."""
+    """Rebuild all dense updates, and compute the truncated SVD of their mean."""
     layers = server.student.layers
     records = [m.records(len(layers)) for m in sent]
     for index, layer in enumerate(layers):
@@ -153,7 +153,7 @@ def _peak_of_two_processes(student: str, clients: int, threshold: float) -> floa
 
 
 def measure(student: str, clients: int, threshold: float, result: Path) -> None:
-    """Send the messages of some clients to rank 0, which writes the bytes its aggregation takes at the peak."""
+    """Send the messages of `clients` clients to rank 0, which writes the peak bytes of its aggregation."""
     from fedkd_mpi.communication.launch import open_world
 
     world = open_world()
@@ -162,8 +162,8 @@ def measure(student: str, clients: int, threshold: float, result: Path) -> None:
     layers = len(server.student.layers)
     own = [] if world.is_root else [message(server, student, client, threshold) for client in range(clients)]
     world.barrier()
-    ctypes.CDLL(None).malloc_trim(0)  # what was read above must not be there to be used again
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    ctypes.CDLL(None).malloc_trim(0)  # free memory must not be reused below
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     held = _memory("VmRSS")
     arriving = exchange.uplink(world, Stopwatch(), own, np.ones(clients, np.int64))
     if world.is_root:

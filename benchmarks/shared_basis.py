@@ -1,11 +1,11 @@
-"""shared_basis: what a basis that clients and server share from earlier broadcasts would save codec rdsvd.
+"""shared_basis: the bytes that codec rdsvd would save with a basis from earlier broadcasts.
 
     python -m benchmarks shared_basis [--config digits_rdsvd.yaml] [--rounds 15] [KEY=VALUE ...]
 
-All processes know the broadcasts, so a client could send the coefficients of its update in a basis of them: n x k
-numbers in place of factors of n x m. The basis is the best one of half the short side's directions for the broadcasts
-so far (a decaying sum, kept as in Liberty 2013). `energy` is the share of a client's update that it holds, which must
-be above T for the coefficients alone to do. Their quantised factors then compete with what rdsvd sends. One process.
+All processes have the broadcasts, so a client could send the coefficients of its update in a basis of them: n x k
+numbers instead of factors of n x m. The basis is the best one for the broadcasts so far (a decaying sum, as in Liberty
+2013), with half as many directions as the short side. `energy` is the share of a client's update in the basis; if it is
+above T, coefficients alone are sufficient. Their quantised factors are compared with the records of rdsvd. One process.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from fedkd_mpi.codecs.wire import Record
 from fedkd_mpi.linalg.low_rank import directions
 from fedkd_mpi.run import main
 
-DECAY, SHARE = 0.7, 0.5  # of the sum at each broadcast; of the short side's directions
+DECAY, SHARE = 0.7, 0.5  # factor to the sum at each broadcast; directions as a share of the short side
 
 
 class Watched(rdsvd.RateDistortionSvd):
-    """Codec rdsvd, which notes what each matrix would have been with a shared basis; it sends what it always does."""
+    """Codec rdsvd, which records the size of each matrix with a shared basis; its messages are unchanged."""
 
     seen: ClassVar[dict[str, list[tuple[float, float, int, int]]]] = defaultdict(list)  # T, energy, bytes, with basis
     sums: ClassVar[dict[str, Tensor]] = {}
@@ -54,12 +54,12 @@ class Watched(rdsvd.RateDistortionSvd):
         return records
 
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
-        """Return the tensors, and remember them: a broadcast is received right after it is decoded."""
+        """Return the tensors and keep them, because a broadcast is received directly after it is decoded."""
         self._decoded = super().decode(records, device)
         return self._decoded
 
     def receive(self, decoded: Sequence[Tensor], state: State, share: float) -> list[Tensor]:
-        """Return the update; a broadcast moves the bases."""
+        """Return the update; a broadcast also updates the bases."""
         if decoded is self._decoded:
             for tensor, layer in zip(decoded, self.layers, strict=True):
                 if layer.compressible:

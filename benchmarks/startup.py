@@ -1,10 +1,10 @@
-"""startup: what many processes on few cores cost, before the first round and while they wait.
+"""startup: the cost of many processes on few cores, before the first round and while they wait.
 
     python -m benchmarks startup [--ranks 33] [--seconds 20] [--repetitions 3]
 
-`seconds_33_ranks_over_1`: the default run cut to a round of one local step, on that many ranks over on one, wall time.
-`memory_gib`: the most that all its processes held together, as the sum of PSS, in one more such run.
-`idle_core_share`: CPU time that all processes but one spend in a barrier, over the time that this one lets them wait.
+`seconds_33_ranks_over_1`: wall time of the default run with one round of one local step, on all ranks relative to one.
+`memory_gib`: peak memory of all processes in another such run, as the sum of PSS.
+`idle_core_share`: CPU time of all processes in a barrier except one, divided by the time that they wait for this one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SMALL = ["rounds=1", "local.epochs=null", "local.steps=1", "checkpoint.every=nul
 
 
 def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Start the default run on many ranks and on one, in turns; then let all ranks wait for one."""
+    """Start the default run alternately on many ranks and on one; then let all ranks wait for one."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks startup")
     parser.add_argument("--ranks", type=int, default=33)
     parser.add_argument("--seconds", type=float, default=20.0)
@@ -65,7 +65,7 @@ def _memory(command: list[str]) -> int:
     while job.poll() is None:
         held = 0
         for process in job.children(recursive=True):
-            with suppress(psutil.Error):  # it has ended meanwhile
+            with suppress(psutil.Error):  # the process may have ended
                 held += process.memory_full_info().pss
         most = max(most, held)
         time.sleep(0.2)

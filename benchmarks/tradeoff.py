@@ -3,9 +3,9 @@
     python -m benchmarks tradeoff [--seeds 5] [--rounds N] [--jobs 1] [--plot docs/tradeoff.svg] [KEY=VALUE ...]
     python -m benchmarks tradeoff --seeds 2 --rounds 20 local.epochs=null local.steps=8         (a small version)
 
-Each run is the real command on configs/fashion_mnist.yaml (32 clients, Dirichlet 0.5); its log goes to --logs, and one
-that is already complete there, of the same configuration, is not run again. The claims are of the thresholds of
-configs/fashion_mnist_rdsvd.yaml, which were chosen beforehand on other seeds.
+Each run is the run command on configs/fashion_mnist.yaml (32 clients, Dirichlet 0.5). Its log is written to --logs; a
+run with a completed log of the same configuration is not run again. The claims are for the thresholds of
+configs/fashion_mnist_rdsvd.yaml, which were chosen beforehand with other seeds.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ SCORES = {"student": "global_student_accuracy", "teacher": "teacher_accuracy"}  
 
 
 def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Run what has not been run yet; return one row a variant: mean bytes, accuracies, paired differences in points."""
+    """Run the missing runs; return one row per variant: mean bytes, accuracies, paired differences in points."""
     chosen = _arguments(arguments)
     variants = _variants()
     headline = _headline()
     if headline not in variants:
-        raise UserError(f"{HEADLINE} asks for {headline}, which is none of {', '.join(variants)}")
+        raise UserError(f"{HEADLINE} has variant {headline}, which is none of {', '.join(variants)}")
     if chosen.only:
         variants = {name: variants[name] for name in ("none", headline, *chosen.only.split(",")) if name in variants}
     shared = [*([f"rounds={chosen.rounds}"] if chosen.rounds else []), *chosen.overrides]
@@ -69,7 +69,7 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--logs", type=Path, default=Path("runs/tradeoff"))
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--only", help="variants to run besides none and the headline, comma between them")
+    parser.add_argument("--only", help="variants to run in addition to none and the headline, comma-separated")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     return parser.parse_intermixed_args(arguments)
 
@@ -92,7 +92,7 @@ def _headline() -> str:
 
 
 def _play(logs: Path, name: str, seed: int, overrides: list[str]) -> dict[str, np.ndarray]:
-    """Return the columns needed of a run's log, after running it if there is none of this configuration."""
+    """Return the required columns of the log of a run, which is run first if its log is missing."""
     path = logs / f"{name}-{seed}.h5"
     config = configuration.load(PRESET, overrides)
     if not _finished(path, config.digest()):
@@ -129,7 +129,7 @@ def _row(name: str, own: list[dict[str, np.ndarray]], dense: list[dict[str, np.n
 
 
 def paired(differences: np.ndarray) -> tuple[float, float]:
-    """Return the mean and half the width of its 95 % confidence interval (Student's t; NaN of one difference)."""
+    """Return the mean and half the width of its 95 % confidence interval (Student's t; NaN for a single difference)."""
     from scipy.stats import t
 
     count = len(differences)
@@ -139,7 +139,7 @@ def paired(differences: np.ndarray) -> tuple[float, float]:
 
 
 def _plot(curves: dict[str, list[dict[str, np.ndarray]]], path: Path) -> None:
-    """Draw the mean accuracy over the bytes moved so far, a line a variant, a panel a network."""
+    """Plot the mean accuracy over cumulative bytes, with one line per variant and one panel per network."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -149,7 +149,7 @@ def _plot(curves: dict[str, list[dict[str, np.ndarray]]], path: Path) -> None:
             scores = 100 * np.mean([curve[role] for curve in own], axis=0)
             known = ~np.isnan(scores)
             axes.semilogx(moved[known], scores[known], label=name, linewidth=1.2)
-        axes.set(xlabel="bytes up and down so far, MB", ylabel=f"accuracy of the {role}, %", title=role)
+        axes.set(xlabel="cumulative bytes up and down, MB", ylabel=f"accuracy of the {role}, %", title=role)
         axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize=7)
     figure.savefig(path)

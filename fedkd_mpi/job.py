@@ -1,4 +1,4 @@
-"""python -m fedkd_mpi.job: write a Slurm script that fits a configuration and a cluster.
+"""python -m fedkd_mpi.job: write a Slurm script for a configuration and a cluster.
 
 python -m fedkd_mpi.job fashion_mnist.yaml --nodes 2 --gpus-per-node 4 --time 08:00:00 --script night.slurm
 sbatch night.slurm
@@ -26,9 +26,9 @@ from fedkd_mpi.errors import UserError, shown
 if TYPE_CHECKING:
     from argparse import Namespace
 
-SPARE_MEMORY = 1.25  # of the estimate: allocators and MPI buffers differ from machine to machine
+SPARE_MEMORY = 1.25  # factor to the estimate, because allocators and MPI buffers differ between machines
 MPIS = ("pmix", "pmi2", "mpirun")
-SHORTEST = 600  # seconds of a job: Slurm's signal comes 300 to 360 before its end, and a round must fit before that
+SHORTEST = 600  # seconds of a job; Slurm's signal is sent 300 to 360 s before its end, after at least one round
 LONGEST = 10**8
 
 SCRIPT = Template(r"""#!/usr/bin/env bash
@@ -100,7 +100,7 @@ log=runs/$$SLURM_JOB_NAME-$$SLURM_ARRAY_JOB_ID-$$SLURM_ARRAY_TASK_ID.h5"""
 
 @dataclass(frozen=True)
 class Resources:
-    """What a job asks for: processes in all and on the fullest node, cores a process, GPUs and memory a node."""
+    """The resources of a job: processes in total and on the fullest node, cores per process, GPUs and GB per node."""
 
     nodes: int
     tasks: int
@@ -111,10 +111,10 @@ class Resources:
 
 
 def plan(config: Config, nodes: int, cpus_per_node: int, gpus_per_node: int, process_bytes: int) -> Resources:
-    """Return the resources that fit: a process a client of the cohort and the server, no more than cores or GPUs allow.
+    """Return the resources: one process per client of the cohort and the server, limited by cores or GPUs.
 
-    With GPUs there is one process a GPU, and the server beside them on the first one. `process_bytes` is the memory of
-    the fullest process. Raises UserError where not even the server and one process for clients fit.
+    With GPUs there is one process per GPU, and the server uses the first GPU in addition. `process_bytes` is the memory
+    of the fullest process. Raises UserError if the nodes do not have room for the server and one process for clients.
     """
     threads = 1 if config.threads_per_rank == "auto" else config.threads_per_rank
     room = nodes * gpus_per_node + 1 if gpus_per_node else nodes * (cpus_per_node // threads)
@@ -143,9 +143,9 @@ def script(
     overrides: Sequence[str] = (),
     sweep: tuple[str, Sequence[str]] | None = None,
 ) -> str:
-    """Return the text of a script; `sweep` is a key and its values, as YAML, for an array with a task each.
+    """Return the text of a script; `sweep` is a key and its values (YAML) for a job array with one task per value.
 
-    Every text reaches the run as it is given: what the shell would take for something else is quoted.
+    Every argument reaches the run unchanged, because it is quoted for the shell.
     """
     directives = [
         f"--nodes={resources.nodes}",
@@ -155,7 +155,7 @@ def script(
         f"--mem={resources.memory_per_node}G",
     ]
     if resources.gpus_per_node:
-        # A rank takes GPU number (its rank on the node) modulo the node's GPUs, so that it must see them all.
+        # A rank uses GPU number (its rank on the node) modulo the number of GPUs, so it must see all GPUs.
         directives += [f"--gpus-per-node={resources.gpus_per_node}", "--gpu-bind=none"]
     key, values = sweep or ("", ())
     if sweep:
@@ -179,7 +179,7 @@ def script(
 
 
 def swept(text: str) -> tuple[str, list[str]]:
-    """Return key and values of KEY=A,B,...: commas in brackets and quotes belong to a value. Raises UserError."""
+    """Return key and values of KEY=A,B,...; commas in brackets and quotes are part of a value. Raises UserError."""
     key, equals, listed = text.partition("=")
     try:
         values = yaml_loader.slices(listed)
@@ -191,36 +191,34 @@ def swept(text: str) -> tuple[str, list[str]]:
 
 
 def require_one_line(name: str, text: str) -> None:
-    """Raise UserError for what cannot stand in a line of a script."""
+    """Raise UserError if a text cannot be part of a line of a script."""
     if not text.isprintable():
-        raise UserError(f"{name}='{shown(text)}' holds a character that cannot stand in a script")
+        raise UserError(f"{name}='{shown(text)}' contains a character that is invalid in a script")
 
 
 def check_time(text: str) -> str:
-    """Return a time as Slurm reads it; raises UserError where it has another form, or is too short for a round."""
+    """Return a time in Slurm's format; raises UserError if it has another format or is too short for a round."""
     try:
         seconds = seconds_of(text)
     except ValueError:
         raise UserError(f"--time '{shown(text)}' must be [D-]HH:MM:SS, for example 08:00:00 or 1-12:00:00") from None
     if not SHORTEST <= seconds <= LONGEST:
-        raise UserError(f"--time {text}: must be from 00:10:00 (Slurm says 5 minutes before that it ends) to 3 years")
+        raise UserError(f"--time {text}: must be from 00:10:00 (Slurm signals the end 5 minutes before) to 3 years")
     return text
 
 
 def arguments() -> Parser:
     """Return the parser of the command line."""
-    parser = Parser(prog="python -m fedkd_mpi.job", description="Write a fitting Slurm script.")
-    parser.add_argument("config", nargs="?", default="digits.yaml", metavar="CONFIG", help="as --config of the run")
+    parser = Parser(prog="python -m fedkd_mpi.job", description="Write a Slurm script for a configuration.")
+    parser.add_argument("config", nargs="?", default="digits.yaml", metavar="CONFIG", help="as --config for the run")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--nodes", type=count(1, 100_000), default=1)
-    parser.add_argument(
-        "--cpus-per-node", type=count(1, 4096), default=32, help="cores of a node, to be used (default 32)"
-    )
+    parser.add_argument("--cpus-per-node", type=count(1, 4096), default=32, help="cores to use per node (default 32)")
     parser.add_argument("--gpus-per-node", type=count(0, 64), default=0)
-    parser.add_argument("--time", default="08:00:00", help="of one part of the run, [D-]HH:MM:SS (default 08:00:00)")
+    parser.add_argument("--time", default="08:00:00", help="time limit per job, [D-]HH:MM:SS (default 08:00:00)")
     parser.add_argument("--mpi", choices=MPIS, default="pmix", help="how srun starts ranks, or mpirun (default pmix)")
-    parser.add_argument("--sweep", metavar="KEY=A,B,...", help="an array job with a task for each value")
-    parser.add_argument("--script", type=Path, metavar="FILE", help="write here, not to the screen")
+    parser.add_argument("--sweep", metavar="KEY=A,B,...", help="a job array with one task per value")
+    parser.add_argument("--script", type=Path, metavar="FILE", help="write to this file instead of the console")
     return parser
 
 
@@ -268,12 +266,12 @@ def write(chosen: Namespace) -> str:
 
 
 def fitting(configs: Sequence[Config], nodes: int, cpus_per_node: int, gpus_per_node: int) -> Resources:
-    """Return the resources that are enough for each of some configurations; those that differ in the seed are alike."""
+    """Return resources that are sufficient for each configuration; configurations that differ in the seed are equal."""
     from fedkd_mpi.simulation.dry_run import process_bytes
 
     plans = []
     for config in {config.model_copy(update={"seed": 0}).digest(): config for config in configs}.values():
-        # The cohort decides how many processes there are, and these how many clients the fullest of them hosts.
+        # The cohort determines the number of processes, which determines the clients of the fullest process.
         draft = plan(config, nodes, cpus_per_node, gpus_per_node, 0)
         size = process_bytes(config, draft.tasks)
         plans.append(plan(config, nodes, cpus_per_node, gpus_per_node, size))

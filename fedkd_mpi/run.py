@@ -1,7 +1,7 @@
 """python -m fedkd_mpi.run: configure, launch, simulate.
 
 mpirun -n 33 python -m fedkd_mpi.run                                       rank 0 is the server, one client each on 32
-mpirun -n 5  python -m fedkd_mpi.run --config fashion_mnist.yaml rounds=9  8 clients a rank
+mpirun -n 5  python -m fedkd_mpi.run --config fashion_mnist.yaml rounds=9  8 clients per rank
 python -m fedkd_mpi.run                                                    the same in one process, the same bits
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from fedkd_mpi.fault_tolerance import early_signals
 
 if __name__ == "__main__":
-    early_signals.listen()  # before anything that takes time
+    early_signals.listen()  # before slow imports
 
 import argparse
 import os
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from fedkd_mpi.fault_tolerance.stopping import StopRequests
     from fedkd_mpi.simulation.accounting import Accounting
 
-EX_TEMPFAIL = 75  # stopped early with a good checkpoint: requeue me
+EX_TEMPFAIL = 75  # exit code of a run that stopped early with a checkpoint and can be requeued
 
 
 class _Parser(argparse.ArgumentParser):
@@ -49,7 +49,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the parsed command line; leaves with code 2 and one line where it is wrong."""
+    """Return the parsed command line; exits with code 2 and one line if it is invalid."""
     parser = _Parser(
         prog="python -m fedkd_mpi.run", description="Simulate FedKD over MPI and log every exchanged byte."
     )
@@ -61,7 +61,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="the log (default runs/<name>-<date>.h5)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --output")
-    parser.add_argument("--resume", type=Path, metavar="LOG", help="go on with an interrupted run's log")
+    parser.add_argument("--resume", type=Path, metavar="LOG", help="continue the run of this log")
     parser.add_argument(
         "--trust-log", action="store_true", help="with --resume: run the code that the log names (package.module:Name)"
     )
@@ -71,11 +71,11 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     action.add_argument(
-        "--dry-run", action="store_true", help="print sizes, placement, bytes a round and memory, and stop"
+        "--dry-run", action="store_true", help="print sizes, placement, bytes per round and memory, and stop"
     )
     chosen = parser.parse_intermixed_args(argv)
     if chosen.resume and (chosen.config or chosen.output or chosen.overwrite):
-        parser.error("--resume takes configuration and output from the log: leave --config, --output, --overwrite out")
+        parser.error("--resume takes configuration and output from the log: omit --config, --output, --overwrite")
     if chosen.resume and chosen.save_partition:
         parser.error("--save-partition belongs to a new run, or to --dry-run")
     if chosen.trust_log and not chosen.resume:
@@ -84,9 +84,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0 done, 2 bad usage, configuration or data, 75 stopped with a checkpoint.
+    """Run the command and return the exit code.
 
-    A fault aborts with 1.
+    0: completed, 2: invalid usage, configuration or data, 75: stopped with a checkpoint. A fault aborts with 1.
     """
     open_standard_streams()
     chosen = arguments(argv)
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def configuration_of(path: Path, overrides: Sequence[str], *, trusted: bool = False) -> Config:
-    """Return the configuration of the log of an interrupted run; leaves with code 0 where it is completed."""
+    """Return the configuration in the log of an interrupted run; exits with code 0 if the run is completed."""
     from fedkd_mpi import costlog
     from fedkd_mpi.simulation import trust
 
@@ -117,33 +117,33 @@ def configuration_of(path: Path, overrides: Sequence[str], *, trusted: bool = Fa
         attrs = log.attrs
     trust.require_one_name(path)
     if attrs["status"] == "completed":
-        leave(0, f"fedkd_mpi: {path} is completed: there is nothing to go on with")
+        leave(0, f"fedkd_mpi: {path} is completed: there is nothing to resume")
     config = trust.configuration_in(path, attrs)
     return configuration.with_care(config, trust.accept(path, config, overrides, trusted))
 
 
-LONGEST = 255 - len(".checkpoints")  # bytes of a log's name: the system's limit, with the longest name beside it
+LONGEST = 255 - len(".checkpoints")  # bytes of a log's name: the limit of the system minus the longest suffix
 
 
 def check_names(chosen: argparse.Namespace) -> None:
-    """Raise UserError naming an argument that no log, and nothing beside it, can be named."""
+    """Raise UserError if an argument is not a valid name for a log and the files beside it."""
     for name in ("output", "resume"):
         path = getattr(chosen, name)
         if path is None:
             continue
         if not str(path).isprintable():
-            raise UserError(f"--{name} {shown(path)}: the name holds what is no printable text: choose another")
+            raise UserError(f"--{name} {shown(path)}: the name contains unprintable characters: choose another")
         if len(os.fsencode(path.name)) > LONGEST or len(os.fsencode(path)) > 4000:
             raise UserError(f"--{name} {shown(path)}: the name is too long: choose one of at most {LONGEST} bytes")
 
 
 def default_output(config: Config) -> Path:
-    """Return runs/<name>-<date>.h5 of this moment."""
+    """Return runs/<name>-<date>.h5 with the current time."""
     return Path("runs") / f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}.h5"
 
 
 def dry_run(config: Config, chosen: argparse.Namespace) -> int:
-    """Print what a run would be, from rank 0 alone and without MPI."""
+    """Print the dry run on rank 0, without MPI."""
     from fedkd_mpi.communication.launch import launched
 
     mpi_rank, world_size = launched()
@@ -159,9 +159,9 @@ def dry_run(config: Config, chosen: argparse.Namespace) -> int:
 
 
 def run(config: Config, chosen: argparse.Namespace) -> int:
-    """Simulate and log, anew or going on with a log; returns the exit code. Collective.
+    """Run or resume a simulation and return the exit code. Collective.
 
-    Without --output, rank 0 finds a name that no other run has.
+    Without --output, rank 0 chooses a name that no other run uses.
     """
     from fedkd_mpi.communication.launch import install_excepthook, launched, open_world
     from fedkd_mpi.costlog.files import real
@@ -169,7 +169,7 @@ def run(config: Config, chosen: argparse.Namespace) -> int:
     from fedkd_mpi.fault_tolerance.stopping import StopRequests, slurm_end
     from fedkd_mpi.simulation.sameness import require_same_start
 
-    end = slurm_end() if launched()[0] == 0 else None  # starts a process, which is better done before MPI
+    end = slurm_end() if launched()[0] == 0 else None  # starts a process, which is safer before MPI is initialised
     given = chosen.resume or chosen.output
     mode = "--resume" if chosen.resume else "a new run with --overwrite" if chosen.overwrite else "a new run"
     try:
@@ -189,7 +189,7 @@ def run(config: Config, chosen: argparse.Namespace) -> int:
 
 
 def play(config: Config, world: World, stop: StopRequests, lock: Lock, output: Path, chosen: argparse.Namespace) -> int:
-    """Begin or resume a run and play its rounds; returns the exit code. Collective."""
+    """Start or resume a run, run its rounds and return the exit code. Collective."""
     from fedkd_mpi.fault_tolerance.watchdog import Watchdog
     from fedkd_mpi.simulation.boundary import Boundary
 
@@ -236,7 +236,7 @@ def play(config: Config, world: World, stop: StopRequests, lock: Lock, output: P
 
 
 def refuse(world: World, error: UserError) -> int:
-    """Say on rank 0 what the user can mend, leave MPI and return the exit code. Collective."""
+    """Print a UserError on rank 0, finalize MPI and return the exit code. Collective."""
     if world.is_root:
         say(f"fedkd_mpi: {error}", error=True)
     world.close()
@@ -244,17 +244,17 @@ def refuse(world: World, error: UserError) -> int:
 
 
 def stopped(writer: Writer, config: Config, reason: str) -> str:
-    """Log that a run stops early, and return what to tell the user."""
+    """Log that a run stops early, and return the message for the user."""
     from fedkd_mpi.simulation import trust
 
     done = writer.rounds_completed
     writer.event(max(done - 1, 0), None, "info", f"stopped after {done} rounds: {reason}")
     again = trust.again(writer.path, config)
-    return f"stopped after {done} of {config.rounds} rounds with a checkpoint: {reason}; to go on: {again}"
+    return f"stopped after {done} of {config.rounds} rounds with a checkpoint: {reason}; to continue: {again}"
 
 
 def describe(world: World, error: BaseException) -> str:
-    """Return what ended a run: rank and host, round, client and layer, and for a programming error its trace."""
+    """Return the message for the error that ended a run: rank, host, location, and the trace of a programming error."""
     where = f"rank {world.mpi_rank} on {world.hostname}"
     if isinstance(error, RunFault):
         return f"fedkd_mpi: {', '.join(filter(None, (where, error.location())))}: {error}"
@@ -262,7 +262,7 @@ def describe(world: World, error: BaseException) -> str:
 
 
 def _interrupt(writer: Writer | None, accounting: Accounting, lock: Lock) -> None:
-    """Leave a readable log behind; that it cannot even be marked has been said by the fault itself."""
+    """Mark the log as interrupted and release the lock; errors are ignored, because the first fault is reported."""
     if writer:
         with suppress(RunFault):
             accounting.settle()
@@ -272,7 +272,7 @@ def _interrupt(writer: Writer | None, accounting: Accounting, lock: Lock) -> Non
 
 
 def _note(writer: Writer | None, round_index: int, text: str) -> None:
-    """Log a warning of the watchdog, which was printed too; where that fails, the next round's rows fail aloud."""
+    """Log a warning of the watchdog, which was also printed; an error is ignored here and raised by the next round."""
     if writer:
         with suppress(RunFault):
             writer.event(round_index, None, "warning", text)

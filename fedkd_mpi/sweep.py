@@ -1,10 +1,10 @@
-"""python -m fedkd_mpi.sweep SWEEP.yaml: many runs and their table; runs whose log is finished are not run again.
+"""python -m fedkd_mpi.sweep SWEEP.yaml: many runs and their table; runs with a completed log are not run again.
 
 python -m fedkd_mpi.sweep configs/table1/digits.yaml --jobs 2                     two at a time, one process each
 python -m fedkd_mpi.sweep configs/table1/digits.yaml --launch "mpirun -n 33"      one after another
 python -m fedkd_mpi.sweep configs/table1/digits.yaml --index $SLURM_ARRAY_TASK_ID as a task of sbatch --array=0-35
 
-SWEEP.yaml: `config` (what every run starts from), `runs` (name -> changed keys) and/or `grid` (key -> values, all
+SWEEP.yaml: `config` (the base of every run), `runs` (name -> changed keys) and/or `grid` (key -> values, all
 combinations), `set` (keys changed in all runs), `seeds`, `output` (the folder of the logs).
 """
 
@@ -38,10 +38,10 @@ from fedkd_mpi.config.sections import NAME, Section
 from fedkd_mpi.errors import UserError, shown
 from fedkd_mpi.fault_tolerance.log_lock import HeldError, Lock
 
-EX_TEMPFAIL = 75  # a run stopped early with a checkpoint: so does the sweep
+EX_TEMPFAIL = 75  # exit code if a run stopped early with a checkpoint
 
-MOST = 10_000  # runs of a sweep
-PATIENCE = 1.0  # seconds between looks at a log that another sweep makes
+MOST = 10_000  # runs per sweep
+PATIENCE = 1.0  # seconds between attempts to lock a log that another sweep is writing
 
 
 class Sweep(Section):
@@ -63,18 +63,18 @@ class Sweep(Section):
 
 @dataclass(frozen=True)
 class Item:
-    """One run of a sweep: what fedkd_mpi.run is given, where its log goes, and the digest it will bear."""
+    """One run of a sweep: the arguments of fedkd_mpi.run, the path of its log, and the digest of its configuration."""
 
     config: Path
     overrides: tuple[str, ...]
     log: Path
     digest: str
-    run: str  # in the sweep
-    name: str  # of the run and its point of the grid
-    content: str  # the digest without the name: what the run is
+    run: str  # name of the run in the sweep
+    name: str  # name of the run and its point of the grid
+    content: str  # digest of the configuration without its name
 
     def state(self) -> str:
-        """Return done, to do or to resume; raises UserError where the log is that of another configuration."""
+        """Return done, to do or to resume; raises UserError if the log has another configuration."""
         if not self.log.exists():
             return "to do"
         from fedkd_mpi import costlog
@@ -82,30 +82,30 @@ class Item:
         with costlog.open(self.log) as log:
             status, digest = log.attrs["status"], log.attrs["config_digest"]
         if digest != self.digest:
-            raise UserError(f"{self.log} is the log of another configuration: move it away, or change output")
+            raise UserError(f"{self.log} is the log of another configuration: move it, or change output")
         if status == "completed":
             return "done"
         checkpoints = self.log.with_name(f"{self.log.name}.checkpoints")
         return "to resume" if checkpoints.is_dir() and any(checkpoints.iterdir()) else "to do"
 
     def command(self, launch: Sequence[str]) -> list[str]:
-        """Return the command that makes the log, or goes on with it."""
+        """Return the command that creates the log or resumes its run."""
         run = [*launch, sys.executable, "-m", "fedkd_mpi.run"]
-        if self.state() == "to resume":  # the log's configuration is this one: so is the code that it names
+        if self.state() == "to resume":  # the log has this configuration, so the code that it names is trusted
             return [*run, "--resume", str(self.log), "--trust-log"]
         return [*run, *self.overrides, "--config", str(self.config), "--output", str(self.log), "--overwrite"]
 
 
 def read(path: Path) -> list[Item]:
-    """Return the runs of a sweep, seed by seed so that an early stop leaves whole tables of fewer seeds.
+    """Return the runs of a sweep, seed by seed, so that after an early stop some seeds are complete.
 
-    Every configuration is checked here, before the first run. Raises UserError naming the run and the key.
+    Every configuration is validated before the first run. Raises UserError naming the run and the key.
     """
     path = configuration.shipped(path)
     try:
         tree = yaml_loader.read_mapping(path, "the sweep")
     except FileNotFoundError:
-        raise UserError(f"cannot read the sweep {shown(path)}: there is none") from None
+        raise UserError(f"the sweep {shown(path)} does not exist") from None
     hint = Hint(list(Sweep.model_fields), f"the keys are {', '.join(Sweep.model_fields)}")
     sweep = validated(Sweep, tree, hint, where=f"sweep {shown(path)}: ")
     total = len(sweep.seeds) * len(sweep.runs) * prod(map(len, sweep.grid.values()))
@@ -145,9 +145,9 @@ def _runs(sweep: Sweep) -> Iterator[tuple[str, str, dict[str, Any]]]:
 def _item(start: Path, folder: Path, run: str, name: str, keys: dict[str, Any], seed: int) -> Item:
     label = re.sub(r"[^A-Za-z0-9._-]+", "_", name.replace("=", "")).strip("_")
     if "name" not in keys and len(label) > NAME:
-        raise UserError(f"run {shown(name)}: its log is named so, which must be shorter than {NAME} characters")
+        raise UserError(f"run {shown(name)}: the name of its log must be shorter than {NAME} characters")
     keys = {"name": label, **keys, "seed": seed}
-    # JSON is YAML: also a whole section or a list is one override.
+    # JSON is valid YAML, so that a section or a list is also one override.
     overrides = tuple(f"{key}={json.dumps(value)}" for key, value in keys.items())
     try:
         config = configuration.load(start, overrides)
@@ -159,24 +159,24 @@ def _item(start: Path, folder: Path, run: str, name: str, keys: dict[str, Any], 
 
 
 def _require_distinct(items: Sequence[Item]) -> None:
-    """Raise UserError naming two runs that would write one log, or that a grid has twice: 1 and 1.0."""
+    """Raise UserError naming two runs with the same log, or a run that is in a grid twice, such as 1 and 1.0."""
     logs: dict[str, Item] = {}
     contents: dict[tuple[str, str], Item] = {}
     for item in items:
-        # Some file systems do not tell a name in capitals from one in small letters.
+        # Some file systems do not distinguish upper and lower case.
         other = logs.setdefault(item.log.name.casefold(), item)
         if other is not item:
-            which = f"the runs {shown(other.name)} and {shown(item.name)} have one log, {shown(item.log)}"
+            which = f"the runs {shown(other.name)} and {shown(item.name)} have the same log, {shown(item.log)}"
             if other.name == item.name:
-                which = f"the run {shown(item.name)} is there twice, with one log, {shown(item.log)}"
+                which = f"the run {shown(item.name)} is given twice with the same log, {shown(item.log)}"
             raise UserError(f"{which}: give them names, or seeds, of their own")
         other = contents.setdefault((item.run, item.content), item)
         if other is not item:
-            raise UserError(f"the grid spells one run twice, as {shown(other.name)} and as {shown(item.name)}")
+            raise UserError(f"the grid contains one run twice, as {shown(other.name)} and as {shown(item.name)}")
 
 
 def play(items: Sequence[Item], launch: Sequence[str], jobs: int) -> int:
-    """Run what is not done, `jobs` at a time; returns 0, 1 where a run failed, or 75 where one stopped early."""
+    """Run the runs that are not done, `jobs` at a time; returns 0, 1 if a run failed, or 75 if one stopped early."""
     waiting = [item for item in items if item.state() != "done"]
     say(f"{len(items) - len(waiting)} of {len(items)} logs are finished")
     with ThreadPoolExecutor(jobs) as pool:
@@ -195,17 +195,17 @@ def _run(item: Item, launch: Sequence[str]) -> int:
 
 @contextmanager
 def _alone(item: Item) -> Iterator[None]:
-    """Let one sweep at a time make a log: whoever comes second waits, and finds it done."""
+    """Let one sweep at a time write a log; a second sweep waits until the log is done."""
     with Lock(item.log.with_name(f"{item.log.name}.sweep")) as lock:
-        told = False
+        announced = False
         while True:
             try:
                 lock.take()
                 break
             except HeldError:
-                if not told:
+                if not announced:
                     say(f"{item.log}: waiting for another sweep")
-                told = True
+                announced = True
                 time.sleep(PATIENCE)
         yield
 
@@ -229,15 +229,17 @@ def _words(launch: str) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns 0, 1 where a run failed, 2 on bad usage, 75 where a run stopped early."""
+    """Run the command; returns 0, 1 if a run failed, 2 for invalid usage, 75 if a run stopped early."""
     parser = Parser(prog="python -m fedkd_mpi.sweep", description="Run a list or grid of configurations.")
     parser.add_argument(
         "sweep", type=Path, metavar="SWEEP.yaml", help="file, or a shipped one such as table1/digits.yaml"
     )
     parser.add_argument("--list", action="store_true", help="print index, state and log of every run and stop")
-    parser.add_argument("--index", type=count(0, MOST), metavar="I", help="run this one alone: a task of a Slurm array")
+    parser.add_argument(
+        "--index", type=count(0, MOST), metavar="I", help="run only this run, as a task of a Slurm array"
+    )
     parser.add_argument("--jobs", type=count(1, 1000), default=1, metavar="N", help="runs at a time (default 1)")
-    parser.add_argument("--launch", default="", metavar="CMD", help="put before each run, e.g. 'mpirun -n 33'")
+    parser.add_argument("--launch", default="", metavar="CMD", help="launcher of each run, e.g. 'mpirun -n 33'")
     chosen = parser.parse_args(argv)
     try:
         items = read(chosen.sweep)

@@ -1,4 +1,4 @@
-"""The codec of a configuration, with its budget and its error feedback around it."""
+"""Creation of the codec of a configuration, with its byte budget and error feedback."""
 
 from __future__ import annotations
 

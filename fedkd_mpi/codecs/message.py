@@ -1,4 +1,4 @@
-"""A message: the header and payload of one update, as one array that travels whole."""
+"""A message: the header and payload of one update in one array."""
 
 from __future__ import annotations
 

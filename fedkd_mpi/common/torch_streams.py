@@ -1,4 +1,4 @@
-"""Torch's default generators, keyed as the random streams are; apart, because reports draw without torch."""
+"""Seeding of torch's default generators from random streams; separate, because reports use streams without torch."""
 
 from __future__ import annotations
 

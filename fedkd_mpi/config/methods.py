@@ -1,4 +1,4 @@
-"""The methods by name: the one table that the configuration, the code that trains and the report read."""
+"""The table of methods, which configuration, training and report use."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class MethodEntry(NamedTuple):
-    """Where a method's class is, and whether it trains and exchanges one network, with no teacher beside it."""
+    """The path of a method's class, and whether the method trains and exchanges one network without a teacher."""
 
     path: str
     averages: bool
@@ -25,7 +25,7 @@ AVERAGING = tuple(name for name, entry in METHODS.items() if entry.averages)
 
 
 def known(name: str) -> str:
-    """Return the name of a method; raises ValueError listing all, as pydantic does for a Literal, if it is none."""
+    """Return the name of a method; raises ValueError listing all methods, as for a Literal, if it is unknown."""
     if name not in METHODS:
         *others, last = (f"'{method}'" for method in METHODS)
         raise ValueError(f"must be {', '.join(others)} or {last}")
@@ -33,5 +33,5 @@ def known(name: str) -> str:
 
 
 def averages(name: str) -> bool:
-    """Return whether a method trains and exchanges one network; a name that a foreign log has made up does not."""
+    """Whether a method trains and exchanges one network without a teacher; False for unknown names in logs."""
     return name in AVERAGING

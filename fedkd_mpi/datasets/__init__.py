@@ -36,7 +36,7 @@ LOADERS = {
     "hf": "fedkd_mpi.datasets.hf:load",
 }
 OWN = ("folder", "csv", "npz", "hf")  # a user's own files, which may hold anything
-# Data sets of the official sizes without their content, by which --dry-run plans where the files are not there.
+# Blank data sets of the official sizes, which --dry-run uses if the files are missing.
 STAND_INS = {
     "cifar10": "fedkd_mpi.datasets.cifar:stand_in_cifar10",
     "cifar100": "fedkd_mpi.datasets.cifar:stand_in_cifar100",
@@ -51,23 +51,24 @@ STAND_INS = {
 }
 
 
-STRAY = ("thumbs.db", "desktop.ini", "__macosx")  # besides all names that begin with a dot
-HEADER, BLOCK = 1024, 2**20  # bytes that are read before a file's size is known, and at once
+STRAY = ("thumbs.db", "desktop.ini", "__macosx")  # in addition to all names that begin with a dot
+HEADER, BLOCK = 1024, 2**20  # bytes that are read before the size of a file is known, and per read
 
 
 class MissingData(UserError):
-    """The folder of a data set is not there."""
+    """The folder of a data set is missing."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training set to be divided among the clients, and a global test set kept apart.
+    """A training set, which is divided among the clients, and a separate global test set.
 
-    `train` and `test` hold arrays with one first dimension: for images "x" uint8 [n, channel, height, width] and
-    "y" int64 [n]; "group" int64 [n] where samples have natural owners (partition.kind=natural). `meta` is JSON-able:
-    "classes" (names, in label order) and for images "scale", "mean", "std" (one per channel), so that a model is
-    given (x * scale - mean) / std. "document" int64 [n] keeps samples together that a client must not both train and
-    be tested on. `tables` holds arrays that samples refer to by row; a task finds them with its training arrays.
+    `train` and `test` contain arrays with a common first dimension: for images "x" uint8 [n, channel, height, width]
+    and "y" int64 [n]; "group" int64 [n] if samples have natural owners (partition.kind=natural); "document" int64 [n]
+    if samples of one document must not be split between training and test of a client. `meta` is JSON-serialisable:
+    "classes" (names, in label order), and for images "scale", "mean" and "std" (per channel); the input of a model is
+    (x * scale - mean) / std. `tables` contains arrays to which samples refer by row; a task gets them with the training
+    arrays.
     """
 
     train: dict[str, np.ndarray]
@@ -77,33 +78,32 @@ class Dataset:
 
 
 def check(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a data set's own keys with its defaults filled in; those of a dotted path come back as they are.
+    """Return the options of a data set with its defaults; those of a user's data set are returned unchanged.
 
-    Raises UserError for an unknown key or a wrong value.
+    Raises UserError for an unknown key or an invalid value.
     """
     from fedkd_mpi.common.options import Options
     from fedkd_mpi.common.options import check as check_options
     from fedkd_mpi.datasets.options import OPTIONS
     from fedkd_mpi.datasets.own_options import OWN
 
-    if name not in LOADERS:  # a wrong name is refused with the nearest known one when it is loaded
+    if name not in LOADERS:  # an unknown name is refused when it is loaded
         return dict(options)
     return check_options({**OPTIONS, **OWN}.get(name, Options), options, name, "data", ("name", "root", "augment"))
 
 
 def load(name: str, root: Path | None, seed: int, options: Mapping[str, Any] | None = None) -> Dataset:
-    """Return the data set of that name, or of a user's own loader "package.module:function".
+    """Return the data set of that name, or of a user's loader "package.module:function".
 
-    A loader is called as (root, seed, **options); `root` is the folder that holds the data sets' folders. Raises
-    UserError where the name is unknown, a file is missing or malformed, or a user's loader gives something else than a
-    well-formed Dataset; MissingData where the data set's folder is not there. Options that are not given have the
-    defaults of datasets/options.py.
+    A loader is called as (root, seed, **options); `root` is the parent folder of the data sets. Missing options have
+    the defaults of datasets/options.py. Raises UserError if the name is unknown, a file is missing or malformed, or a
+    user's loader does not return a valid Dataset; MissingData if the folder of the data set is missing.
     """
     return _call(name, LOADERS, root, seed, check(name, options or {}))
 
 
 def load_or_stand_in(name: str, root: Path | None, seed: int, options: Mapping[str, Any]) -> Dataset:
-    """Return what load() does, or where the folder is not there a stand-in, which says so as meta["stand_in"]."""
+    """Return load(), or a blank stand-in with meta["stand_in"] if the folder of the data set is missing."""
     try:
         return load(name, root, seed, options)
     except MissingData:
@@ -118,10 +118,10 @@ def _call(name: str, known: Mapping[str, str], root: Path | None, seed: int, opt
     try:
         inspect.signature(loader).bind(root, seed, **options)
     except TypeError as error:
-        raise UserError(f"data: {name} does not take these keys: {error}") from None
+        raise UserError(f"data: {name} does not accept these keys: {error}") from None
     dataset = loader(root, seed, **options)
     if not isinstance(dataset, Dataset):
-        raise UserError(f"data.name={name} gave {type(dataset).__name__} in place of fedkd_mpi.datasets.Dataset")
+        raise UserError(f"data.name={name} returned {type(dataset).__name__} instead of fedkd_mpi.datasets.Dataset")
     for part in ("train", "test"):
         lengths = {
             key: len(array) if hasattr(array, "__len__") and np.ndim(array) else 0
@@ -139,10 +139,10 @@ def _call(name: str, known: Mapping[str, str], root: Path | None, seed: int, opt
 def image_dataset(
     train: dict[str, np.ndarray], test: dict[str, np.ndarray], classes: Sequence[str], scale: float
 ) -> Dataset:
-    """Return a Dataset of images whose mean and standard deviation are those of its training pixels.
+    """Return a Dataset of images with the mean and standard deviation of its training pixels.
 
-    Both sums are exact integers, so the result does not depend on an order of summation. A channel that never
-    varies has std 1. Arrays and `scale` as in Dataset.
+    Both are computed from exact integer sums, so that the result does not depend on the order of summation. A constant
+    channel has std 1. Arrays and `scale` are as in Dataset.
     """
     x = train["x"]
     pixels = x.size // x.shape[1]
@@ -155,7 +155,7 @@ def image_dataset(
 
 
 def stand_in(train: int, test: int, shape: Sequence[int], classes: Sequence[str]) -> Dataset:
-    """Return black images of these numbers and of `shape` [C, H, W], the classes in turn; they take no memory."""
+    """Return blank images of `shape` [C, H, W] with the classes in turn; they take no memory."""
     parts = (
         {"x": np.zeros((count, *shape), np.uint8), "y": np.arange(count, dtype=np.int64) % len(classes)}
         for count in (train, test)
@@ -165,10 +165,10 @@ def stand_in(train: int, test: int, shape: Sequence[int], classes: Sequence[str]
 
 
 def data_folder(root: Path | None, name: str, folder: str) -> Path:
-    """Return root/folder; raise MissingData where no root is set or the folder cannot be listed."""
+    """Return root/folder; raise MissingData if no root is set or the folder cannot be listed."""
     if root is None:
         raise MissingData(
-            f"data.name={name} reads files: set FEDKD_DATA or data.root to the folder that holds {folder}/"
+            f"data.name={name} reads files: set FEDKD_DATA or data.root to the folder that contains {folder}/"
         )
     path = expanded(root) / folder
     try:
@@ -181,27 +181,27 @@ def data_folder(root: Path | None, name: str, folder: str) -> Path:
 
 
 def is_stray(path: Path, folder: Path | None = None) -> bool:
-    """Return whether a file or folder was left by a desktop, an editor or an archiver and is none of the data set's.
+    """Whether a file or folder was created by a desktop, an editor or an archiver and is not part of the data set.
 
-    With `folder`, an ancestor of the path, what lies in a stray folder below it is stray as well.
+    With `folder`, an ancestor of the path, everything in a stray folder below it is also stray.
     """
     names = path.relative_to(folder).parts if folder else (path.name,)
     return any(name.startswith(".") or name.lower() in STRAY for name in names)
 
 
 def expanded(path: Path | str) -> Path:
-    """Return a path with its ~ and its $VARIABLES replaced; a variable that is not set stays as it is."""
+    """Return a path with ~ and $VARIABLES expanded; variables that are not set are kept."""
     changed = Path(os.path.expandvars(path))
     try:
         return changed.expanduser()
-    except RuntimeError:  # ~ of a user who is not known
+    except RuntimeError:  # ~ of an unknown user
         return changed
 
 
 def read_file(path: Path, size: Callable[[bytes], int] | None = None) -> bytes:
-    """Return a file's bytes, decompressed where its name ends in .gz; raise UserError where that fails.
+    """Return the bytes of a file, decompressed if its name ends in .gz; raise UserError if that fails.
 
-    `size` tells from the first bytes of a file how long it is to be: no more than one byte above that is read.
+    `size` returns the expected length from the first bytes of the file; at most one byte more is read.
     """
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
@@ -212,7 +212,7 @@ def read_file(path: Path, size: Callable[[bytes], int] | None = None) -> bytes:
             content = bytearray(stream.read(HEADER))
             most = size(bytes(content)) + 1
             while len(content) < most and (block := stream.read(min(BLOCK, most - len(content)))):
-                content += block  # a block at a time: a header may ask for more than there is
+                content += block  # in blocks, because a header may announce more than the file has
             return bytes(content)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path}: corrupt gzip file ({error}); fetch it again") from None
@@ -221,7 +221,7 @@ def read_file(path: Path, size: Callable[[bytes], int] | None = None) -> bytes:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the lines of a UTF-8 text file; raise UserError naming the line that is something else."""
+    """Return the lines of a UTF-8 text file; raise UserError naming the first line that is not UTF-8."""
     lines = []
     for number, line in enumerate(read_file(path).splitlines(), 1):
         try:
@@ -232,7 +232,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def check_labels(path: Path, labels: np.ndarray, classes: int) -> None:
-    """Raise UserError naming the file and its first record whose label is not in 0..classes-1."""
+    """Raise UserError naming the file and the first record whose label is not in 0..classes-1."""
     wrong = np.flatnonzero(labels >= classes)
     if wrong.size:
         record = int(wrong[0])

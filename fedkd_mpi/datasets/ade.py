@@ -1,6 +1,6 @@
 """ADE-Corpus-V2: sentences of medical case reports, with and without an adverse effect of a drug.
 
-DRUG-AE.rel: PubMed id|sentence|effect|start|end|drug|start|end, a relation a line, offsets into the whole document.
+DRUG-AE.rel: PubMed id|sentence|effect|start|end|drug|start|end, one relation per line, offsets in the whole document.
 ADE-NEG.txt: PubMed id NEG sentence. Source: Gurulingappa et al. 2012, doi 10.1016/j.jbi.2012.04.008.
 """
 
@@ -23,7 +23,7 @@ CLASSES = ["no adverse effect", "adverse effect"]
 
 
 class Relation(NamedTuple):
-    """A line of DRUG-AE.rel: its document, its sentence, and effect and drug as spans of the sentence."""
+    """A line of DRUG-AE.rel: document, sentence, and effect and drug as spans of the sentence."""
 
     document: int
     sentence: str
@@ -41,10 +41,10 @@ def load(
     lowercase: bool,
     positive_weight: float,
 ) -> Dataset:
-    """Return the sentences as token ids, y = 1 where an adverse effect is reported; raises UserError.
+    """Return the sentences as token ids, with y = 1 if an adverse effect is reported; raises UserError.
 
-    "ids" int32 [n, length], "y" int64 [n], "group" and "document" int64 [n], the PubMed id. Every sentence is taken
-    once. A fifth of the documents, the same for every seed, is the test set.
+    "ids" int32 [n, length], "y" int64 [n], "group" and "document" int64 [n] (the PubMed id). Every sentence is used
+    once. The test set is a fifth of the documents, the same for every seed.
     """
     folder = data_folder(root, "ade", FOLDER)
     found: dict[str, tuple[int, int]] = {}
@@ -79,10 +79,10 @@ def tagged(root: Path | None) -> Tagged:
 
 
 def relations(path: Path) -> Iterator[Relation]:
-    """Yield the relations of DRUG-AE.rel; raise UserError naming the line where one is malformed.
+    """Yield the relations of DRUG-AE.rel; raise UserError naming a malformed line.
 
-    The offsets count from the start of a document that is not there: effect and drug are looked for in the sentence, at
-    places whose distance is that of the offsets.
+    The offsets are relative to the document, which is not in the corpus. So effect and drug are searched in the
+    sentence at positions with the same distance as the offsets.
     """
     for number, line in read_lines(path):
         where = f"{path}, line {number}"
@@ -100,7 +100,7 @@ def relations(path: Path) -> Iterator[Relation]:
         drugs = _places(drug, sentence)
         pairs = [(at, at + distance) for at in _places(effect, sentence) if at + distance in drugs]
         if not pairs:
-            raise UserError(f"{where}: the offsets of effect and drug match no place of them in the sentence")
+            raise UserError(f"{where}: the offsets of effect and drug do not match the sentence")
         at, drug_at = pairs[0]
         effect_span, drug_span = Span(at, at + len(effect), "effect"), Span(drug_at, drug_at + len(drug), "drug")
         yield Relation(int(document), sentence, effect_span, drug_span)

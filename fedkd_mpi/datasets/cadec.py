@@ -1,6 +1,6 @@
 """CADEC: patients' posts on drugs, annotated in brat's standoff format.
 
-text/NAME.txt holds a post, original/NAME.ann its entities, a line each: T1, tab, "ADR 9 19" or with several fragments
+text/NAME.txt contains a post, original/NAME.ann one entity per line: T1, tab, "ADR 9 19" or with several fragments
 "ADR 9 19;25 30", tab, the words. Source: Karimi et al. 2015, doi 10.1016/j.jbi.2015.03.010.
 """
 
@@ -19,7 +19,7 @@ from fedkd_mpi.errors import UserError
 
 FOLDER = "cadec"
 KINDS = {"ADR": "effect", "Drug": "drug", "Disease": "disease", "Symptom": "symptom", "Finding": "finding"}
-# Lines of the corpus as published whose words are not at their offsets; any other such line is refused.
+# Lines of the published corpus whose words are not at their offsets; other such lines are refused.
 KNOWN_FAULTS = {("DICLOFENAC-SODIUM.7", 7), ("DICLOFENAC-SODIUM.7", 8), ("LIPITOR.944", 4), ("VOLTAREN.34", 5)}
 EMPTY_POSTS = ("LIPITOR.40", "VOLTAREN-XR.9")
 SENTENCE_END = re.compile(r"[\r\n]+|(?<=[.!?])\s+")
@@ -28,7 +28,7 @@ SENTENCE_END = re.compile(r"[\r\n]+|(?<=[.!?])\s+")
 def tagged(root: Path | None) -> Tagged:
     """Return the sentences of the posts with their entities; an adverse reaction is an "effect". Raises UserError.
 
-    A discontinuous entity is taken as one span from its first to its last character. No sentence ends in an entity.
+    A discontinuous entity is one span from its first to its last character. No sentence ends within an entity.
     """
     folder = data_folder(root, "cadec", FOLDER)
     names = sorted(path.stem for path in (folder / "text").glob("*.txt") if not is_stray(path))
@@ -54,7 +54,7 @@ def tagged(root: Path | None) -> Tagged:
 
 def _annotations(path: Path, text: str, skipped: list[str]) -> list[Span]:
     if path.exists() and not path.stat().st_size:
-        return []  # a post without any entity
+        return []  # a post without entities
     found = []
     for number, line in read_lines(path):
         where = f"{path}, line {number}"
@@ -77,7 +77,7 @@ def _annotations(path: Path, text: str, skipped: list[str]) -> list[Span]:
 
 
 def _sentences(text: str, spans: list[Span]) -> list[tuple[int, int]]:
-    """Return (start, end) of the sentences; what ends one inside a span does not count."""
+    """Return (start, end) of the sentences; ends within a span do not count."""
     ends = [
         match.span()
         for match in SENTENCE_END.finditer(text)

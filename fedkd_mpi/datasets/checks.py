@@ -1,4 +1,4 @@
-"""What a data set must be before it is shared: arrays, labels, pixels and meta, each fault named in one line."""
+"""Validation of a data set before it is shared: arrays, labels, pixels and meta, with one line per error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TEXT = ("vocabulary", "length", "pad")
 
 
 def check_dataset(name: str, train: Part, test: Part, tables: Part, meta: Any) -> None:
-    """Raise UserError where arrays or meta could not be shared among processes, whatever the task."""
+    """Raise UserError if arrays or meta cannot be shared among processes; independent of the task."""
     for part, arrays in (("train", train), ("test", test), ("tables", tables)):
         for key, array in arrays.items():
             where = f"data.name={name}: {part}[{key!r}]"
@@ -42,7 +42,7 @@ def check_dataset(name: str, train: Part, test: Part, tables: Part, meta: Any) -
 
 
 def check_inputs(name: str, train: Part, test: Part, inputs: Sequence[str]) -> None:
-    """Raise UserError naming the first number of an input that is not finite; an array that is not there is passed."""
+    """Raise UserError naming the first number of an input array that is not finite; missing arrays are ignored."""
     for part, arrays in (("train", train), ("test", test)):
         for key in inputs:
             if key not in arrays or arrays[key].dtype.kind not in "fc":
@@ -56,7 +56,7 @@ def check_inputs(name: str, train: Part, test: Part, inputs: Sequence[str]) -> N
 
 
 def check_images(name: str, train: Part, test: Part, meta: Mapping[str, Any]) -> None:
-    """Raise UserError where images, labels or meta are not those of image classification."""
+    """Raise UserError if images, labels or meta are invalid for task=image_classification."""
     _require(name, train, test, ("x", "y"), meta, ("classes", "scale", "mean", "std"))
     channels = len(train["x"].shape) > 1 and train["x"].shape[1]
     for part, arrays in (("train", train), ("test", test)):
@@ -90,7 +90,7 @@ def check_features(name: str, train: Part, test: Part, meta: Mapping[str, Any]) 
 
 
 def check_classes(name: str, train: Part, test: Part, meta: Mapping[str, Any]) -> None:
-    """Raise UserError naming the first label that is none of meta["classes"]."""
+    """Raise UserError naming the first label that is not in meta["classes"]."""
     _require(name, train, test, ("y",), meta, ("classes",))
     classes = meta["classes"]
     if not isinstance(classes, list | tuple) or len(classes) < 2:
@@ -109,14 +109,14 @@ def check_classes(name: str, train: Part, test: Part, meta: Mapping[str, Any]) -
 
 
 def check_texts(name: str, train: Part, test: Part, meta: Mapping[str, Any]) -> None:
-    """Raise UserError naming the first token that is not of the vocabulary, or that stands behind padding."""
+    """Raise UserError naming the first token that is not in the vocabulary, or that follows padding."""
     _require(name, train, test, ("ids",), meta, TEXT)
     for part, arrays in (("train", train), ("test", test)):
         _tokens(f"data.name={name}: {part}['ids']", arrays["ids"], *_text(name, meta))
 
 
 def check_entities(name: str, train: Part, test: Part, meta: Mapping[str, Any]) -> None:
-    """Raise UserError where token ids, tags or counts of missed entities are not those of task=ner."""
+    """Raise UserError if token ids, tags or counts of missed entities are invalid for task=ner."""
     _require(name, train, test, ("ids", "tags", "missed"), meta, ("kinds", *TEXT))
     check_texts(name, train, test, meta)
     kinds = meta["kinds"]
@@ -140,7 +140,7 @@ def check_entities(name: str, train: Part, test: Part, meta: Mapping[str, Any]) 
 
 
 def check_impressions(name: str, train: Part, test: Part, meta: Mapping[str, Any]) -> None:
-    """Raise UserError where histories, candidates, clicks or titles are not those of task=news."""
+    """Raise UserError if histories, candidates, clicks or titles are invalid for task=news."""
     _require(name, train, test, ("history", "candidates", "clicked"), meta, TEXT)
     if "titles" not in train:
         raise UserError(f"data.name={name}: tables lack 'titles', which task=news needs")
@@ -168,7 +168,7 @@ def check_impressions(name: str, train: Part, test: Part, meta: Mapping[str, Any
 
 
 def check_pairs(name: str, train: Part, test: Part, meta: Mapping[str, Any]) -> None:
-    """Raise UserError where noisy and clean images or the window are not those of task=denoising."""
+    """Raise UserError if noisy and clean images or the window are invalid for task=denoising."""
     _require(name, train, test, ("x", "y"), meta, ("window",))
     window = meta["window"]
     pair = isinstance(window, list | tuple) and len(window) == 2 and all(map(_is_number, window))
@@ -180,7 +180,7 @@ def check_pairs(name: str, train: Part, test: Part, meta: Mapping[str, Any]) -> 
             if image.ndim != 4 or image.shape[1] != 1 or image.shape != arrays["x"].shape:
                 raise UserError(f"{where} is of shape {list(image.shape)}, expected [n, 1, height, width], x like y")
             if min(image.shape[2:]) < 11:
-                raise UserError(f"{where} is of shape {list(image.shape)}: SSIM needs images of 11 pixels a side")
+                raise UserError(f"{where} is of shape {list(image.shape)}: SSIM needs images of 11 pixels per side")
             _pixels(where, image)
     check_inputs(name, train, test, "xy")
 
@@ -217,7 +217,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _pixels(where: str, array: np.ndarray) -> None:
-    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:  # 16 bytes are what no tensor has
+    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:  # tensors have no type of 16 bytes
         raise UserError(f"{where} is of dtype {array.dtype}, expected numbers of at most 8 bytes")
 
 

@@ -32,7 +32,7 @@ willow_tree wolf woman worm
 
 @dataclass(frozen=True)
 class Layout:
-    """Where one CIFAR lies: its folder, its pickled twin's folder, its archive, its files, its label bytes' ranges."""
+    """The files of one CIFAR: its folder, the folder of the pickled variant, archive, files, and ranges of labels."""
 
     name: str
     folder: str
@@ -107,7 +107,7 @@ def _load(root: Path | None, layout: Layout) -> Dataset:
 def _read_records(path: Path, layout: Layout) -> np.ndarray:
     raw = read_file(path)
     width = len(layout.label_ranges) + PIXELS
-    # A label byte is never that high, so no whole record of the binary format starts so.
+    # A label byte is never that high, so no valid record of the binary format starts like this.
     if raw.startswith(PICKLE_START):
         raise _pickled(path, layout)
     if not raw or len(raw) % width:
@@ -123,7 +123,7 @@ def _read_records(path: Path, layout: Layout) -> np.ndarray:
 
 def _join(files: list[np.ndarray]) -> dict[str, np.ndarray]:
     x = np.concatenate([records[:, -PIXELS:] for records in files]).reshape(-1, *SHAPE)
-    # The label next to the pixels is the only one of CIFAR-10 and the fine one of CIFAR-100.
+    # The label byte before the pixels is the only label of CIFAR-10 and the fine label of CIFAR-100.
     y = np.concatenate([records[:, -PIXELS - 1] for records in files]).astype(np.int64)
     return {"x": x, "y": y}
 

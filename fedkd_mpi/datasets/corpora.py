@@ -1,4 +1,4 @@
-"""Corpora for named-entity recognition, one or several in a data set: spans of texts become BIO tags of tokens."""
+"""Corpora for named-entity recognition, one or several per data set: spans of texts are converted to BIO tags."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ UNLABELLED = -1
 
 
 class Span(NamedTuple):
-    """The characters start..end-1 of a text that are an entity of the type `kind`."""
+    """An entity of type `kind` that consists of the characters start..end-1 of a text."""
 
     start: int
     end: int
@@ -33,7 +33,7 @@ class Span(NamedTuple):
 
 
 class Tagged(NamedTuple):
-    """Texts, their spans, and the document int64 [n] that each text is from."""
+    """Texts, their spans, and the document of each text, int64 [n]."""
 
     texts: Sequence[str]
     spans: Sequence[Sequence[Span]]
@@ -52,9 +52,9 @@ def load(
 ) -> Dataset:
     """Return the texts of the corpora as token ids and BIO tags; raises UserError.
 
-    "ids" int32 and "tags" int8 [n, length]; "missed" int64 [n], the entities that lie behind the length; "document"
-    int64 [n]; "group" int64 [n], the corpus, or the document where there is but one corpus. Of every corpus a fifth of
-    the documents, the same for every seed, is in the test set. meta["kinds"]: the entities' types.
+    "ids" int32 and "tags" int8 [n, length]; "missed" int64 [n], the number of entities beyond the length; "document"
+    int64 [n]; "group" int64 [n], the corpus, or the document if there is only one corpus. The test set is a fifth of
+    the documents of every corpus, the same for every seed. meta["kinds"] are the types of entities.
     """
     parts = [resolve(name, CORPORA, "data.corpora", function_of("root"))(root) for name in corpora]
     kinds = sorted({span.kind for part in parts for spans in part.spans for span in spans})
@@ -86,7 +86,7 @@ def stand_in(
     length: int,
     **_: object,
 ) -> Dataset:
-    """Return blank texts, 3,400 of each corpus to train on, without any entity; the types are drug and effect."""
+    """Return blank texts without entities, 3,400 training texts per corpus; the types are drug and effect."""
 
     def part(count: int) -> dict[str, np.ndarray]:
         group = np.arange(count * len(corpora)) // count if len(corpora) > 1 else np.arange(count)
@@ -100,9 +100,9 @@ def stand_in(
 
 
 def by_document(document: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the (train, test) samples, a fifth of the documents being of the test set: the same for every seed."""
+    """Return the (train, test) samples; the test set is a fifth of the documents, the same for every seed."""
     names = np.unique(document)
-    # A fixed seed in place of the run's: runs of different seeds are scored on the same test set.
+    # A fixed seed instead of the run's seed, so that runs with different seeds have the same test set.
     order = np.random.Generator(np.random.Philox(TEST_SEED)).permutation(names)
     in_test = np.isin(document, order[: max(1, round(TEST_FRACTION * len(names)))])
     return np.flatnonzero(~in_test), np.flatnonzero(in_test)
@@ -111,11 +111,11 @@ def by_document(document: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def tag(
     encodings: Sequence[Encoding], spans: Sequence[Sequence[Span]], kinds: Sequence[str], length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return BIO tags int8 [n, length] of the first piece of every word, and how many entities have no tags [n].
+    """Return BIO tags int8 [n, length] of the first piece of every word, and the number of missed entities [n].
 
-    0 is O, 1 + 2k is B and 2 + 2k is I of type k, UNLABELLED all other pieces. An entity takes every word that it
-    touches. Of entities that share a word the longest is kept, and the others are no entities. One that does not end
-    within the length is missed, and its words are not labelled.
+    0 is O, 1 + 2k is B and 2 + 2k is I of type k; all other pieces are UNLABELLED. An entity contains every word that
+    it overlaps. Of several entities that share a word, only the longest is used. An entity that does not end within the
+    length is missed, and its words are not labelled.
     """
     tags = np.full((len(encodings), length), UNLABELLED, np.int8)
     missed = np.zeros(len(encodings), np.int64)
@@ -138,7 +138,7 @@ def tag(
 
 
 def _words(encoding: Encoding) -> Iterator[tuple[int, int, int]]:
-    """Yield (first piece, start, end in characters) of every word."""
+    """Yield (index of the first piece, first character, end) of every word."""
     first, before = 0, None
     for piece, word in enumerate([*encoding.word_ids, None]):
         if word != before and before is not None:

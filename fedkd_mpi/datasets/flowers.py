@@ -1,7 +1,7 @@
-"""Oxford Flowers-102: photographs of 102 kinds of flowers in all sizes, with MATLAB files of labels and splits.
+"""Oxford Flowers-102: photographs of 102 kinds of flowers in various sizes, with MATLAB files of labels and splits.
 
-jpg/image_00001.jpg and so on; imagelabels.mat holds `labels`, 1..102 for each picture; setid.mat holds the pictures'
-numbers of three splits, `trnid` (1020), `valid` (1020) and `tstid` (6149).
+jpg/image_00001.jpg and so on; imagelabels.mat contains `labels`, 1..102 for each picture; setid.mat contains the
+numbers of the pictures in three splits, `trnid` (1020), `valid` (1020) and `tstid` (6149).
 Source: Nilsback and Zisserman 2008, https://www.robots.ox.ac.uk/~vgg/data/flowers/102/.
 """
 
@@ -17,13 +17,13 @@ from fedkd_mpi.datasets.pictures import read_pictures
 from fedkd_mpi.errors import UserError
 
 CLASSES, TRAIN, TEST = 102, 2040, 6149
-NAMES = [str(label) for label in range(1, CLASSES + 1)]  # the archive has no others
+NAMES = [str(label) for label in range(1, CLASSES + 1)]  # the archive has no names
 
 
 def load_flowers102(root: Path | None, seed: int, *, size: int) -> Dataset:
-    """Return Flowers-102 from root/flowers-102 as squares of `size` pixels; trnid and valid are for training.
+    """Return Flowers-102 from root/flowers-102 as squares of `size` pixels; trnid and valid are the training set.
 
-    Raises UserError.
+    Raises UserError naming the file that is missing or malformed.
     """
     folder = data_folder(root, "flowers102", "flowers-102")
     path = folder / "imagelabels.mat"
@@ -40,7 +40,7 @@ def load_flowers102(root: Path | None, seed: int, *, size: int) -> Dataset:
             raise UserError(f"{path}: {name} names picture {wrong[0]}, but imagelabels.mat has 1..{len(labels)}")
     numbers, counts = np.unique(everything, return_counts=True)
     if counts.max() > 1:
-        raise UserError(f"{path}: picture {numbers[counts.argmax()]} is in more than one place of the splits")
+        raise UserError(f"{path}: picture {numbers[counts.argmax()]} is in the splits more than once")
     parts = []
     for chosen in (np.concatenate([splits["trnid"], splits["valid"]]), splits["tstid"]):
         pictures = [folder / "jpg" / f"image_{number:05d}.jpg" for number in chosen]
@@ -49,18 +49,18 @@ def load_flowers102(root: Path | None, seed: int, *, size: int) -> Dataset:
 
 
 def stand_in_flowers102(root: Path | None, seed: int, *, size: int) -> Dataset:
-    """Return 2,040 + 6,149 pictures of `size` pixels a side."""
+    """Return 2,040 + 6,149 blank pictures of `size` pixels per side."""
     return stand_in(TRAIN, TEST, (3, size, size), NAMES)
 
 
 def _read_mat(path: Path, names: tuple[str, ...]) -> list[np.ndarray]:
-    """Return variables of a MATLAB file as int64 vectors, none of them empty."""
+    """Return variables of a MATLAB file as non-empty int64 vectors."""
     from scipy.io import loadmat
 
     raw = read_file(path)
     try:
         found = loadmat(io.BytesIO(raw), variable_names=names)
-    except Exception as error:  # a damaged file ends in any error, from zlib's to an UnboundLocalError
+    except Exception as error:  # a damaged file can cause any error, from zlib's to an UnboundLocalError
         text = " ".join(str(error).split())
         raise UserError(f"{path}: not a whole MATLAB file before version 7.3 ({text}); fetch it again") from None
     vectors = []

@@ -30,9 +30,9 @@ def load_fashion_mnist(root: Path | None, seed: int) -> Dataset:
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """Return the uint8 array of an IDX file with that many dimensions, none of them 0.
+    """Return the uint8 array of an IDX file with the given number of dimensions, none of which is 0.
 
-    Raises UserError naming the file where its header or its length is not what that takes.
+    Raises UserError naming the file if its header or its length is invalid.
     """
     start = 4 + 4 * dimensions
     raw = read_file(path, lambda head: start + _size(head, dimensions))
@@ -55,7 +55,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
 
 
 def _size(head: bytes, dimensions: int) -> int:
-    """Return the bytes of values that a header asks for, 0 where it is none."""
+    """Return the number of bytes of values that a header announces, 0 if the header is invalid."""
     return math.prod(np.frombuffer(head[4 : 4 + 4 * dimensions].ljust(4 * dimensions, b"\0"), ">u4").tolist())
 
 
@@ -78,7 +78,7 @@ def _read_pair(folder: Path, part: str, classes: int) -> dict[str, np.ndarray]:
 
 def _find(folder: Path, name: str) -> Path:
     zipped = folder / f"{name}.gz"
-    dotted = name.replace("-idx", ".idx")  # as some unpackers name them
+    dotted = name.replace("-idx", ".idx")  # the name that some unpackers use
     for path in (folder / name, zipped, folder / dotted, folder / f"{dotted}.gz"):
         if path.exists():
             return path

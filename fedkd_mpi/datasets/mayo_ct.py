@@ -1,7 +1,7 @@
 """Low-dose CT as in the Mayo 2016 challenge: DICOM slices of the same patients at full and at a quarter of the dose.
 
-full_3mm/<patient>/ and quarter_3mm/<patient>/ (or 1mm) hold a series each, at any depth, a file a slice. Where there
-are full-dose slices alone, data.photons simulates the low dose. Source: McCollough et al. 2017, Medical Physics 44(10).
+full_3mm/<patient>/ and quarter_3mm/<patient>/ (or 1mm) contain one series each, at any depth, with one file per slice.
+With full-dose slices only, data.photons simulates the low dose. Source: McCollough et al. 2017, Medical Physics 44(10).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from fedkd_mpi.errors import UserError, shown
 
 FOLDER = "mayo-2016"
 SAME_PLACE = 0.01  # mm: positions are decimal text
-SIDE, PATIENTS, SLICES, TEST_SLICES = 512, 9, 2167, 211  # of the challenge's 3mm series, L506 being the test patient
+SIDE, PATIENTS, SLICES, TEST_SLICES = 512, 9, 2167, 211  # the challenge's 3mm series with test patient L506
 
 
 class Series(NamedTuple):
-    """One patient's slices, HU [n, H, W] by position, the pixels' size in mm, and the scanner's name.
+    """The slices of one patient, HU [n, H, W] in order of position, the pixel size in mm, and the name of the scanner.
 
-    `positions` float64 [n] are mm along the normal of the slices, or what `ordered_by` names where there are none.
+    `positions` float64 [n] are in mm along the normal of the slices, or values of the tag `ordered_by`.
     """
 
     slices: np.ndarray
@@ -38,7 +38,7 @@ class Series(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """A file's slice: its place in the series, HU [H, W], and what all slices of a series have in common."""
+    """The slice of one file: its position in the series, HU [H, W], and the values common to all slices of a series."""
 
     position: float
     ordered_by: str
@@ -64,9 +64,9 @@ def load_mayo_ct(
 ) -> Dataset:
     """Return pairs "x" (low dose) and "y" (full dose) of HU, int16 [n, 1, H, W], from root/mayo-2016.
 
-    Training samples are the patches of a grid, "group" their patient or scanner; test samples are whole slices. With
-    `drop_constant`, patches whose full dose is all the same within the window (air) are no training samples. Raises
-    UserError naming the file or folder that is missing, malformed or without its counterpart.
+    Training samples are patches on a grid, "group" is their patient or scanner; test samples are complete slices. With
+    `drop_constant`, patches whose full-dose pixels are constant within the window (air) are omitted. Raises UserError
+    naming the file or folder that is missing, malformed or without its counterpart.
     """
     folder = data_folder(root, "mayo_ct", FOLDER)
     full, quarter = folder / f"full_{thickness}", folder / f"quarter_{thickness}"
@@ -115,7 +115,7 @@ def load_mayo_ct(
 def stand_in_mayo_ct(
     root: Path | None, seed: int, *, window: tuple[int, int], patch: int, owner: str, **_: object
 ) -> Dataset:
-    """Return empty slices in the numbers of the challenge's 3mm series, of nine patients (one scanner) and a tenth."""
+    """Return blank slices, as many as in the challenge's 3mm series: nine patients (one scanner) and one for test."""
     count = SLICES * (SIDE // patch) ** 2
     owners = PATIENTS if owner == "patient" else 1
     train, test = (
@@ -127,7 +127,7 @@ def stand_in_mayo_ct(
 
 
 def read_series(folder: Path) -> Series:
-    """Return the DICOM slices of a folder by their position; raises UserError naming the file at fault."""
+    """Return the DICOM slices of a folder in order of position; raises UserError naming an invalid file."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not is_stray(path, folder))
     if not files:
         raise UserError(f"{folder}: no DICOM files")
@@ -155,7 +155,7 @@ def read_series(folder: Path) -> Series:
 
 
 def _numbers(slice_: Any, tag: str, count: int) -> list[float]:
-    """Return the finite numbers of a tag; raises UserError, which names the tag, where it holds something else."""
+    """Return the finite numbers of a tag; raises UserError naming the tag if it contains something else."""
     try:
         value = slice_[tag].value
         numbers = [float(part) for part in (value if isinstance(value, Sequence) and count > 1 else [value])]
@@ -169,7 +169,7 @@ def _numbers(slice_: Any, tag: str, count: int) -> list[float]:
 
 
 def _place(slice_: Any) -> tuple[float, str, tuple[float, ...]]:
-    """Return a slice's place, what it is taken from, and the orientation, () where none is given."""
+    """Return the position of a slice, the name of the tag that contains it, and the orientation or ()."""
     if slice_.get("ImageOrientationPatient") and slice_.get("ImagePositionPatient"):
         axes = np.array(_numbers(slice_, "ImageOrientationPatient", 6)).reshape(2, 3)
         if not np.allclose(axes @ axes.T, np.eye(2), atol=0.01):
@@ -191,17 +191,17 @@ def _read_slice(path: Path) -> Slice:
         raise UserError("CT slices are read with pydicom: pip install 'fedkd-mpi[ct]'") from None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what matters of a damaged file is refused below, in one line
+            warnings.simplefilter("ignore")  # a damaged file is refused below, in one line
             return _slice(dcmread(path))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except Exception as error:  # pydicom raises what it trips over
+    except Exception as error:  # pydicom raises various exceptions for damaged files
         text = shown(" ".join(str(error).split()))
         raise UserError(f"{path}: not a whole DICOM slice ({text}); fetch it again") from None
 
 
 def _slice(slice_: Any) -> Slice:
-    """Return what a DICOM file holds; raises UserError naming its tag, or whatever pydicom does."""
+    """Return the slice in a DICOM file; raises UserError naming an invalid tag, or an exception of pydicom."""
     missing = [
         name
         for name in ("PixelData", "Rows", "Columns", "RescaleSlope", "RescaleIntercept", "PixelSpacing")
@@ -263,14 +263,14 @@ def _counterpart(folder: Path, full: Series, full_folder: Path) -> np.ndarray:
 def _simulate(series: Series, patient: int, photons: float, angles: int) -> np.ndarray:
     from fedkd_mpi.datasets.low_dose import low_dose
 
-    # A fixed seed in place of the run's: runs of different seeds see the same slices.
+    # A fixed seed instead of the run's seed, so that runs with different seeds have the same slices.
     rngs = (generator(0, "low dose", patient, number) for number in range(len(series.slices)))
     pairs = zip(series.slices, rngs, strict=True)
     return np.stack([low_dose(image, series.pixel, photons, angles, rng) for image, rng in pairs])
 
 
 def _patches(slices: np.ndarray, side: int) -> np.ndarray:
-    """Return the patches [n, side, side] of a grid over slices [m, H, W]; what is left over at the ends is dropped."""
+    """Return the patches [n, side, side] of a grid on slices [m, H, W]; incomplete patches at the ends are omitted."""
     count, rows, columns = len(slices), slices.shape[1] // side, slices.shape[2] // side
     cut = slices[:, : rows * side, : columns * side].reshape(count, rows, side, columns, side)
     return cut.transpose(0, 1, 3, 2, 4).reshape(-1, side, side)

@@ -1,4 +1,4 @@
-"""MIND, the Microsoft News Dataset: titles that users clicked and what they were shown next.
+"""MIND, the Microsoft News Dataset: titles that users clicked and the news that they were shown next.
 
 news.tsv: id, category, subcategory, title, abstract, URL, title entities, abstract entities. behaviors.tsv: impression,
 user, time, clicked news, shown news with -1 for a click and -0 for none; tab-separated, without a header.
@@ -25,7 +25,7 @@ SIZES = {"small": (51_282, 156_965, 73_152), "large": (101_527, 2_232_748, 376_4
 
 
 class Impression(NamedTuple):
-    """A line of behaviors.tsv, its news as rows of the table of titles."""
+    """A line of behaviors.tsv, with news as rows of the table of titles."""
 
     user: str
     history: list[int]
@@ -46,8 +46,9 @@ def _load(
 ) -> Dataset:
     """Return the impressions with a click and a news that was not clicked; the test set is dev. Raises UserError.
 
-    "history" int32 [n, history], the last clicks; "candidates" int32 [n, most] and "clicked" int8, what was shown; both
-    are rows of "titles" int32 [news + 1, length], row 0 being no news; "group" int64 [n], the user.
+    "history" int32 [n, history] are the last clicks, "candidates" int32 [n, most] the shown news; both are rows of
+    "titles" int32 [news + 1, length], in which row 0 is no news. "clicked" int8 [n, most] are the clicks. "group"
+    int64 [n] is the user.
     """
     folders = [data_folder(root, f"mind_{size}", f"MIND{size}_{part}") for part in ("train", "dev")]
     seen, unseen = (_titles(folder / NEWS) for folder in folders)
@@ -75,7 +76,7 @@ def _stand_in(
     history: int,
     **_: object,
 ) -> Dataset:
-    """Return as many impressions as there are, of blank titles: five news shown to a user who has clicked three."""
+    """Return impressions of blank titles, as many as officially: five news shown to a user with three clicks."""
     news, *counts = SIZES[size]
 
     def part(count: int) -> dict[str, np.ndarray]:
@@ -121,7 +122,7 @@ def _impressions(path: Path, rows: dict[str, int]) -> Iterator[Impression]:
         if unknown is not None:
             raise UserError(f"{where}: news {unknown} is not in {NEWS}")
         clicked = [int(click) for _, _, click in pairs]
-        if 0 < sum(clicked) < len(clicked):  # else there is nothing to rank
+        if 0 < sum(clicked) < len(clicked):  # otherwise there is nothing to rank
             yield Impression(
                 user, [rows[name] for name in before.split()], [rows[name] for name, _, _ in pairs], clicked
             )

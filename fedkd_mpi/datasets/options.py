@@ -12,20 +12,20 @@ HU = Annotated[int, Field(strict=True, ge=-32_768, le=32_767)]
 
 
 class FlowersOptions(Options):
-    """The photographs have all sizes: the square in their middle is scaled to `size` x `size` pixels."""
+    """Photographs have various sizes; the central square is scaled to `size` x `size` pixels."""
 
     size: Annotated[int, Field(ge=1, le=2048)] = 64
 
 
 class MayoCTOptions(Options):
-    """The window of HU that counts, patches of the training slices, whose slices are for the global test, and owners.
+    """The window of HU, the patches of training slices, the patients of the global test set, and the owners.
 
-    `photons` a ray simulate the low dose, over `angles` projections, in place of the quarter-dose slices.
-    `drop_constant` leaves patches without signal (air) out of training.
+    `photons` per ray simulate the low dose with `angles` projections, instead of the quarter-dose slices.
+    `drop_constant` omits patches without signal (air) from training.
     """
 
     window: Annotated[tuple[HU, HU], Field(strict=False)] = (-160, 240)
-    patch: Annotated[int, Field(ge=11, le=4096)] = 64  # SSIM looks through a window of 11 pixels
+    patch: Annotated[int, Field(ge=11, le=4096)] = 64  # SSIM has a window of 11 pixels
     test_patients: list[str] = Field(["L506"], min_length=1)
     owner: Literal["patient", "scanner"] = "patient"
     thickness: Literal["1mm", "3mm"] = "3mm"
@@ -42,9 +42,9 @@ class MayoCTOptions(Options):
 
 
 class TextOptions(Options):
-    """How texts become tokens: the tokenizer in a local folder, or WordPiece trained on the training texts.
+    """The tokenizer: from a local folder, or WordPiece trained on the training texts.
 
-    `vocabulary` and `lowercase` are of the trained one (`lowercase` of vocab.txt too), `length` is in tokens.
+    `vocabulary` is for a trained tokenizer, `lowercase` for a trained tokenizer and vocab.txt; `length` is in tokens.
     """
 
     tokenizer: str | None = Field(None, description="local folder of a tokenizer; null: WordPiece is trained")
@@ -54,19 +54,19 @@ class TextOptions(Options):
 
 
 class SentencesOptions(TextOptions):
-    """Sentences of two classes; in the losses a positive one weighs `positive_weight` times a negative one."""
+    """Sentences of two classes; in the loss, the weight of a positive sentence is `positive_weight`."""
 
     positive_weight: float = Field(1.0, ge=1e-6, le=1e6)
 
 
 class CorporaOptions(TextOptions):
-    """One or more corpora with marked spans; where there are several, each is a natural owner of its texts."""
+    """One or more corpora with marked spans; with several corpora, each is the natural owner of its texts."""
 
     corpora: list[Literal["ade", "cadec", "smm4h"]] = Field(["ade"], min_length=1)
 
 
 class NewsOptions(TextOptions):
-    """Titles of `length` tokens; `history` is how many of a user's last clicks are read."""
+    """Titles of `length` tokens; `history` is the number of a user's last clicks that are read."""
 
     length: Annotated[int, Field(ge=3, le=100_000)] = 30
     history: Annotated[int, Field(ge=1, le=100_000)] = 50

@@ -1,4 +1,4 @@
-"""Who holds which samples: each partitioner gives every sample one owner, so no sample is lost or shared."""
+"""Partition of samples among clients: each partitioner assigns every sample to exactly one owner."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from fedkd_mpi.common.registry import function_of, resolve
 from fedkd_mpi.errors import UserError
 
-# A partitioner is called as (labels, num_clients, rng, alpha=, classes_per_client=, groups=, min_samples=) and gives
+# A partitioner is called as (labels, num_clients, rng, alpha=, classes_per_client=, groups=, min_samples=) and returns
 # the owner of every sample, int64 [n] in 0..num_clients-1.
 Partitioner = Callable[..., np.ndarray]
 PARTITIONERS = {
@@ -37,11 +37,11 @@ def partition(
     groups: np.ndarray | None = None,
     min_samples: int = 1,
 ) -> list[np.ndarray]:
-    """Return the samples of every client: sorted int64 indices into `labels`, disjoint, together all of them.
+    """Return the samples of every client: sorted, disjoint int64 indices into `labels` that cover all samples.
 
-    `labels` is [n], one class per sample (iid and natural use its length alone), `groups` int64 [n] the natural owner
-    of each sample, `kind` a key of PARTITIONERS or a dotted path. The same state of `rng` gives the same partition.
-    Raises UserError with what is feasible where a client would hold fewer than `min_samples`.
+    `labels` is [n], one class per sample (iid and natural use only its length), `groups` int64 [n] is the natural owner
+    of each sample, `kind` is a key of PARTITIONERS or a dotted path. The same state of `rng` gives the same partition.
+    Raises UserError with feasible values if a client would have fewer than `min_samples` samples.
     """
     labels = np.asarray(labels)
     if num_clients < 1:
@@ -88,11 +88,11 @@ def split(
     rng: np.random.Generator,
     documents: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return one client's samples as (train, test), both sorted and, given two or more, neither empty.
+    """Return the samples of one client as (train, test), both sorted, and non-empty for two or more samples.
 
-    `indices` point into `labels` [n] of the whole data set. Stratified: of each class the test set takes its share,
-    rounded down or up. With `documents` int64 [n], a document is either of the training or of the test set, whatever
-    its samples' classes. Raises UserError where test_fraction is not in (0, 1), or all samples are of one document.
+    `indices` refer to `labels` [n] of the whole data set. The split is stratified: the share of each class in the test
+    set is rounded down or up. With `documents` int64 [n], the samples of a document are all in the training set or all
+    in the test set. Raises UserError if test_fraction is not in (0, 1), or if all samples are of one document.
     """
     if not 0 < test_fraction < 1:
         raise UserError(f"partition.test_fraction={test_fraction} must lie between 0 and 1")
@@ -103,7 +103,7 @@ def split(
         return np.sort(indices[~is_test]), np.sort(indices[is_test])
     shuffled = rng.permutation(indices)
     by_class = shuffled[np.argsort(np.asarray(labels)[shuffled], kind="stable")]
-    # Evenly spaced picks along the classes, in integers: exactly held_out of them, from a random start.
+    # Evenly spaced picks along the classes in integers: exactly held_out picks from a random start.
     is_test = (np.arange(count) * held_out + rng.integers(count)) % count < held_out
     return np.sort(by_class[~is_test]), np.sort(by_class[is_test])
 
@@ -118,7 +118,7 @@ def _whole_documents(documents: np.ndarray, held_out: int, rng: np.random.Genera
 
 
 def iid(labels: np.ndarray, num_clients: int, rng: np.random.Generator, **_: object) -> np.ndarray:
-    """Return owners drawn without regard to labels; clients' sizes differ by one at most."""
+    """Return owners drawn independently of labels; the numbers of samples of clients differ by at most one."""
     return rng.permutation(np.arange(len(labels)) % num_clients)
 
 
@@ -131,10 +131,10 @@ def dirichlet(
     min_samples: int,
     **_: object,
 ) -> np.ndarray:
-    """Return owners where each class is divided among the clients by shares of a symmetric Dirichlet(alpha).
+    """Return owners; each class is divided among the clients by shares from a symmetric Dirichlet(alpha).
 
-    Drawn again until the smallest client has `min_samples`; after DRAWS draws UserError with values that work for
-    this very `rng`. Source: Yurochkin et al. 2019, arXiv:1905.12022.
+    Shares are drawn again until the smallest client has `min_samples`. After DRAWS draws, UserError is raised with
+    values that are feasible for this `rng`. Source: Yurochkin et al. 2019, arXiv:1905.12022.
     """
     if alpha is None or not 0 < alpha < math.inf:
         raise UserError(f"partition.alpha={alpha} must be a positive, finite number")
@@ -162,10 +162,10 @@ def pathological(
     classes_per_client: int | None,
     **_: object,
 ) -> np.ndarray:
-    """Return owners where every client has exactly `classes_per_client` classes, and every sample is used.
+    """Return owners such that every client has exactly `classes_per_client` classes and every sample is used.
 
-    As the shards of McMahan et al. 2017 (arXiv:1602.05629), section 3, but the shards of a client are of distinct
-    classes and a shard is of one class. Raises UserError with the feasible range.
+    As the shards of McMahan et al. 2017 (arXiv:1602.05629), section 3, except that each shard has one class and the
+    shards of a client have distinct classes. Raises UserError with the feasible range.
     """
     members = _members(labels)
     sizes = np.array([len(samples) for samples in members])
@@ -177,7 +177,7 @@ def pathological(
             f"partition.classes_per_client={classes_per_client} cannot divide {len(sizes)} classes among "
             f"num_clients={num_clients}; {feasible}"
         )
-    # The class with the largest shards is cut once more, until there is a shard for every place of every client.
+    # The class with the largest shards is divided further until there are enough shards for all clients.
     holders = np.ones(len(sizes), np.int64)
     for _shard in range(num_clients * classes_per_client - len(sizes)):
         holders[np.argmax(np.where(holders < most_holders, sizes / holders, 0))] += 1
@@ -201,9 +201,9 @@ def pathological(
 def natural(
     labels: np.ndarray, num_clients: int, rng: np.random.Generator, *, groups: np.ndarray | None, **_: object
 ) -> np.ndarray:
-    """Return the owners that the data name: one group a client, or near-equal runs of consecutive groups.
+    """Return the natural owners of the data: one group per client, or nearly equal runs of consecutive groups.
 
-    Raises UserError where the data have no groups, or fewer than clients.
+    Raises UserError if the data have no groups, or fewer groups than clients.
     """
     if groups is None:
         raise UserError("partition.kind=natural needs data whose samples have owners; this data set has none")
@@ -211,7 +211,7 @@ def natural(
     if len(names) < num_clients:
         raise UserError(
             f"partition.kind=natural: num_clients={num_clients} but the data have {len(names)} groups; "
-            f"set num_clients to {len(names)} (one group a client) or fewer (consecutive groups together)"
+            f"set num_clients to {len(names)} (one group per client) or fewer (several groups per client)"
         )
     return group.astype(np.int64) * num_clients // len(names)
 
@@ -225,7 +225,7 @@ def _members(labels: np.ndarray) -> list[np.ndarray]:
 def _draw(
     sizes: np.ndarray, num_clients: int, alpha: float, min_samples: int, rng: np.random.Generator, draws: int
 ) -> tuple[np.ndarray, int]:
-    # Returns the last counts [class, client] and the largest smallest client seen: at least min_samples on success.
+    # Returns the last counts [class, client] and the largest minimum over clients of all draws.
     best = 0
     for _attempt in range(draws):
         counts = _dirichlet_counts(sizes, num_clients, alpha, rng)
@@ -242,7 +242,7 @@ def _feasible(
         _, reached = _draw(sizes, clients, concentration, min_samples, copy.deepcopy(rng), SUGGESTED_DRAWS)
         return reached >= min_samples
 
-    # A client needs two samples: one to train on, one to be tested on.
+    # A client needs two samples: one for training and one for the test.
     ways = [f"partition.min_samples={smallest}"] if smallest > 1 else []
     enough = next((other for other in SUGGESTED_ALPHAS if other > alpha and works(num_clients, other)), None)
     if enough is not None:
@@ -261,7 +261,7 @@ def _dirichlet_counts(sizes: np.ndarray, num_clients: int, alpha: float, rng: np
     log_gamma = np.log(rng.standard_gamma(alpha + 1, shape)) - rng.standard_exponential(shape) / alpha
     shares = np.exp(log_gamma - log_gamma.max(axis=1, keepdims=True))
     shares /= shares.sum(axis=1, keepdims=True)
-    # Rounding from a random start gives each client its share in expectation, and exactly all samples in sum.
+    # Rounding from a random start gives each client its share in expectation; the sum is exact.
     edges = np.floor(np.cumsum(shares, axis=1) * sizes[:, np.newaxis] + rng.random((len(sizes), 1))).astype(np.int64)
     edges = np.minimum(edges, sizes[:, np.newaxis])
     edges[:, -1] = sizes

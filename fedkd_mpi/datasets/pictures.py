@@ -1,4 +1,4 @@
-"""Compressed pictures (JPEG and whatever else Pillow reads) -> one array of pixels."""
+"""Decoding of compressed pictures (JPEG and other formats of Pillow) to one array of pixels."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ Source = Path | Encoded
 
 
 def read_pictures(paths: Sequence[Path], size: int, *, resize: bool) -> np.ndarray:
-    """Return pictures as uint8 [n, 3, size, size], in the order of the paths; grey ones get three equal channels.
+    """Return pictures as uint8 [n, 3, size, size], in the order of the paths; grey pictures get three equal channels.
 
-    With `resize` the largest square in the middle is scaled (bilinear, over all pixels), otherwise a picture of another
-    size is refused. Raises UserError naming the first file that cannot be read.
+    With `resize` the largest central square is scaled (bilinear, antialiased); otherwise pictures of another size are
+    refused. Raises UserError naming the first file that cannot be read.
     """
     return _read(paths, (size, size), resize=resize, mode="RGB")
 
@@ -65,7 +65,7 @@ def _read(sources: Sequence[Source], sides: tuple[int, int], *, resize: bool, mo
             picture = picture.resize(sides, _bilinear(), box=box)
         pixels[index] = np.asarray(picture).reshape(height, width, len(mode)).transpose(2, 0, 1)
 
-    # Pillow decodes outside the interpreter's lock; each thread writes its own part of the array.
+    # Pillow decodes without the interpreter lock; each thread writes its own part of the array.
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
         for _ in threads.map(read, range(len(sources))):
             pass

@@ -1,6 +1,6 @@
 """SMM4H: tweets that report an adverse drug reaction, as tab-separated tables with a header (docs/tasks.md).
 
-The shared tasks are handed out to their participants: https://healthlanguageprocessing.org.
+The data are provided to participants of the shared tasks: https://healthlanguageprocessing.org.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LABELS = {"0": 0, "1": 1, "noade": 0, "ade": 1}
 TEXT = {"text": ("tweet", "text")}
 LABEL = {"label": ("class", "label")}
 ID = {"id": ("tweet_id", "tweetid", "tweet id", "id")}
-NONE = ("", "-")  # start, end and span of a tweet without any span
+NONE = ("", "-")  # values of start, end and span for a tweet without a span
 EFFECTS = ("adr", "ade", "ae")
 
 
@@ -41,7 +41,7 @@ def load(
 ) -> Dataset:
     """Return the tweets of train.tsv and test.tsv as token ids int32 [n, length], y = 1 for a reaction (int64 [n]).
 
-    Raises UserError.
+    Raises UserError naming the file and line that are malformed.
     """
     folder = data_folder(root, "smm4h", FOLDER)
     parts = []
@@ -61,7 +61,7 @@ def load(
 def stand_in(
     root: Path | None, seed: int, *, tokenizer: str | None, vocabulary: int, length: int, **_: object
 ) -> Dataset:
-    """Return as many blank tweets as the task of 2019 had (25,672 and about 5,000), in two classes."""
+    """Return blank tweets in two classes, as many as in the task of 2019 (25,672 and about 5,000)."""
     return blank_texts(25_672, 5_000, vocabulary, length, CLASSES, tokenizer)
 
 
@@ -91,14 +91,14 @@ def tagged(root: Path | None) -> Tagged:
 
 
 def _rows(path: Path, columns: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield (line number, fields by the keys of `columns`), each column being found by one of its names."""
+    """Yield (line number, fields by the keys of `columns`); a column is found by any of its names."""
     lines = read_lines(path)
     header = [_unquoted(name.strip()).lower() for name in next(lines)[1].split("\t")]
     if twice := next((name for name in header if header.count(name) > 1), None):
         raise UserError(f"{path}, line 1: the header names column {twice!r} twice")
     rows = [(number, line.split("\t")) for number, line in lines]
     if _is_quoted([field for _, fields in rows for field in fields]):
-        say(f"fedkd_mpi: {path}: fields in quotes with quotes doubled are read without them", error=True)
+        say(f"fedkd_mpi: {path}: quotes around fields are removed, and doubled quotes are read as one", error=True)
         rows = [(number, [_unquoted(field) for field in fields]) for number, fields in rows]
     places = {}
     for key, names in columns.items():
@@ -113,7 +113,7 @@ def _rows(path: Path, columns: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[
 
 
 def _is_quoted(fields: Sequence[str]) -> bool:
-    """Return whether a table was written with quotes as spreadsheets do: all that begin with one fit, some need it."""
+    """Whether a table has quoted fields as spreadsheets write them: all quotes are valid, and some fields need them."""
     begun = [field for field in fields if field.startswith('"')]
     return all(QUOTED.fullmatch(field) for field in begun) and any('""' in field[1:-1] for field in begun)
 

@@ -1,7 +1,7 @@
-"""Tiny-ImageNet-200 as it is unpacked: 200 classes of 500 training and 50 validation pictures of 64x64 pixels.
+"""The unpacked Tiny-ImageNet-200: 200 classes with 500 training and 50 validation pictures of 64x64 pixels.
 
-wnids.txt names the classes, a line each; train/<wnid>/images/ holds a class's pictures; val/images/ those of
-val/val_annotations.txt: file name, class and a box, separated by tabs. The test pictures have no labels
+wnids.txt lists the classes, one per line; train/<wnid>/images/ contains the pictures of a class; val/images/ contains
+those in val/val_annotations.txt: file name, class and a box, separated by tabs. The test pictures have no labels
 and are not read.
 Source: Stanford CS231n, http://cs231n.stanford.edu/tiny-imagenet-200.zip.
 """
@@ -21,7 +21,7 @@ CLASSES, TRAIN, TEST = 200, 100_000, 10_000
 
 
 def load_tiny_imagenet(root: Path | None, seed: int) -> Dataset:
-    """Return Tiny-ImageNet from root/tiny-imagenet-200, its validation part as the test set; raises UserError.
+    """Return Tiny-ImageNet from root/tiny-imagenet-200, with its validation part as test set; raises UserError.
 
     There may be fewer classes and pictures than in the official archive.
     """
@@ -33,7 +33,7 @@ def load_tiny_imagenet(root: Path | None, seed: int) -> Dataset:
 
 
 def stand_in_tiny_imagenet(root: Path | None, seed: int) -> Dataset:
-    """Return 100,000 + 10,000 pictures of the official shape."""
+    """Return 100,000 + 10,000 blank pictures of the official shape."""
     return stand_in(TRAIN, TEST, (3, SIZE, SIZE), [str(label) for label in range(CLASSES)])
 
 

@@ -1,4 +1,4 @@
-"""From text to token ids: WordPiece trained on the texts at hand, or the tokenizer in a local folder."""
+"""Conversion of text to token ids: by WordPiece trained on the texts, or by the tokenizer in a local folder."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 PAD, UNKNOWN, START, END = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
-TRAINED = "trained"  # stands for the fingerprint of tokens that were trained on the data at hand
-BLANK = 16  # tokens in a text that stands in for one that is not there
-CHARACTERS = 1000  # the most frequent ones get a token; a word with another one is unknown
+TRAINED = "trained"  # instead of a fingerprint, for tokenizers that were trained on the data
+BLANK = 16  # tokens per blank text
+CHARACTERS = 1000  # most frequent characters, which get a token; words with other characters are unknown
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """How texts become token ids, as the keys of `data` say.
+    """The settings of the tokenizer, from the keys of `data`.
 
     `tokenizer` is a folder with tokenizer.json or vocab.txt; without one, WordPiece of `vocabulary` tokens is trained.
-    `length` counts the tokens of a text, its two marks included; `lowercase` is of a trained one and of vocab.txt.
+    `length` is the number of tokens of a text including its two marks; `lowercase` applies to a trained tokenizer and
+    to vocab.txt.
     """
 
     tokenizer: str | None
@@ -39,7 +40,7 @@ class Tokens:
     lowercase: bool
 
     def fit(self, texts: Sequence[str]) -> Encoder:
-        """Return the encoder, trained on `texts` where no folder is named; raises UserError."""
+        """Return the encoder, trained on `texts` if no folder is named; raises UserError."""
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # ranks share the cores
         try:
             import tokenizers  # noqa: F401
@@ -52,7 +53,7 @@ class Tokens:
 
 
 class Encoder:
-    """Texts to rows of token ids; `meta` is what a task needs to know of them."""
+    """Converts texts to rows of token ids; `meta` describes them for a task."""
 
     def __init__(self, tokenizer: Tokenizer, length: int, name: str):
         self._tokenizer, self.length, self._name = tokenizer, length, name
@@ -63,19 +64,19 @@ class Encoder:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """The size of the vocabulary, the longest text, the token that fills up short ones, and whose tokens they are.
+        """The size of the vocabulary, the length of texts, the padding id, and the fingerprint of the tokenizer.
 
-        Ids go up to "vocabulary" - 1, of which some may be no token. "tokenizer" is a fingerprint, or TRAINED.
+        Ids are at most "vocabulary" - 1, not all of which need be tokens. "tokenizer" is a fingerprint or TRAINED.
         """
         tokens = 1 + max(self._tokenizer.get_vocab().values())
         return {"vocabulary": tokens, "length": self.length, "pad": self.pad, "tokenizer": self._name}
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
-        """Return the library's encodings: ids, and for every token its word and its characters in the text."""
+        """Return the encodings of the library: ids, and the word and the characters of every token."""
         return self._tokenizer.encode_batch(list(texts))
 
     def rows(self, encodings: Sequence[Encoding]) -> np.ndarray:
-        """Return token ids int32 [n, length], filled up with the pad."""
+        """Return token ids int32 [n, length], padded."""
         rows = np.full((len(encodings), self.length), self.pad, np.int32)
         for row, encoding in zip(rows, encodings, strict=True):
             row[: len(encoding.ids)] = encoding.ids
@@ -83,7 +84,7 @@ class Encoder:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a file that is not empty; raise UserError naming file and line where it is not UTF-8."""
+    """Return the text of a file; raise UserError naming file and line if it is empty or not UTF-8."""
     raw = read_file(path)
     if not raw:
         raise UserError(f"{path}: empty; fetch it again")
@@ -95,7 +96,7 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, line without its end), blank ones left out; raises UserError as read_text does."""
+    """Yield (line number from 1, line without its end) without blank lines; raises UserError as read_text() does."""
     lines = ((number, line.removesuffix("\r")) for number, line in enumerate(read_text(path).split("\n"), 1))
     found = False
     for number, line in lines:
@@ -117,8 +118,8 @@ def _train(texts: Sequence[str], tokens: Tokens) -> Tokenizer:
         for character in word:
             counts[character] += count
     kept = sorted(sorted(counts), key=counts.__getitem__, reverse=True)[:CHARACTERS]
-    # The library numbers the characters in the order of a randomly seeded hash map, and breaks ties by number:
-    # given as special tokens they are numbered here, and the vocabulary is the same in every run.
+    # The library numbers characters in the order of a randomly seeded hash map and breaks ties by number. As special
+    # tokens they are numbered here, so that the vocabulary is the same in every run.
     fixed = [*SPECIAL, *kept, *(f"##{character}" for character in kept)]
     if len(fixed) > tokens.vocabulary:
         raise UserError(f"data.vocabulary={tokens.vocabulary}: the characters of these texts alone need {len(fixed)}")
@@ -138,7 +139,7 @@ def _train(texts: Sequence[str], tokens: Tokens) -> Tokenizer:
 
 
 def fingerprint(folder: Path) -> str:
-    """Return what tells the tokens of the tokenizer in a local folder from others; raises UserError."""
+    """Return the fingerprint of the tokenizer in a local folder, which identifies its tokens; raises UserError."""
     return _digest(_load(folder, lowercase=True))
 
 
@@ -165,7 +166,7 @@ def _load(folder: Path, lowercase: bool) -> Tokenizer:
 def blank_texts(
     train: int, test: int, vocabulary: int, length: int, classes: Sequence[str], tokenizer: str | None = None
 ) -> Dataset:
-    """Return these numbers of blank texts, the classes in turn; they take no memory."""
+    """Return blank texts with the classes in turn; they take no memory."""
     meta = blank_meta(vocabulary, length, tokenizer)
     train_part, test_part = (
         {"ids": blank_rows(count, length, meta["pad"]), "y": np.arange(count, dtype=np.int64) % len(classes)}
@@ -175,14 +176,14 @@ def blank_texts(
 
 
 def blank_meta(vocabulary: int, length: int, tokenizer: str | None) -> dict[str, Any]:
-    """Return the meta of blank texts: that of the tokenizer, where a folder is named; raises UserError."""
+    """Return the meta of blank texts, that of the tokenizer if a folder is named; raises UserError."""
     if tokenizer is None:
         return {"vocabulary": vocabulary, "length": length, "pad": 0, "tokenizer": TRAINED}
     return Tokens(tokenizer, vocabulary, length, lowercase=True).fit([]).meta
 
 
 def blank_rows(count: int, length: int, pad: int) -> np.ndarray:
-    """Return int32 [count, length], rows of BLANK tokens, all the same, and then of padding."""
+    """Return int32 [count, length]: equal rows of BLANK tokens followed by padding."""
     row = np.full(length, pad, np.int32)
     row[:BLANK] = int(pad == 0)
     return np.broadcast_to(row, (count, length))

@@ -1,4 +1,4 @@
-"""What runs cost and what they reached, from their HDF5 logs; `python -m fedkd_mpi.report --help`, docs/report.md.
+"""Reports of scores and costs from the HDF5 logs of runs; `python -m fedkd_mpi.report --help`, docs/report.md.
 
-Neither MPI nor torch is needed; matplotlib (extra `report`) only for --plot and --html.
+The package needs neither MPI nor torch; matplotlib (extra `report`) is only needed for --plot and --html.
 """

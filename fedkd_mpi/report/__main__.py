@@ -1,4 +1,4 @@
-"""python -m fedkd_mpi.report LOG...: what runs reached and cost.
+"""python -m fedkd_mpi.report LOG...: scores and costs of runs.
 
 python -m fedkd_mpi.report runs/*.h5                               tables of scores, bytes and seconds
 python -m fedkd_mpi.report runs/*.h5 --target 0.9 --network 4g     bytes, and time over 4G, to a score of 0.9
@@ -34,19 +34,19 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         type=Path,
         metavar="LOG",
-        help="HDF5 log of a finished, running or killed run; a folder stands for its *.h5",
+        help="HDF5 log of a finished, running or killed run; a folder means all *.h5 in it",
     )
     parser.add_argument(
         "--format",
         choices=[*sheets.RENDERERS, "csv", "json"],
         default="table",
-        help="csv and json: exact numbers, a row for every log",
+        help="csv and json: exact numbers, one row per log",
     )
     parser.add_argument(
         "--target", type=float, metavar="VALUE", help="count bytes, rounds and time until the score reaches this value"
     )
     parser.add_argument(
-        "--score", choices=SCORES, default="global_student", help="of --target (default global_student)"
+        "--score", choices=SCORES, default="global_student", help="score for --target (default global_student)"
     )
     parser.add_argument("--metric", help="metric of all scores (default the first in each log)")
     parser.add_argument(
@@ -61,16 +61,16 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs="?",
         const="0.9,0.95,0.98,0.99,0.999",
         metavar="T,T,...",
-        help="what svd at other thresholds would have cost (of logs with spectra)",
+        help="bytes of codec svd at other thresholds (for logs with spectra)",
     )
-    parser.add_argument("--plot", type=Path, metavar="DIR", help="write the plots there, PNG and SVG")
+    parser.add_argument("--plot", type=Path, metavar="DIR", help="write the plots to this folder, as PNG and SVG")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page of tables and plots")
     parser.add_argument("--follow", action="store_true", help="show a running log round by round until it ends")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns 0, or 2 where no log could be read or an argument is wrong."""
+    """Run the command; returns 0, or 2 if no log could be read or an argument is invalid."""
     chosen = arguments(argv)
     try:
         return report(chosen)
@@ -81,13 +81,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report(chosen: argparse.Namespace) -> int:
-    """Write what was asked for; raises UserError."""
+    """Write the requested output; raises UserError."""
     paths = _expand(chosen.logs)
     if chosen.follow:
         from fedkd_mpi.report.follow import follow
 
         if len(paths) != 1:
-            raise UserError("--follow shows one log; name a single one")
+            raise UserError("--follow shows one log: name a single log")
         follow(paths[0])
         return 0
     target = Target(chosen.target, chosen.score, chosen.metric)
@@ -143,7 +143,7 @@ def _exact(
 
 
 def _is_known(value: Any) -> bool:
-    """Tell whether a value is text or a number: JSON has neither NaN nor infinity."""
+    """Whether a value is text or a finite number; JSON has neither NaN nor infinity."""
     return not isinstance(value, float) or math.isfinite(value)
 
 
@@ -152,7 +152,7 @@ def _expand(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         inside = sorted(path.glob("*.h5")) if path.is_dir() else [path]
         if not inside:
-            raise UserError(f"the folder {path} holds no *.h5")
+            raise UserError(f"the folder {path} contains no *.h5")
         found += inside
     return found
 

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 PHASE_COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#CC79A7", "#009E73", "#888888")
 PHASE_LINES = ("-", "--", "-", ":", "--", ":", "-.")
-COLOURS = "cividis"  # perceived alike with and without colour blindness
+COLOURS = "cividis"  # looks the same with and without colour blindness
 
 
 def draw(run: Run) -> Iterator[tuple[str, Figure]]:
-    """Yield the figures of a run by the last part of their file name; without a completed round there are none."""
+    """Yield (last part of the file name, figure) of a run; nothing without a completed round."""
     if not run.log.rounds_completed:
         return
     if run.exchanges:
@@ -32,7 +32,7 @@ def draw(run: Run) -> Iterator[tuple[str, Figure]]:
 
 
 def by_layer(run: Run) -> Figure:
-    """Bytes and rank by layer and round, means over the uplink messages of a round, above the energy threshold."""
+    """Return the plot of bytes and rank by layer and round (means over uplink messages) and the energy threshold."""
     from matplotlib.figure import Figure
 
     up, parts = run.log["uplink"], layers(run)
@@ -48,7 +48,7 @@ def by_layer(run: Run) -> Figure:
     figure = Figure(figsize=(8.5, 1.6 + sum(heights)))
     axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     names = [f"{label(layer.name)}  {'x'.join(map(str, layer.shape))}" for layer in parts]
-    _map(axes[0], sizes.T, number, names, "kB an update", "Uplink bytes by layer and round, mean over clients")
+    _map(axes[0], sizes.T, number, names, "kB per update", "Uplink bytes by layer and round, mean over clients")
     if some:
         names = [f"{label(parts[index].name)}  of {size}" for index, size in zip(matrices, full, strict=True)]
         title = "Rank K by layer and round, mean over clients (white: all raw)"
@@ -63,7 +63,7 @@ def by_layer(run: Run) -> Figure:
 
 
 def times(run: Run) -> Figure:
-    """Seconds by phase over rounds, and computing and waiting of every MPI process."""
+    """Return the plot of seconds by phase over rounds, and of computing and waiting of every MPI process."""
     from matplotlib.figure import Figure
 
     mpi = run.log["mpi"]
@@ -72,7 +72,7 @@ def times(run: Run) -> Figure:
     over_rounds, by_rank = figure.subplots(1, 2, width_ratios=(3, 2))
     bins = np.array_split(np.arange(len(run.rounds["round"])), min(100, len(run.rounds["round"])))
     number = [run.rounds["round"][rows].mean() + 1 for rows in bins]
-    # Lines, not a stack: the server waits while the clients train.
+    # Lines instead of a stack, because the phases overlap: the server waits while the clients train.
     phases = [*zip(PHASES, PHASE_COLOURS, PHASE_LINES, strict=True), ("total", "black", "-")]
     lines, most = [], len(bins[0])
     title = "Time by phase" if most == 1 else f"Time by phase, means over {most} rounds"
@@ -80,23 +80,23 @@ def times(run: Run) -> Figure:
         name = "whole round" if phase == "total" else phase
         seconds = [_mean(run.rounds[f"seconds_{phase}"][rows]) for rows in bins]
         lines += over_rounds.step(number, seconds, where="mid", color=colour, linestyle=line, label=name)
-    over_rounds.set(xlabel="round", ylabel="seconds a round", title=title, ylim=(0, None))
+    over_rounds.set(xlabel="round", ylabel="seconds per round", title=title, ylim=(0, None))
     whole(over_rounds.xaxis)
-    places = np.arange(len(computed))
-    bars = by_rank.barh(places, computed, color="#0072B2", alpha=0.8, label="process computing")
+    ranks = np.arange(len(computed))
+    bars = by_rank.barh(ranks, computed, color="#0072B2", alpha=0.8, label="process computing")
     idle = by_rank.barh(
-        places, waited, left=computed, color="#E69F00", hatch="//", edgecolor="white", label="process waiting"
+        ranks, waited, left=computed, color="#E69F00", hatch="//", edgecolor="white", label="process waiting"
     )
-    by_rank.set(xlabel="seconds, whole run", ylabel="mpi rank (0 = server)", title="Time by process")
+    by_rank.set(xlabel="seconds, whole run", ylabel="MPI rank (0 = server)", title="Time by process")
     by_rank.invert_yaxis()
-    by_rank.set_yticks(places[:: max(1, len(places) // 16)])
+    by_rank.set_yticks(ranks[:: max(1, len(ranks) // 16)])
     figure.suptitle(f"{_title(run)}, MPI processes: {run.log.attrs['world_size']}")
     figure.legend(handles=[*lines, bars, idle], loc="outside lower center", ncols=5, frameon=False)
     return figure
 
 
 def clients(run: Run) -> Figure:
-    """What each client holds, scores, sends and takes: label histogram, scores, bytes, seconds."""
+    """Return the plot of label histogram, scores, uplink bytes and seconds of each client."""
     from matplotlib.figure import Figure
 
     held, training, up = run.log["clients"], run.log["training"], run.log["uplink"]
@@ -131,10 +131,10 @@ def _scores(axes: Axes, run: Run) -> None:
     training, names = run.log["training"], []
     for name, colour in (("teacher", "#D55E00"), ("student", "#0072B2")):
         last = _last_scores(training["client"], training[f"{name}_{run.metric}"], run.clients)
-        known, place = last[np.isfinite(last)], len(names)
+        known, position = last[np.isfinite(last)], len(names)
         if len(known):
-            axes.boxplot(known, positions=[place], widths=0.5, showfliers=False, medianprops={"color": "black"})
-            axes.plot(place + np.linspace(-0.2, 0.2, len(known)), known, "o", color=colour, markersize=3, alpha=0.7)
+            axes.boxplot(known, positions=[position], widths=0.5, showfliers=False, medianprops={"color": "black"})
+            axes.plot(position + np.linspace(-0.2, 0.2, len(known)), known, "o", color=colour, markersize=3, alpha=0.7)
             names.append(f"{name}, own\ntest samples")
     axes.set_xticks(range(len(names)), names)
     axes.set(ylabel=label(run.metric), title="Last score of every client", xlim=(-0.6, max(len(names), 1) - 0.4))
@@ -153,7 +153,7 @@ def _map(axes: Axes, values: np.ndarray, number: np.ndarray, names: list[str], u
 
 
 def _write(axes: Axes, ranks: np.ndarray, shares: np.ndarray, number: np.ndarray) -> None:
-    """Write the ranks into a map of few cells: at most 12 columns, of 20 rows at most."""
+    """Write the ranks into a map of at most 20 rows, for at most 12 of its columns."""
     if len(ranks) > 20:
         return
     step = -(-len(number) // 12)
@@ -175,7 +175,7 @@ def _histogram(axes: Axes, counts: np.ndarray) -> None:
 
 
 def _round_means(of_round: np.ndarray, values: np.ndarray, number: np.ndarray) -> np.ndarray:
-    """Means of the rows [n, layers] of every round, NaN left out: [rounds, layers]."""
+    """Return the means of the rows [n, layers] of every round without NaN: [rounds, layers]."""
     known = np.isfinite(values)
     sums, counts = np.zeros((2, len(number), values.shape[1]))
     at = of_round - number[0]
@@ -187,12 +187,12 @@ def _round_means(of_round: np.ndarray, values: np.ndarray, number: np.ndarray) -
 def _last_scores(client: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
     last = np.full(count, np.nan)
     known = np.isfinite(values)
-    last[client[known]] = values[known]  # rows are in the order of rounds: the last one stays
+    last[client[known]] = values[known]  # rows are in the order of rounds, so the last value remains
     return last
 
 
 def label(text: str, longest: int = 60) -> str:
-    """Return text of a log as a label: plain, cut, no formula between dollars, and shown where it begins with _."""
+    """Return text of a log as a label: escaped, cut, without formulas, and with a space before a leading _."""
     text = plain(text, longest).replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 
@@ -203,7 +203,7 @@ def _mean(values: np.ndarray) -> float:
 
 
 def whole(axis: Any) -> None:
-    """Give an axis of counted things ticks at whole numbers alone."""
+    """Set the ticks of an axis to whole numbers."""
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator(integer=True))

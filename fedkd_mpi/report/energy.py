@@ -1,4 +1,4 @@
-"""--energy: what codec svd at other thresholds would have sent, from the spectra of the updates (log.spectra)."""
+"""--energy: bytes of codec svd at other thresholds, computed from the spectra of the updates (log.spectra)."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def layers(run: Run) -> list[Layer]:
 
 
 def message_bytes(spectra: np.ndarray, parts: Sequence[Layer], threshold: float) -> np.ndarray:
-    """Return the bytes of messages [n] in which every matrix is cut to the smallest rank above an energy threshold.
+    """Return the bytes of messages [n] in which every matrix is truncated to the smallest rank above a threshold.
 
-    `spectra` is float [n, components]: the singular values, falling, of one compressible layer after another.
+    `spectra` is float [n, components]: the singular values of each compressible layer in descending order.
     """
     total = np.full(len(spectra), HEADER_BYTES + RECORD_BYTES * len(parts))
     sizes = [min(layer.matrix_shape) if layer.compressible else 0 for layer in parts]
@@ -55,7 +55,7 @@ def message_bytes(spectra: np.ndarray, parts: Sequence[Layer], threshold: float)
 
 
 def costs(run: Run, values: Sequence[float]) -> Mapping[float, int]:
-    """Return the bytes up and down of all clients at each threshold; empty where the log holds no spectra."""
+    """Return the uplink and downlink bytes of all clients at each threshold; {} if the log has no spectra."""
     if "spectrum" not in run.log["uplink"]:
         return {}
     parts, up, down = layers(run), run.log["uplink"], run.log["downlink"]
@@ -68,7 +68,7 @@ def costs(run: Run, values: Sequence[float]) -> Mapping[float, int]:
 
 
 def sheet(groups: Sequence[Sequence[Run]], values: Sequence[float]) -> Sheet:
-    """Return the table of the groups whose logs hold spectra."""
+    """Return the table of bytes at other thresholds, one row per group."""
     lines = []
     for group in groups:
         known = [found for run in group if (found := costs(run, values))]
@@ -78,8 +78,8 @@ def sheet(groups: Sequence[Sequence[Run]], values: Sequence[float]) -> Sheet:
             [*labels([{"name": run.name, "method": run.method, "codec": run.codec} for run in group]), sent, *cells]
         )
     note = (
-        "All clients, up and down: the logged updates, cut at another threshold; a run at that threshold would have "
-        "trained otherwise. Logs without spectra (-): run again with log.spectra=true."
+        "All clients, up and down: the logged updates, truncated at another threshold; a run at that threshold would "
+        "have other updates. Logs without spectra (-): run again with log.spectra=true."
     )
     return Sheet(
         "Bytes of codec svd at other energy thresholds",

@@ -1,4 +1,4 @@
-"""--follow: a running log round by round, in the terminal, until the run ends."""
+"""--follow: shows a running log round by round in the terminal until the run ends."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from fedkd_mpi.common.units import bytes_text, seconds_text
 from fedkd_mpi.errors import plain
 from fedkd_mpi.report.runs import Run, Target
 
-QUIET_SECONDS = 60.0  # without a new round, before the view says so
+QUIET_SECONDS = 60.0  # without a new round, after which a line says so
 
 
 def follow(path: Path, say: Callable[[str], None] | None = None, poll: float = 0.5) -> None:
-    """Show the rounds of a log, those that are there and those to come, until its status is no longer running.
+    """Show the existing and all later rounds of a log until its status is no longer running.
 
-    The log is opened anew for every look (SWMR), so the run is never disturbed. Raises UserError as costlog.open does.
+    The log is reopened for every poll (SWMR), which does not disturb the run. Raises UserError as costlog.open() does.
     """
     say = say or tell
     began, shown, events, heard = False, 0, 0, time.monotonic()
@@ -64,4 +64,4 @@ def _line(run: Run, index: int) -> str:
         *known,
         bytes_text(float(run.total_bytes[index])),
     ]
-    return "  ".join([*parts, f"{seconds_text(seconds)} a round, {share}", f"{seconds_text(left)} left"])
+    return "  ".join([*parts, f"{seconds_text(seconds)} per round, {share}", f"{seconds_text(left)} left"])

@@ -1,4 +1,4 @@
-"""Links and devices that --network replays a run over: presets, and profiles of the user's own in YAML."""
+"""Profiles of links and devices for --network: presets, and the user's profiles in YAML."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ SLOWEST, FASTEST = 1e-6, 1e12  # Mbit/s
 class Profile(Section):
     """The keys of a profile.
 
-    A client's bandwidths are the medians times exp(spread * z), its slow-down likewise with slowdown_spread, z a
-    standard normal number of the client's own.
+    The bandwidths of a client are the medians times exp(spread * z), with a standard normal z per client. Its slow-down
+    is computed likewise with slowdown_spread.
     """
 
     name: str = Field(max_length=NAME)
     up_mbit: float = Field(ge=SLOWEST, le=FASTEST, description="median uplink, 10^6 bits per second")
     down_mbit: float = Field(ge=SLOWEST, le=FASTEST, description="median downlink")
-    latency_ms: float = Field(0.0, ge=0, le=1e9, description="of a message, one way")
+    latency_ms: float = Field(0.0, ge=0, le=1e9, description="latency per message, one way")
     spread: float = Field(0.0, ge=0, le=20, description="standard deviation of the logarithm of a client's bandwidths")
     slowdown: float = Field(
-        1.0, ge=0, le=1e9, description="median of local training and encoding over the logged seconds"
+        1.0, ge=0, le=1e9, description="median factor of local training and encoding to the logged seconds"
     )
     slowdown_spread: float = Field(0.0, ge=0, le=20)
     server_mbit: float | None = Field(
-        None, ge=SLOWEST, le=FASTEST, description="all that the server can move; null = no limit"
+        None, ge=SLOWEST, le=FASTEST, description="total bandwidth of the server; null = no limit"
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="probability that a client fails in a round")
     timeout_seconds: float | None = Field(
-        None, gt=0, le=YEARS, description="the server goes on without later clients; null = waits"
+        None, gt=0, le=YEARS, description="the server continues without later clients; null = it waits"
     )
     cohort: int | None = Field(
-        None, ge=1, le=MANY, description="clients a round, drawn from the logged; null = the logged cohort"
+        None, ge=1, le=MANY, description="clients per round, drawn from the logged ones; null = the logged cohort"
     )
     seed: int = Field(0, ge=0, lt=2**63)
 
     def text(self) -> str:
-        """Return the profile in a line."""
+        """Return the profile in one line."""
         parts = [
             f"{self.up_mbit:g} Mbit/s up and {self.down_mbit:g} down (medians, spread {self.spread:g})",
             f"latency {self.latency_ms:g} ms",
             f"training {self.slowdown:g} times the logged seconds (spread {self.slowdown_spread:g})",
             f"{100 * self.dropout:g} % of updates lost",
-            f"{self.cohort:,} clients a round drawn from the logged" if self.cohort else "the logged cohorts",
+            f"{self.cohort:,} clients per round drawn from the logged" if self.cohort else "the logged cohorts",
         ]
         if self.server_mbit:
             parts.append(f"server {self.server_mbit:g} Mbit/s")
@@ -58,7 +58,7 @@ class Profile(Section):
         return ", ".join(parts) + "."
 
 
-# Round figures for orientation, not measurements: where it matters, write a profile of your own.
+# Approximate values for orientation, not measurements; write a profile of your own if accuracy matters.
 PRESETS = {
     "4g": {"up_mbit": 10, "down_mbit": 30, "latency_ms": 50, "spread": 0.7}
     | {"slowdown": 8, "slowdown_spread": 0.4, "dropout": 0.05},
@@ -70,9 +70,9 @@ PRESETS = {
 
 
 def find(name: str) -> Profile:
-    """Return a preset, or the profile of a YAML file, whose key `like` may name a preset to start from.
+    """Return a preset, or the profile of a YAML file, whose key `like` may name a preset with default values.
 
-    Raises UserError naming the wrong key.
+    Raises UserError naming the invalid key.
     """
     tree = PRESETS.get(name)
     if tree is None:

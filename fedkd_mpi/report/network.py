@@ -1,4 +1,4 @@
-"""--network: the byte log replayed over other links, to see what a run would take on the internet or on a cluster."""
+"""--network: replay of logged bytes over other links, to estimate the time of a run on the internet or a cluster."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from fedkd_mpi.report.tables import LABELS, labels, spread
 
 @dataclass(frozen=True)
 class Replay:
-    """Seconds of every round, and what they went into; `to_target` is None where the target was never reached."""
+    """Seconds of every round and their parts; `to_target` is None if the target was never reached."""
 
     rounds: np.ndarray  # float64 [rounds]
-    training: float  # of the client that a round waited for, summed over rounds; likewise
-    transfer: float
-    left_out: float  # share of client updates that failed or came after the timeout
+    training: float  # training seconds of each round's slowest client, summed over rounds
+    transfer: float  # transfer seconds of each round's slowest client, summed over rounds
+    left_out: float  # share of client updates that failed or arrived after the timeout
     to_target: float | None
 
     def row(self) -> dict[str, float]:
-        """Return the exact numbers for csv and json."""
+        """Return the exact numbers for CSV and JSON."""
         reached = float("nan") if self.to_target is None else self.to_target
         return {"seconds_total": float(self.rounds.sum()), "seconds_to_target": reached, "left_out": self.left_out}
 
 
 def replay(run: Run, links: Profile, target: Target) -> Replay:
-    """Return how long the rounds of a run would take over other links.
+    """Return the time of the rounds of a run over other links.
 
-    A round lasts until its last client has received, trained and sent, at least as long as the server needs to move all
-    bytes, and then the server's logged seconds of aggregation:
+    A round lasts until its last client has received, trained and sent, at least until the server has moved all bytes,
+    plus the logged seconds of aggregation. The time of a client is
         latency + down bytes / down rate + slowdown * (train + encode) + latency + up bytes / up rate
-    The scores are those of the log: clients that drop out cost time here, not accuracy.
+    Scores are those of the log: failed clients affect the time but not the accuracy.
     """
     training, uplink, rounds = run.log["training"], run.log["uplink"], run.rounds
     of_round, client = training["round"], training["client"]
@@ -106,10 +106,10 @@ def sheet(groups: Sequence[Sequence[Run]], links: Profile, replays: Mapping[Path
 
 
 def _devices(links: Profile, count: int, number: int) -> np.ndarray:
-    """Up and down rates in bytes per second and the slow-down of `count` clients: float64 [3, count]."""
+    """Return uplink and downlink rates in bytes per second and the slow-down of `count` clients: float64 [3, count]."""
     random = generator(links.seed, "replay devices", number + 1)
     quality, pace = random.standard_normal((2, count))
-    rate = np.exp(links.spread * quality) * 125e3  # a Mbit/s in bytes per second
+    rate = np.exp(links.spread * quality) * 125e3  # bytes per second of 1 Mbit/s
     return np.stack(
         [links.up_mbit * rate, links.down_mbit * rate, links.slowdown * np.exp(links.slowdown_spread * pace)]
     )
@@ -118,7 +118,7 @@ def _devices(links: Profile, count: int, number: int) -> np.ndarray:
 def _sent(
     round_of: np.ndarray, client_of: np.ndarray, size: np.ndarray, rounds: np.ndarray, clients: np.ndarray
 ) -> np.ndarray:
-    """The uplink bytes of every local training, 0 where it sent nothing."""
+    """Return the uplink bytes of every local training, 0 if it sent nothing."""
     if not len(size) or not len(rounds):
         return np.zeros(len(rounds))
     many = max(client_of.max(), clients.max()) + 1

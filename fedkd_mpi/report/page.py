@@ -1,4 +1,4 @@
-"""--html: tables and plots as one file that needs nothing else."""
+"""--html: tables and plots in one self-contained file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ th { border-bottom: 2px solid #444; vertical-align: bottom; white-space: normal 
 
 
 def write(path: Path, made: Sequence[sheets.Sheet], figures: dict[str, Figure], problems: Sequence[str]) -> None:
-    """Write the page; raises UserError where the file cannot be written."""
+    """Write the page; raises UserError if the file cannot be written."""
     title = f"fedkd_mpi {__version__}: report of {datetime.now():%Y-%m-%d %H:%M}"
     complaints = "".join(f"<p class='problem'>{html.escape(problem)}</p>" for problem in problems)
     tables = "\n".join(sheets.page(sheet) for sheet in made)
@@ -50,7 +50,7 @@ def write(path: Path, made: Sequence[sheets.Sheet], figures: dict[str, Figure], 
 
 
 def _picture(name: str, svg: bytes) -> str:
-    # As images, not inline: the names that matplotlib gives inside one SVG may not meet those of another.
+    # As images instead of inline, because the ids that matplotlib uses in several SVGs would collide.
     data = base64.b64encode(svg).decode()
     alt = html.escape(name.replace("-", " "))
     return f"<figure><h2>{alt}</h2><img alt='{alt}' src='data:image/svg+xml;base64,{data}'></figure>"

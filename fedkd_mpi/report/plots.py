@@ -1,4 +1,4 @@
-"""The plots of the report: colours that the colour-blind tell apart, a unit on every axis, one legend a figure."""
+"""The plots of the report: colours for the colour-blind, a unit on every axis, one legend per figure."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from fedkd_mpi.report.runs import SCORES, Run, Target
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, without its yellow (too pale on white); line styles and markers tell more runs apart.
+# The palette of Okabe and Ito without yellow (too pale on white); line styles and markers distinguish more runs.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 LINES, MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "D", "v", "P", "X", "*")
-LONGEST_FILE = 100  # characters of a file name, before what tells its kind
+LONGEST_FILE = 100  # characters of a file name without its last part
 STYLE = {
     "font.size": 9,
     "axes.grid": True,
@@ -35,9 +35,9 @@ STYLE = {
 
 
 def draw(groups: Sequence[Sequence[Run]], target: Target) -> dict[str, Figure]:
-    """Return the figures by file name: `scores` of all runs, and for the first run of each group its own.
+    """Return the figures by file name: `scores` of all runs, and the detail plots of the first run of each group.
 
-    Raises UserError where matplotlib is not installed.
+    Raises UserError if matplotlib is not installed.
     """
     try:
         import matplotlib
@@ -51,7 +51,7 @@ def draw(groups: Sequence[Sequence[Run]], target: Target) -> dict[str, Figure]:
 
 
 def save(figures: dict[str, Figure], folder: Path) -> list[Path]:
-    """Write every figure as PNG and SVG and return the paths; raises UserError where the folder cannot be written."""
+    """Write every figure as PNG and SVG and return the paths; raises UserError if the folder cannot be written."""
     paths = [folder / f"{name}.{kind}" for name in figures for kind in ("png", "svg")]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,13 +70,13 @@ def render(figure: Figure, kind: str) -> bytes:
 
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a box in its place is enough
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a box is shown instead
         figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
     return buffer.getvalue()
 
 
 def scores(groups: Sequence[Sequence[Run]], target: Target) -> Figure:
-    """Every score over cumulative bytes a client and over rounds: mean over seeds, in a band from least to most."""
+    """Return the plot of every score over cumulative bytes per client and over rounds: mean and range over seeds."""
     from matplotlib.figure import Figure
 
     used = [name for name in SCORES if any(np.isfinite(run.score(name)).sum() > 1 for group in groups for run in group)]
@@ -107,7 +107,7 @@ def scores(groups: Sequence[Sequence[Run]], target: Target) -> Figure:
     if left.dataLim.x0 > 0 and np.isfinite(left.dataLim.x1):
         left.set_xscale("log")
         left.xaxis.set_major_formatter("{x:g}")
-    left.set_xlabel("bytes a client so far: up, down, catch-up (MB)")
+    left.set_xlabel("cumulative bytes per client: up, down, catch-up (MB)")
     right.set_xlabel("rounds")
     details.whole(right.xaxis)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
@@ -115,7 +115,7 @@ def scores(groups: Sequence[Sequence[Run]], target: Target) -> Figure:
 
 
 def _curve(group: Sequence[Run], name: str) -> tuple[np.ndarray, ...] | None:
-    """Rounds, MB a client, mean, least and greatest score where all logs of a group were evaluated."""
+    """Return rounds, MB per client, and mean, smallest and largest score, where all logs of a group were evaluated."""
     length = min(len(run.score(name)) for run in group)
     values = np.array([run.score(name)[:length] for run in group])
     known = np.flatnonzero(np.isfinite(values).all(axis=0))
@@ -127,11 +127,11 @@ def _curve(group: Sequence[Run], name: str) -> tuple[np.ndarray, ...] | None:
 
 
 def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """Legend texts: the runs' names, with what else tells them apart where names come twice."""
+    """Return the legend texts: the names of the runs, with a number, method and codec if a name is not unique."""
     names = [group[0].name for group in groups]
     texts = [
-        name if names.count(name) == 1 else f"{name} {place}: {group[0].method}, {group[0].codec}"
-        for place, (name, group) in enumerate(zip(names, groups, strict=True), 1)
+        name if names.count(name) == 1 else f"{name} {number}: {group[0].method}, {group[0].codec}"
+        for number, (name, group) in enumerate(zip(names, groups, strict=True), 1)
     ]
     return [
         details.label(f"{text} ({len(group)} seeds)" if len(group) > 1 else text, 160)
@@ -140,7 +140,7 @@ def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
 
 
 def _names(groups: Sequence[Sequence[Run]]) -> Iterator[str]:
-    """File names of the groups, all different."""
+    """Yield unique file names of the groups."""
     seen: set[str] = set()
     for group in groups:
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", group[0].name).lstrip(".-")[:LONGEST_FILE] or "run"

@@ -1,4 +1,4 @@
-"""Logs as runs: what each reached and cost as one flat row, and runs that differ in their seed alone as a group."""
+"""Logs as runs: scores and costs of a run as one flat row, and groups of runs that differ only in their seed."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ SCORES = {
     "teacher_weighted": "teachers, own test samples of all clients together",
     "global_teacher": "teachers, global test set",
 }
-LONGEST = 120  # characters of a name or setting that is shown
+LONGEST = 120  # characters of a displayed name or setting
 
 
 @dataclass(frozen=True)
 class Target:
-    """The score that bytes and seconds are counted up to: a value of one of SCORES; metric None is the log's first."""
+    """The score up to which bytes and seconds are counted: a value of one of SCORES; metric None is the log's first."""
 
     value: float | None = None
     score: str = "global_student"
@@ -38,9 +38,9 @@ class Target:
 
 
 class Run:
-    """One log, open for reading; `rounds` holds its table of rounds.
+    """One log, open for reading; `rounds` is its table of rounds.
 
-    Raises UserError as costlog.open does; where it is `checked`, for every value in it.
+    Raises UserError as costlog.open() does; with `checked`, every value in the log is validated.
     """
 
     def __init__(self, path: Path, target: Target, checked: bool = True):
@@ -61,33 +61,33 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The run's name in its configuration."""
+        """The name of the run in its configuration."""
         return self._setting("name") or plain(self.path.stem, LONGEST)
 
     @property
     def exchanges(self) -> bool:
-        """Whether anything was ever sent or meant to be."""
+        """Whether the run exchanges a network."""
         return len(self.log["layers"]["numel"]) > 0
 
     @property
     def method(self) -> str:
-        """The method, with the network that it averages where that is a choice."""
+        """The method, with the network that it averages if there is a choice."""
         method, network = self._setting("method"), self._setting("averaging", "network")
         return f"{method} ({network})" if network and averages(method) else method
 
     @property
     def codec(self) -> str:
-        """The codec, "-" where nothing is exchanged."""
+        """The codec, "-" if nothing is exchanged."""
         return self._setting("compression", "codec") if self.exchanges else "-"
 
     @property
     def planned(self) -> int:
-        """The rounds of its configuration; where that has none, those that are done."""
+        """The number of rounds in its configuration; if that is missing, the number of completed rounds."""
         planned = self.config.get("rounds")
         return planned if type(planned) is int and 0 < planned < 2**31 else self.log.rounds_completed
 
     def _setting(self, *keys: str) -> str:
-        """Return a value of the configuration as plain text, "" where there is none: who wrote the log nobody knows."""
+        """Return a value of the configuration as sanitised text, "" if it is missing; logs may come from outside."""
         value: Any = self.config
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
@@ -95,7 +95,7 @@ class Run:
 
     @property
     def group(self) -> str:
-        """A text that runs share if their configurations differ in the seed alone."""
+        """A text that is the same for runs whose configurations differ only in the seed."""
         return repr({key: value for key, value in self.config.items() if key != "seed"})
 
     @cached_property
@@ -110,18 +110,18 @@ class Run:
 
     @cached_property
     def partial(self) -> bool:
-        """Whether some clients sat out rounds: a mean over a cohort is then not one over the clients."""
+        """Whether some clients missed rounds, so that a mean over a cohort is not a mean over all clients."""
         return bool((self.rounds["cohort_size"] < self.clients).any())
 
     @property
     def less_is_better(self) -> bool:
-        """Whether the task says of the metric that less is better."""
+        """Whether less is better for the metric."""
         return self.metric in self.log.attrs["lower_is_better"]
 
     def score(self, name: str) -> np.ndarray:
-        """Return one of SCORES after every round: float64 [rounds], NaN where it was not evaluated.
+        """Return one of SCORES after every round: float64 [rounds], NaN for rounds without an evaluation.
 
-        Under partial participation those of the clients' own networks are over all clients, by each one's latest score.
+        With partial participation, scores of the clients' own networks are means over all clients' latest scores.
         """
         if name == "teacher_weighted":
             column = self.rounds[f"teacher_{self.metric}_weighted"]
@@ -130,7 +130,7 @@ class Run:
         return self.rounds[f"{name}_{self.metric}{suffix}"]
 
     def reached(self, target: Target) -> int | None:
-        """Return the index of the first round whose score is at least (a loss: at most) the target's, or None."""
+        """Return the index of the first round whose score reaches the target (at most, if less is better), or None."""
         if target.value is None:
             return None
         sign = -1 if self.less_is_better else 1
@@ -138,13 +138,13 @@ class Run:
         return int(good.argmax()) if good.any() else None
 
     def status(self) -> str:
-        """Return completed, interrupted or running, with the rounds done where they are not all."""
+        """Return completed, interrupted or running, with the number of rounds if they are not all completed."""
         done, planned = self.log.rounds_completed, self.planned
         status = {"running": "running or killed"}.get(self.log.attrs["status"], self.log.attrs["status"])
         return status if done == planned else f"{status}, {done} of {planned} rounds"
 
     def row(self, target: Target) -> dict[str, Any]:
-        """Return everything about the run as one flat row: text, exact integers, floats (NaN = unknown)."""
+        """Return the scores and costs of the run as one flat row: text, exact integers, floats (NaN: unknown)."""
         rounds = self.rounds
         identity = {
             "log": plain(str(self.path)),
@@ -194,7 +194,7 @@ class Run:
 
 
 def load(paths: Iterable[Path], target: Target) -> tuple[list[Run], list[str]]:
-    """Return the runs of those logs that can be read, and one line for each that cannot."""
+    """Return the runs of all readable logs, and one line per problem."""
     runs, problems = [], []
     for path in paths:
         try:
@@ -207,7 +207,7 @@ def load(paths: Iterable[Path], target: Target) -> tuple[list[Run], list[str]]:
 
 
 def groups(runs: Sequence[Run]) -> list[list[Run]]:
-    """Return the runs in lists that differ in the seed alone, in order of first appearance."""
+    """Return lists of runs that differ only in the seed, in order of first appearance."""
     found: dict[str, list[Run]] = {}
     for run in runs:
         found.setdefault(run.group, []).append(run)

@@ -7,12 +7,12 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # with which a spreadsheet's formulas begin
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # first characters of a spreadsheet's formulas
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A titled table; the first `labels` columns are text and stand left, the others numbers and stand right."""
+    """A titled table; the first `labels` columns are left-aligned text, the others right-aligned numbers."""
 
     title: str
     headers: Sequence[str]
@@ -22,7 +22,7 @@ class Sheet:
 
 
 def text(sheet: Sheet) -> str:
-    """Return the sheet in columns of equal width, headers broken into lines at their newlines."""
+    """Return the sheet as aligned columns of plain text; newlines in headers start a new line."""
     heads = [header.split("\n") for header in sheet.headers]
     height = max(len(lines) for lines in heads)
     heads = [[""] * (height - len(lines)) + lines for lines in heads]
@@ -108,7 +108,7 @@ def _tex(cell: str) -> str:
 
 
 def _mark(cell: str) -> str:
-    """Return a text such that Markdown takes nothing in it for a mark of its own; an underscore in a word is none."""
+    """Return a text with all Markdown syntax escaped, except underscores within words."""
     return re.sub(r"[\\`*\[\]<>|&#~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", cell)
 
 

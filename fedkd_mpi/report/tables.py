@@ -1,4 +1,4 @@
-"""The tables of the report: scores, bytes and seconds of every configuration, mean and deviation over its seeds."""
+"""The tables of the report: scores, bytes and seconds per configuration, mean and standard deviation over seeds."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def build(groups: Sequence[Sequence[Run]], target: Target) -> list[Sheet]:
 
 
 def labels(rows: Rows) -> list[str]:
-    """Return what names a group in every sheet."""
+    """Return the labels of a group in every sheet."""
     return [rows[0]["name"], rows[0]["method"], rows[0]["codec"]]
 
 
 def spread(values: Sequence[float], write: Callable[[float], str]) -> str:
-    """Return "mean ± sd" of the known values, the mean alone for a single one, "-" for none.
+    """Return "mean ± sd" of the known values, only the value if there is one, "-" if there is none.
 
     The standard deviation is that of a sample (n - 1).
     """
@@ -80,7 +80,7 @@ def _bytes(tables: Sequence[Rows], target: Target) -> Sheet:
             ]
             cells.append(f"{reached} of {len(rows)}")
         lines.append([*labels(rows), *cells])
-    heads = [f"{way}\na client" for way in (*legs, "both" if not catchup else "all")]
+    heads = [f"{way}\nper client" for way in (*legs, "both" if not catchup else "all")]
     heads += [f"all clients\n{'up and down' if not catchup else 'up, down, catch-up'}"]
     heads += ["saving against\nFedAvg teacher", "FedAvg teacher\nover this"]
     if target.value is not None:
@@ -88,7 +88,7 @@ def _bytes(tables: Sequence[Rows], target: Target) -> Sheet:
     note = "Payload and headers as sent; FedAvg teacher: the teacher's float32 parameters up and down, no headers."
     if catchup:
         note += (
-            " Catch-up: what clients fetch that sat out rounds; it is part of totals, savings and bytes to a target."
+            " Catch-up: bytes that clients fetch after missed rounds; part of totals, savings and bytes to a target."
         )
     return Sheet("Bytes", [*LABELS, *heads], lines, len(LABELS), note)
 

@@ -1,4 +1,4 @@
-"""Rank 0: the weighted mean of the clients' updates, encoded once more for the downlink."""
+"""The server on rank 0: computes the weighted mean of the clients' updates and encodes it for the downlink."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedkd_mpi.models.flat import FlatModel
 
 @dataclass
 class Server:
-    """What the server keeps from round to round, next to the student replica that all hold: its codec's state."""
+    """The state that the server keeps between rounds in addition to the student replica: that of its codec."""
 
     settings: Settings
     student: FlatModel
@@ -26,14 +26,15 @@ class Server:
     device: str
     seed: int
     num_clients: int
-    codec_state: dict[str, Tensor] = field(default_factory=dict)  # as the sender of the downlink
-    uplink_state: dict[str, Tensor] = field(default_factory=dict)  # as the receiver of the uplink
+    codec_state: dict[str, Tensor] = field(default_factory=dict)  # of the sender of the downlink
+    uplink_state: dict[str, Tensor] = field(default_factory=dict)  # of the receiver of the uplink
 
     def aggregate(self, round_index: int, messages: Iterable[tuple[wire.Header, list[wire.Record]]]) -> Tensor | None:
-        """Return sum_i w_i decode(payload_i), flat, over the messages that carry an update; None if none does.
+        """Return sum_i w_i decode(payload_i), flat, over the messages with an update; None if there is none.
 
-        Updates are added in the order given (by client), so that the bits do not depend on who arrives first; w_i is
-        uniform as in the paper, or in proportion to the training samples. Raises RunFault naming the client.
+        Updates are added in the given order (by client), so that the bits do not depend on the order of arrival. The
+        weights w_i are uniform as in the paper, or proportional to the training samples. Raises RunFault naming the
+        client if a message is invalid.
         """
         total, statistics = self.codec.sum(self.device), BufferMean(self.student.exchanged_buffers, self.device)
         weights, senders, count = 0, 0, len(self.student.parameter_layers)
@@ -58,9 +59,9 @@ class Server:
         return flat
 
     def encode(self, round_index: int, update: Tensor, threshold: float) -> list[wire.Record]:
-        """Return the records of the downlink: a second truncation with the round's threshold.
+        """Return the records of the downlink: the mean update, truncated again with the threshold of the round.
 
-        Raises RunFault if the mean of the updates is not finite (finite ones may add up to more than float32 holds).
+        Raises RunFault if the mean of the updates is not finite (the sum of finite updates may exceed float32's range).
         """
         self.student.require_finite(update, "mean of the updates", round_index)
         rng = generator(self.seed, "codec", round_index)
@@ -77,12 +78,11 @@ def apply(
     state: dict[str, Tensor],
     statistics: Sequence[Tensor] = (),
 ) -> None:
-    """Move a replica of the student (flat) by what the server sent: the same on the server and every client.
+    """Apply a downlink update to a replica of the student (flat), in the same way on the server and every client.
 
-    `update` moves the parameters, `statistics` take the place of the buffers.
-
-    Optimiser sgd adds learning_rate * update. fedadam is Algorithm 2 of Reddi et al. 2021 on the parameters (m, v are
-    "server.first" and "server.second" in `state`; v starts at tau^2, and nothing corrects their bias).
+    `update` changes the parameters; `statistics` replace the buffers. Optimiser sgd adds learning_rate * update.
+    fedadam is Algorithm 2 of Reddi et al. 2021 on the parameters (m and v are "server.first" and "server.second" in
+    `state`; v starts at tau^2, without bias correction).
     """
     parameters, own_statistics = student.exchanged_parts(replica)
     for view, tensor in zip(own_statistics, statistics, strict=True):
@@ -104,10 +104,10 @@ def apply(
 
 
 def catchup_state_bytes(student: FlatModel, codec: Codec, settings: Settings) -> int:
-    """Return the bytes of what a receiver keeps from round to round next to its replica, float32.
+    """Return the bytes of the state (float32) that a receiver keeps between rounds in addition to its replica.
 
-    Who missed rounds fetches them too, where it takes the dense student in place of the broadcasts: the codec's
-    estimates (ef21) and the optimiser's moments (fedadam).
+    It consists of the codec's estimates (ef21) and the optimiser's moments (fedadam). A client that missed rounds also
+    fetches this state if it fetches the dense student instead of the broadcasts.
     """
     moments = 2 * sum(parameter.numel() for parameter in student.module.parameters() if parameter.requires_grad)
     return 4 * (codec.receiver_numbers + (moments if settings.optimizer == "fedadam" else 0))

@@ -154,7 +154,7 @@ def test_byte_budget_is_met_from_below(name: str, budget: int):
 
 
 def test_byte_budget_that_nothing_fits_is_said():
-    with pytest.raises(Exception, match="leaves 40 bytes a message"):
+    with pytest.raises(Exception, match="allows 40 bytes per message"):
         encode(make("svd", *UPDATE, byte_budget=40), *UPDATE)
 
 

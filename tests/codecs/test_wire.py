@@ -100,7 +100,7 @@ def test_record_that_announces_more_than_there_is_is_refused():
 
 
 def test_payload_that_ends_inside_a_record_head_is_refused():
-    with pytest.raises(WireError, match="head of record 0"):
+    with pytest.raises(WireError, match="header of record 0"):
         read(*forged(b"12345", 1), 1)
 
 

@@ -292,7 +292,7 @@ def test_help_and_mistakes_need_neither_torch_nor_mpi(arguments: list[str], code
         ("job digits.yaml --time 3h", 2, "--time '3h' must be"),
         ("job digits.yaml rouds=3", 2, "did you mean rounds?"),
         ("sweep --help", 0, "usage: python -m fedkd_mpi.sweep"),
-        ("sweep none.yaml", 2, "cannot read the sweep none.yaml: there is none"),
+        ("sweep none.yaml", 2, "the sweep none.yaml does not exist"),
         ("sweep table1/digits.yaml --list", 0, "fedkd-rdsvd-s2.h5"),
         ("sweep table1/digits.yaml --jobs 0", 2, "argument --jobs: 0 is not a whole number from 1"),
     ],

@@ -253,7 +253,7 @@ def test_own_loader_by_dotted_path():
     assert load("own_data:good", None, seed=5).meta == {"seed": 5}
     for name, message in {
         "own_data:uneven": r"train arrays differ in length.*'x': 3, 'y': 2",
-        "own_data:bare": "gave tuple in place of",
+        "own_data:bare": "returned tuple instead of",
         "own_data:absent": "absent",
         "no_such_package.loaders:load": "no_such_package",
     }.items():

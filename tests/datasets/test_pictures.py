@@ -167,7 +167,7 @@ MALFORMED_FLOWERS = {
     "label 103": ("imagelabels.mat", mat(labels=[[1, 103, 3, 4, 5, 6, 7, 8, 9]]), "picture 2 has label 103"),
     "label 0": ("imagelabels.mat", mat(labels=[[1, 2, 0, 4, 5, 6, 7, 8, 9]]), "picture 3 has label 0"),
     "too high": ("setid.mat", mat(**{**IDS, "tstid": [[4, 10]]}), "tstid names picture 10"),
-    "twice": ("setid.mat", mat(**{**IDS, "valid": [[2]]}), "picture 2 is in more than one"),
+    "twice": ("setid.mat", mat(**{**IDS, "valid": [[2]]}), "picture 2 is in the splits more than once"),
     "picture": ("jpg/image_00004.jpg", jpeg(smooth(0, 60, 60))[:300], "not a whole picture"),
 }
 

@@ -153,7 +153,14 @@ MALFORMED: dict[str, tuple[str, dict[str, Any], str, int, Callable[[str], str], 
     "ade cut off": ("ade", {}, f"{ADE}/DRUG-AE.rel", 9, lambda line: line[:40], "fields where 8"),
     "ade no number": ("ade", {}, f"{ADE}/DRUG-AE.rel", 2, field(3, "x", "|"), "must be numbers"),
     "ade length": ("ade", {}, f"{ADE}/DRUG-AE.rel", 3, field(4, "9999", "|"), "does not match its offsets"),
-    "ade other text": ("medical_ner", NER, f"{ADE}/DRUG-AE.rel", 4, field(1, "Other words.", "|"), "match no place"),
+    "ade other text": (
+        "medical_ner",
+        NER,
+        f"{ADE}/DRUG-AE.rel",
+        4,
+        field(1, "Other words.", "|"),
+        "do not match the sentence",
+    ),
     "ade negative": ("ade", {}, f"{ADE}/ADE-NEG.txt", 5, lambda line: line.replace(" NEG ", " "), "not of the form"),
     "smm4h label": ("smm4h", {}, f"{SMM4H}/train.tsv", 7, field(2, "maybe", "\t"), "unknown label 'maybe'"),
     "smm4h fields": (
@@ -382,7 +389,7 @@ def test_smm4h_fields_in_quotes_other_headers_and_tweets_without_spans(tmp_path,
         (folder / name).write_text("\n".join([lines[0], *(quoted(line) if line else line for line in lines[1:])]))
     change_file(folder / "spans.tsv", lambda text: text + "0\t-\t-\tnoADR\t-\n2\t\t\tnoADR\t\n")
     after = load("smm4h", tmp_path, 0, SMALL)
-    assert "quotes doubled are read without them" in capsys.readouterr().err
+    assert "doubled quotes are read as one" in capsys.readouterr().err
     again = load("medical_ner", tmp_path, 0, {**SMALL, "corpora": ["smm4h"]})
     for old, new in ((before, after), (spans, again)):
         for key, array in old.train.items():

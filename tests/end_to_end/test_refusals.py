@@ -64,7 +64,7 @@ def test_malformed_data_are_refused(command: Command, tmp_path: Path, changed: d
     ("arguments", "words"),
     [
         (["data.name=fashion_mnist", "data.root=nowhere"], "nowhere/fashion-mnist: No such file or directory"),
-        (["data.name=fashion_mnist"], "set FEDKD_DATA or data.root to the folder that holds fashion-mnist/"),
+        (["data.name=fashion_mnist"], "set FEDKD_DATA or data.root to the folder that contains fashion-mnist/"),
         (["data.name=mnits"], "data.name=mnits is unknown; did you mean mnist?"),
         (["data.name=nowhere:load"], "data.name=nowhere:load cannot be loaded: No module named 'nowhere'"),
         (["num_clients=2000"], "num_clients=2000 with partition.min_samples=8 needs 16000 samples"),

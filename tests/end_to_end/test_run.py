@@ -112,7 +112,7 @@ def test_a_dry_run_knows_its_launcher(tmp_path: Path):
         pytest.skip("needs Open MPI")
     done = mpirun(3, *COMMAND, "--dry-run", cwd=tmp_path)
     assert done.returncode == 0
-    assert done.stdout.count("3: 2 of 4 clients on the fullest, 4 a round") == 1
+    assert done.stdout.count("3: 2 of 4 clients on the fullest, 4 per round") == 1
     assert not list(tmp_path.iterdir())
 
 

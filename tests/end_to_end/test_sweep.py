@@ -112,12 +112,12 @@ def test_a_wrong_sweep_is_one_line_before_any_run(tmp_path, keys, word):
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"set": {"name": "study"}, "runs": {"slow": {}, "fast": {}}}, "the runs slow and fast have one log, "),
-        ({"runs": {"a": {"name": "b"}, "b": {}}}, "the runs a and b have one log, "),
-        ({"runs": {"run": {}, "Run": {}}}, "the runs run and Run have one log, "),
-        ({"runs": {"a b": {}, "a_b": {}}}, "the runs a b and a_b have one log, "),
+        ({"set": {"name": "study"}, "runs": {"slow": {}, "fast": {}}}, "the runs slow and fast have the same log, "),
+        ({"runs": {"a": {"name": "b"}, "b": {}}}, "the runs a and b have the same log, "),
+        ({"runs": {"run": {}, "Run": {}}}, "the runs run and Run have the same log, "),
+        ({"runs": {"a b": {}, "a_b": {}}}, "the runs a b and a_b have the same log, "),
         ({"grid": {"student.hidden": [[1, 2], "1_2"]}}, "student.hidden"),
-        ({"seeds": [3, 5, 3]}, "the run run is there twice, with one log, "),
+        ({"seeds": [3, 5, 3]}, "the run run is given twice with the same log, "),
         ({"grid": {"rounds": [2, 3, 2]}}, "the run run-rounds=2 is there twice"),
         ({"grid": {"student.learning_rate": [1, 1.0]}}, "one run twice, as run-learning_rate=1 and as run-learning_r"),
     ],

@@ -176,7 +176,7 @@ def test_weights_that_are_not_those_of_the_configuration_are_refused(bert):
     change_weights(bert, dtype=torch.float64)
     check("is F64")
     change_weights(bert, **{"embeddings.LayerNorm.bias": torch.full((16,), float("nan"))})
-    check("LayerNorm.bias holds NaN")
+    check("LayerNorm.bias contains NaN")
     (bert / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     check("is damaged and cannot be loaded")
     (bert / "config.json").write_text("[" * 100_000)
@@ -191,7 +191,7 @@ def test_a_path_may_hold_variables_and_a_tilde(bert, monkeypatch):
     for path in ("$ENCODERS/bert", "~/bert"):
         assert len(build(Path(path), pad=0).hidden_sizes) == 3
         assert Tokens(path, 8000, LENGTH, True).fit([]).meta["vocabulary"] == 16
-    assert "$NOWHERE/bert is no folder" in refused(Path("$NOWHERE/bert"))
+    assert "$NOWHERE/bert is not a folder" in refused(Path("$NOWHERE/bert"))
 
 
 @pytest.mark.parametrize("name", ["ade", "smm4h", "medical_ner", "mind_small"])

@@ -157,7 +157,7 @@ def test_what_does_not_fit_is_refused_in_one_line(folder):
 
     assert "needs texts, but the data have shape [3, 8, 8]" in refused((3, 8, 8))
     assert "width=10 is not a multiple of heads=4" in refused(SHAPE, width=10)
-    assert "width is that of path" in refused(SHAPE, path=str(folder), width=16)
+    assert "width is determined by path" in refused(SHAPE, path=str(folder), width=16)
     assert "nothing is downloaded" in refused(SHAPE, path="bert-base-uncased")
     assert "layers=4, but" in refused(SHAPE, path=str(folder), layers=4)
     assert "set data.tokenizer" in refused(SHAPE._replace(vocabulary=60), path=str(folder))

@@ -76,6 +76,4 @@ def test_pairs_are_mirrored_alike_in_all_four_ways():
 
 
 def test_a_task_without_augmentation_says_so(command: Command):
-    assert_refused(
-        command("task=worker_parts:Bare", "data.augment=true"), "task=worker_parts:Bare knows no augmentation"
-    )
+    assert_refused(command("task=worker_parts:Bare", "data.augment=true"), "task=worker_parts:Bare has no augmentation")

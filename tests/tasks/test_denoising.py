@@ -102,7 +102,7 @@ def test_metrics_are_those_of_their_definitions():
 
 def test_pairs_below_the_window_of_ssim_are_refused():
     small = {key: np.zeros((2, 1, 12, 10), np.int16) for key in "xy"}
-    with pytest.raises(UserError, match="SSIM needs images of 11 pixels a side"):
+    with pytest.raises(UserError, match="SSIM needs images of 11 pixels per side"):
         checks.check_pairs("own", small, small, {"window": [-160, 240]})
 
 
@@ -115,7 +115,7 @@ def test_redcnn_has_its_published_size_and_starts_as_the_identity():
     output = small(x)
     assert torch.equal(output.logits, x)
     assert [tuple(hidden.shape) for hidden in output.hidden] == [(2, 4)] * 3
-    with pytest.raises(UserError, match="21 pixels a side"):
+    with pytest.raises(UserError, match="21 pixels per side"):
         models.build("redcnn", (1, 20, 64), 0, {})
 
 
