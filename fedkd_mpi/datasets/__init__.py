@@ -129,7 +129,7 @@ def _call(name: str, known: Mapping[str, str], root: Path | None, seed: int, opt
         }
         if len(set(lengths.values())) != 1:
             raise UserError(f"data.name={name}: the {part} arrays differ in length or are missing: {lengths}")
-    if name not in known:  # what others bring; the readers of this package check what they read
+    if name not in known:  # data of other readers; those of this package validate their files
         from fedkd_mpi.datasets.checks import check_dataset
 
         check_dataset(name, dataset.train, dataset.test, dataset.tables, dataset.meta)

@@ -58,7 +58,7 @@ class Accounting:
         self._dense = 4 * int(self._numel.sum())
         self._components = components(self.layers) if run.config.log.spectra else 0
         self._due: tuple[Round, np.ndarray, Counts, float] | None = None  # the closed round that is not yet logged
-        self._newcomer = self._dense  # bytes that bring a client without any earlier round to the current state
+        self._newcomer = self._dense  # bytes of the current state, for a client that missed all rounds
         if run.student:
             self._newcomer += catchup_state_bytes(run.student, run.codec, run.config.server)
         self._broadcasts = [0]  # cumulative bytes of the downlink messages before each round
