@@ -1,0 +1,42 @@
+"""What the files that describe the package say agrees with the package itself."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import yaml
+
+import fedkd_mpi
+
+REPOSITORY = Path(__file__).parents[1]
+OLDEST = runpy.run_path(str(REPOSITORY / ".ci" / "oldest_versions.py"))
+
+
+def test_the_version_is_the_package_s_own_everywhere() -> None:
+    own = fedkd_mpi.__version__
+    assert OLDEST["declared"]()["version"] == own
+    assert yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))["version"] == own
+    released = re.findall(
+        r"^## ([0-9][^ \n]*)", (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert released[:1] in ([], [own])
+
+
+def test_the_oldest_versions_are_the_bounds_of_setup_py() -> None:
+    declared = OLDEST["declared"]()
+    extras = declared["extras_require"]
+    bounds = [
+        *declared["install_requires"],
+        *(b for e in ("openmpi", "text", "images", "ct", "report", "test") for b in extras[e]),
+    ]
+    assert OLDEST["pins"]() == sorted({bound.replace(">=", "==") for bound in bounds})
+
+
+def test_ci_installs_a_torch_that_the_bound_admits() -> None:
+    """The scripts choose torch's build before anything else can: what they choose must be enough."""
+    pin = next(pin for pin in OLDEST["pins"]() if pin.startswith("torch=="))
+    for script in ("run", "oldest"):
+        (chosen,) = re.findall(r"^pip install .*(torch==\S+)$", (REPOSITORY / ".ci" / script).read_text(), re.MULTILINE)
+        assert chosen.removesuffix(".0") == pin
