@@ -41,8 +41,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         own = getattr(test, "_hypothesis_internal_use_settings", settings())
         test._hypothesis_internal_use_settings = settings(own, max_examples=SEARCH * own.max_examples)
     for item in items:
+        if "slurm" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slurm)
         if LONG_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(LONG)
+            item.add_marker(pytest.mark.slow)
     under_mpirun = launched()[1] > 1
     if config.getoption("--with-mpi") and not under_mpirun:
         return

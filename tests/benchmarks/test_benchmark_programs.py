@@ -12,6 +12,7 @@ import pytest
 from matrices import with_spectrum
 from mpirun import REPOSITORY, find, how_to_install, run
 
+pytestmark = pytest.mark.slow
 LAYERS = {
     "fashion_cnn": {"layers.0.weight": (64, 80)},
     "cifar_resnet": {"conv1.weight": (64, 8, 3, 3), "conv2.weight": (64, 8, 3, 3)},

@@ -23,7 +23,7 @@ no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no
 
 
 @needs_compiler
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=no_gpu)])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=[pytest.mark.gpu, no_gpu])])
 def test_a_run_is_the_same_within_rounding(device: str):
     shared = [*COMPILED["compiled"], "compression.codec=none"]
     (plain, _), (other, log) = play(*shared, "compile=false"), play(*shared, f"device={device}")

@@ -16,6 +16,7 @@ from fedkd_mpi.linalg.low_rank import exact_each, fast
 if not torch.cuda.is_available():
     pytest.skip("torch sees no GPU", allow_module_level=True)
 
+pytestmark = pytest.mark.gpu
 DEVICE = "cuda:0"
 FALLING = [with_spectrum([0.8**j for j in range(40)], 40, 90, seed) for seed in range(3)]
 UPDATE = [*FALLING[:2], random(16, 40).reshape(16, 5, 8), random(1, 37)[0], torch.zeros(30, 20)]

@@ -26,6 +26,7 @@ ARGUMENTS = ("-m", "fedkd_mpi.run")
 CONFIGURATION = (*SMALL, f"rounds={ROUNDS}", "local.epochs=20")
 
 
+@pytest.mark.slow
 def test_kills_leave_no_trace(tmp_path: Path, in_process: Command) -> None:
     rng = np.random.default_rng(SEED)
     vendors = [vendor for vendor in LIBRARIES if find(vendor)]
