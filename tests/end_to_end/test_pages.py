@@ -10,7 +10,9 @@ from mpirun import REPOSITORY
 
 PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])
 PACKAGE = REPOSITORY / "fedkd_mpi"
-DIALECT = r"(?i)\b(crew|shelf|shelves|doorbells?|rings?|naps?|lay|brings?|workbench|last words)\b"
+SOURCES = sorted(file for name in ("fedkd_mpi", "benchmarks", "tests") for file in (REPOSITORY / name).rglob("*.py"))
+WORDS = "crews?|shelf|shelves|doorbells?|rings?|naps?|napping|lays?|laying|brings?|bringing|brought|workbench"
+DIALECT = rf"(?i)(?<![a-z])(?:{WORDS}|last words)(?![a-z])"  # in names too, between underscores
 
 
 def prose(page: Path) -> str:
