@@ -47,3 +47,9 @@ def test_no_page_has_a_private_dialect(page: Path):
 def test_every_module_that_a_page_names_exists(page: Path):
     named = set(re.findall(r"`((?:\w+/)+\w+\.py)`", page.read_text(encoding="utf-8")))
     assert not {name for name in named if not any((root / name).is_file() for root in (REPOSITORY, PACKAGE))}
+
+
+def test_no_program_has_a_private_dialect():
+    texts = {file: f"{file.stem}\n{file.read_text(encoding='utf-8')}" for file in SOURCES if file != Path(__file__)}
+    found = {str(file.relative_to(REPOSITORY)): re.findall(DIALECT, text) for file, text in texts.items()}
+    assert not {file: words for file, words in found.items() if words}
