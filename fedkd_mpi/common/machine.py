@@ -22,9 +22,9 @@ def memory() -> int:
 
 
 def require_memory(what: str, needed: int, remedy: str) -> None:
-    """Raise UserError where `what` takes more bytes than this machine has; `remedy` says what to do about it."""
+    """Raise UserError if `what` needs more bytes than this machine has; `remedy` is the advice in the message."""
     there = memory()
     if needed > there:
         raise UserError(
-            f"{what} takes {bytes_text(needed)} of memory, more than this machine's {bytes_text(there)}: {remedy}"
+            f"{what}: that is {bytes_text(needed)} of memory, more than this machine's {bytes_text(there)}: {remedy}"
         )

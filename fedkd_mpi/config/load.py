@@ -73,6 +73,8 @@ def parse(tree: dict[str, Any]) -> Config:
     if config.teachers:
         filled["teachers"] = [fill(network, f"teachers.{index}") for index, network in enumerate(config.teachers)]
     data, own = config.data, datasets.check(config.data.name, config.data.options())
+    if data.name in datasets.OWN and data.root is not None:
+        raise UserError(f"data.root: data.name={data.name} reads data.path alone; give the whole path there")
     filled["data"] = DataConfig(name=data.name, root=data.root, augment=data.augment, **own)
     return config.model_copy(update=filled)
 

@@ -85,7 +85,7 @@ def check_features(name: str, train: Part, test: Part, meta: Mapping[str, Any]) 
                 f"data.name={name}: {part}['x'] is of shape {list(x.shape)}, expected [n, features] alike in train and "
                 "test (of images, task=image_classification)"
             )
-    _moments(name, meta, train["x"].shape[1], "one per feature")
+    _moments(name, meta, train["x"].shape[-1], "one per feature")
     check_classes(name, train, test, meta)
 
 

@@ -8,6 +8,8 @@ import io
 import zlib
 from array import array
 from collections.abc import Iterator, Sequence
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -171,11 +173,12 @@ def _blocks(table: Table) -> Iterator[list[tuple[int, list[str]]]]:
 
 def _numbers(table: Table, block: list[tuple[int, list[str]]], places: Sequence[int]) -> np.ndarray:
     """Return the numbers of columns as float64 [lines, columns]; raises UserError naming the cell that is none."""
-    cells = [[fields[place] for place in places] for _, fields in block]
+    chosen = itemgetter(*places, places[0])  # of one place alone it would give no tuple
+    cells = [chosen(fields)[:-1] for _, fields in block]
     try:
-        numbers = np.array(cells, dtype=object).astype(np.float64)
+        numbers = np.fromiter(map(float, chain.from_iterable(cells)), np.float64, len(block) * len(places))
         if (np.abs(numbers) <= LARGEST).all():
-            return numbers
+            return numbers.reshape(len(block), len(places))
     except ValueError:  # which cell it is, is found below
         pass
     for (line, _), row in zip(block, cells, strict=True):

@@ -115,7 +115,7 @@ def _read_json(path: Path) -> tuple[list[Mapping[str, Any]], Mapping[str, Any]]:
     try:
         if not path.is_file():
             raise UserError(f"partition.path={shown(path)}: no such file")
-        require_memory(f"{path}: as JSON it", JSON_BYTES * path.stat().st_size, "write it as .npz")
+        require_memory(f"{path}: read as JSON", JSON_BYTES * path.stat().st_size, "write it as .npz")
         tree = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None

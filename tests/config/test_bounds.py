@@ -150,11 +150,11 @@ def test_any_argument_is_an_override_or_one_line(in_process: Command, text: str)
         (["student.hidden=[1000000000]"], "student.hidden.0=1000000000: must be less than"),
         (
             ["student.hidden=[1000000,1000000]"],
-            "student: a mlp of 1,000,076,000,010 parameters with its gradients takes 8.00 TB",
+            "student: a mlp of 1,000,076,000,010 parameters with its gradients: that is 8.00 TB",
         ),
         (
             ["teacher.hidden=[1000000,1000000]"],
-            "teacher: a mlp of 1,000,076,000,010 parameters with its gradients takes 8.00 TB",
+            "teacher: a mlp of 1,000,076,000,010 parameters with its gradients: that is 8.00 TB",
         ),
         (["stack=1000000"], "stack (1000000) must not exceed num_clients (4)"),
         (["num_clients=1000000000000"], "num_clients=1000000000000: must be"),

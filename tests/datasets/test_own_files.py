@@ -246,10 +246,10 @@ def test_a_header_that_asks_for_more_than_there_is_is_not_believed(tmp_path: Pat
         load("npz", path)
     np.savez(path, x=X, y=Y)
     monkeypatch.setattr(machine, "memory", lambda: 100)
-    with pytest.raises(UserError, match="x, y takes 288 B of memory, more than this machine's 100 B"):
+    with pytest.raises(UserError, match="x, y: that is 288 B of memory, more than this machine's 100 B"):
         load("npz", path)
     csv = own_files.table(tmp_path / "t.csv")
-    with pytest.raises(UserError, match="90 rows of 2 features takes 720 B of memory"):
+    with pytest.raises(UserError, match="90 rows of 2 features: that is 720 B of memory"):
         load("csv", csv, label="kind", features=["a", 'b, "c"'])
 
 
@@ -287,13 +287,17 @@ def test_what_is_odd_in_a_folder_is_named(tmp_path: Path, case: str):
     assert "\n" not in str(caught.value)
 
 
-def test_pictures_of_several_sizes_want_one(tmp_path: Path):
+def test_pictures_of_several_sizes_want_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("PIL")
     with pytest.raises(UserError, match=r"12 x 10 pixels where 12 x 9 are due: data.size scales all"):
         load("folder", own_files.pictures(tmp_path / "pics"))
     for number in range(4):
         picture(tmp_path / "alike", f"{'ab'[number % 2]}/{number}.png", "RGBA", (7, 5))
     assert load("folder", tmp_path / "alike").train["x"].shape[1:] == (3, 5, 7)
+    with monkeypatch.context() as small:
+        small.setattr(machine, "memory", lambda: 400)
+        with pytest.raises(UserError, match="4 pictures of 7 x 5 pixels: that is 420 B of memory"):
+            load("folder", tmp_path / "alike")
     with pytest.raises(UserError, match=r"data.path=.*none: no such file or folder"):
         load("folder", tmp_path / "none")
 

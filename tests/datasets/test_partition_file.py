@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import own_files
 import pytest
-from command import Command, assert_refused
+from command import TINY, Command, assert_refused
 from hypothesis import given
 from hypothesis import strategies as st
-from mpirun import mpirun
+from mpirun import LIBRARIES, find, mpirun
 from plain_digits import PLAIN_DIGITS
 
 from fedkd_mpi import costlog
@@ -124,6 +124,14 @@ RUN = ["rounds=2", "num_clients=5", "local.epochs=1", "teacher.hidden=[16]", "st
 FROM = ["partition.kind=file"]
 
 
+def on_three_ranks(*arguments: str) -> None:
+    installed = [mpi for mpi in LIBRARIES if find(mpi)]
+    if not installed:
+        pytest.skip("no MPI is installed")
+    done = mpirun(3, "-m", "fedkd_mpi.run", *arguments, mpi=installed[0])
+    assert done.returncode == 0, done.stderr
+
+
 def assert_same_logs(one: dict[str, Any], other: dict[str, Any]) -> None:
     for table in ("clients", "rounds", "training", "uplink", "downlink"):
         for name, values in one[table].items():
@@ -136,8 +144,7 @@ def test_a_run_by_its_own_partition_has_the_same_bits_on_one_and_on_three_ranks(
     assert (code, err) == (0, "")
     assert command(*RUN, "--save-partition", "p.npz", "--dry-run")[::2] == (0, "")
     assert command(*RUN, *FROM, "partition.path=p.json", "--output", "b.h5", "--save-partition", "q.json")[0] == 0
-    done = mpirun(3, "-m", "fedkd_mpi.run", *RUN, *FROM, "partition.path=p.npz", "device=cpu", "--output", "c.h5")
-    assert done.returncode == 0, done.stderr
+    on_three_ranks(*RUN, *FROM, "partition.path=p.npz", "device=cpu", "--output", "c.h5")
     assert Path("q.json").read_bytes() == Path("p.json").read_bytes()
     logs = [costlog.read(tmp_path / f"{name}.h5") for name in "abc"]
     assert_same_logs(logs[0], logs[1])
@@ -182,5 +189,9 @@ def test_owners_of_a_table_are_clients(command: Command):
     keys += [f"teacher={mlp}", f"student={mlp}", "partition.kind=natural", "num_clients=3", "rounds=1"]
     code, _, err = command(*keys, "--save-partition", "p.json", "--output", "a.h5")
     assert (code, err) == (0, "")
+    assert command(*keys, "--dry-run")[::2] == (0, "")
+    on_three_ranks(*TINY, *keys, "--output", "c.h5")
+    assert_same_logs(*(costlog.read(Path(name)) for name in ("a.h5", "c.h5")))
+    assert_refused(command(*keys, "data.root=."), "data.root: data.name=csv reads data.path alone")
     assert '"whole_owners": true' in Path("p.json").read_text()
     assert_refused(command(*keys, "num_clients=4", "--output", "b.h5"), "the data have 3 groups; set num_clients to 3")
