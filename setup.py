@@ -11,7 +11,7 @@ extras = {
     "mpich": ["mpich>=4.3.1"],
     "text": ["transformers>=5", "tokenizers>=0.22.1"],
     "images": ["Pillow>=10"],
-    "hf": ["datasets>=3", "Pillow>=10"],
+    "hf": ["datasets>=4", "Pillow>=10"],
     "ct": ["pydicom>=3", "scikit-image>=0.22"],
     "report": ["pandas>=2", "matplotlib>=3.8"],
     "test": ["pytest>=8", "pytest-mpi>=0.6", "pytest-timeout>=2.2", "hypothesis>=6.135", "psutil>=5.9.4"],
