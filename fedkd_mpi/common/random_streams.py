@@ -28,4 +28,4 @@ def generator(seed: int, purpose: str, *key: int) -> np.random.Generator:
 
 def torch_seed(seed: int, purpose: str, *key: int) -> int:
     """Return a 63-bit seed for a torch generator of the stream."""
-    return int(_sequence(seed, purpose, key).generate_state(1, np.uint64)[0] >> 1)
+    return int(_sequence(seed, purpose, key).generate_state(1, np.uint64)[0]) >> 1
