@@ -79,6 +79,8 @@ def _open(source: Source, mode: str, sides: tuple[int, int] | None = None, hint:
     except ImportError:
         raise UserError("this data set's pictures are read with Pillow: pip install 'fedkd-mpi[images]'") from None
     name = source.name if isinstance(source, Encoded) else source
+    if isinstance(source, Path) and source.exists() and not source.is_file():
+        raise UserError(f"{name}: not a file; remove it")
     try:
         with Image.open(io.BytesIO(source.data) if isinstance(source, Encoded) else source) as picture:
             if sides and picture.size != sides:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import pickle
 import warnings
 import zipfile
@@ -269,6 +270,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut": (cut, "zebra/1 ü.jpg: not a whole picture"),
     "text": (lambda f: (f / "zebra/notes.txt").write_text("?"), "zebra/notes.txt: not a whole picture"),
     "16 bits": (lambda f: picture(f, "zebra/x.png", "I;16"), "zebra/x.png: pixels of more than 8 bits"),
+    "pipe": (lambda f: os.mkfifo(f / "zebra/x.png"), "zebra/x.png: not a file"),
     "empty class": (lambda f: (f / "dog").mkdir(), "dog: a class without pictures"),
     "beside": (lambda f: (f / "list.csv").write_text("?"), "list.csv: stands beside the folders"),
     "levels mixed": (lambda f: picture(f, "train/zebra/x.png", "RGB"), "'zebra' stands beside 'train'|stands beside"),

@@ -195,3 +195,18 @@ def test_owners_of_a_table_are_clients(command: Command):
     assert_refused(command(*keys, "data.root=."), "data.root: data.name=csv reads data.path alone")
     assert '"whole_owners": true' in Path("p.json").read_text()
     assert_refused(command(*keys, "num_clients=4", "--output", "b.h5"), "the data have 3 groups; set num_clients to 3")
+
+
+def test_pictures_are_named_by_their_paths(command: Command):
+    pytest.importorskip("PIL")
+    own_files.pictures(Path("pics"), each=10)
+    keys = ["data={name: folder, path: pics, size: 6}", "partition.min_samples=2", "rounds=1", "num_clients=2"]
+    assert command(*keys, "--dry-run", "--save-partition", "p.json")[::2] == (0, "")
+    clients = json.loads(Path("p.json").read_text())["clients"]
+    assert all((Path("pics") / name).is_file() for own in clients for part in own.values() for name in part)
+    assert command(*keys, "--output", "a.h5")[::2] == (0, "")
+    assert command(*keys, *FROM, "partition.path=p.json", "--output", "b.h5")[::2] == (0, "")
+    assert_same_logs(costlog.read(Path("a.h5")), costlog.read(Path("b.h5")))
+    clients[0]["train"][0] = "zebra/none.png"
+    Path("p.json").write_text(json.dumps({"clients": clients}))
+    assert_refused(command(*keys, *FROM, "partition.path=p.json"), "id 'zebra/none.png' is none of the training")
