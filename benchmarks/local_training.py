@@ -43,17 +43,17 @@ def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
 
 class _Way:
     def __init__(self, config: Path, overrides: list[str], log: Path):
-        from fedkd_mpi.communication.world import World
+        from fedkd_mpi.communication.world import SingleProcessWorld
         from fedkd_mpi.simulation.session import begin
 
         settings = configuration.load(config, overrides)
-        self.run = begin(settings, World(), log, overwrite=True).simulation
+        self.run = begin(settings, SingleProcessWorld(), log, overwrite=True).simulation
 
     def seconds(self) -> float:
         """Train every client once."""
         from fedkd_mpi.simulation.rounds import stack_groups
 
-        trainer, replica = self.run.trainer, self.run.replica
+        trainer, replica = self.run.trainer, self.run.exchange.replica
         began = time.perf_counter()
         for clients in stack_groups(self.run, range(self.run.config.num_clients)):
             if len(clients) > 1:

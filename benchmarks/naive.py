@@ -21,7 +21,7 @@ from fedkd_mpi import methods, tasks
 from fedkd_mpi.client.batches import batches
 from fedkd_mpi.common.random_streams import generator
 from fedkd_mpi.common.torch_streams import torch_scope
-from fedkd_mpi.communication.world import World
+from fedkd_mpi.communication.world import SingleProcessWorld
 from fedkd_mpi.config import load as configuration
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.distillation import attention_error
@@ -109,7 +109,7 @@ def rebuild(parts: Compressed, like: list[np.ndarray]) -> list[np.ndarray]:
 
 def seconds(config: Config) -> list[float]:
     """Return the seconds of every round."""
-    world = World()
+    world = SingleProcessWorld()
     data = load_data(config, world)
     task = tasks.find(config.task)(data.meta, data.train)
     method = methods.build(config, task)

@@ -29,8 +29,7 @@ from fedkd_mpi.config.schema import Config
 
 if TYPE_CHECKING:
     from fedkd_mpi.client.client import Client
-    from fedkd_mpi.scheduling.state_cache import ClientStateCache
-    from fedkd_mpi.scheduling.work_queue import NodeWorkQueue
+    from fedkd_mpi.scheduling.schedule import Schedule
 
 
 def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -75,6 +74,8 @@ def measure(config: Config, result: Path, *, apart: bool) -> None:
     from fedkd_mpi.common.stopwatch import Stopwatch
     from fedkd_mpi.communication.launch import open_world
     from fedkd_mpi.costlog import Writer
+    from fedkd_mpi.scheduling.schedule import OwnClients
+    from fedkd_mpi.scheduling.state_cache import ClientStateCache
     from fedkd_mpi.simulation.accounting import Accounting
     from fedkd_mpi.simulation.rounds import play_round, stack_groups
     from fedkd_mpi.simulation.session import begin
@@ -86,8 +87,10 @@ def measure(config: Config, result: Path, *, apart: bool) -> None:
     rows: list[dict[str, Any]] = []
     logged: list[dict[str, Any]] = []
     accounting = Accounting(simulation, writer, logged.append)
+    states = ClientStateCache(config.clients_in_memory, simulation.device, len(simulation.clients))
+    alone = OwnClients(simulation.clients, states)
 
-    def train(groups: list[list[Client]], source: NodeWorkQueue | ClientStateCache, round_index: int) -> float:
+    def train(groups: list[list[Client]], schedule: Schedule, round_index: int) -> float:
         copies = {
             c.id: Client(c.id, c.train_indices, c.test_indices, {n: t.clone() for n, t in c.copy().items()})
             for group in groups
@@ -95,17 +98,17 @@ def measure(config: Config, result: Path, *, apart: bool) -> None:
         }
         world.barrier()
         began = time.perf_counter()
-        for group in source.each(groups):
+        for group in schedule.each(groups):
             for client in group:
-                simulation.trainer.train(copies[client.id], round_index, simulation.replica, evaluate=False)
+                simulation.trainer.train(copies[client.id], round_index, simulation.exchange.replica, evaluate=False)
         return time.perf_counter() - began
 
     def bare(round_index: int) -> float:
         groups = stack_groups(simulation, range(config.num_clients))
-        return train(groups, simulation.work_queue or simulation.state_cache, round_index)
+        return train(groups, simulation.schedule, round_index)
 
     def own(round_index: int) -> float:
-        return train([[client] for client in simulation.clients.values()], simulation.state_cache, round_index)
+        return train([[client] for client in simulation.clients.values()], alone, round_index)
 
     def whole(round_index: int) -> float:
         world.barrier()

@@ -22,6 +22,7 @@ import numpy as np
 from fedkd_mpi.common.command_line import Parser
 from fedkd_mpi.common.console import drawn, tell
 from fedkd_mpi.common.torch_streams import torch_scope
+from fedkd_mpi.common.units import bytes_text
 from fedkd_mpi.communication.launch import launched, launcher, leave, open_world
 from fedkd_mpi.communication.shared_memory import FOLDER
 from fedkd_mpi.config import load as configuration
@@ -29,7 +30,6 @@ from fedkd_mpi.config.schema import Config
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.fault_tolerance import leftovers
 from fedkd_mpi.fault_tolerance.checkpoint import KEPT
-from fedkd_mpi.simulation.progress import bytes_text
 
 if TYPE_CHECKING:
     from fedkd_mpi.communication.world import World
@@ -165,10 +165,11 @@ def bandwidth(world: World) -> list[Finding]:
     buffer, results = np.zeros(MESSAGE_BYTES, np.uint8), {}
     counts = [0, *[MESSAGE_BYTES] * (world.world_size - 1)]
     own = buffer[: counts[world.mpi_rank]]
-    for name, call in (
-        ("Bcast", lambda: world.broadcast(buffer)),
-        ("Gatherv", lambda: world.gather(own, counts)),
-    ):
+    calls: dict[str, Callable[[], object]] = {
+        "Bcast": lambda: world.broadcast(buffer),
+        "Gatherv": lambda: world.gather(own, counts),
+    }
+    for name, call in calls.items():
         seconds = []
         for _ in range(REPEATS):
             world.barrier()
@@ -208,11 +209,11 @@ def disk(world: World, config: Config, folder: Path) -> list[Finding]:
     """Compare the free disk space with the size of the checkpoints."""
     if not world.is_root:
         return []
-    from fedkd_mpi.communication.world import World as Alone
+    from fedkd_mpi.communication.world import SingleProcessWorld
     from fedkd_mpi.simulation.setup import load_data, prepare
 
     try:
-        alone = Alone()
+        alone = SingleProcessWorld()
         needed = checkpoint_bytes(prepare(config, alone, load_data(config, alone)))
     except UserError as refusal:
         return [Finding("configuration", ERROR, str(refusal), "correct the configuration, or set FEDKD_DATA")]
@@ -223,12 +224,10 @@ def checkpoint_bytes(run: Simulation) -> int:
     """Return an upper bound of the bytes of a run's checkpoints: the kept ones and the one being written."""
     import torch
 
-    from fedkd_mpi import methods
-
-    settings, student = run.config.optimizer, run.student.state.nbytes if run.student else 0
+    settings, student = run.config.optimizer, run.exchange.replica.nbytes if run.exchange else 0
     with torch_scope(run.config.seed, "sizes"), torch.device("meta"):
-        method, kinds = methods.build(run.config, run.task), range(len(run.config.architectures))
-        sizes = [sum(t.nbytes for t in (*own.parameters(), *own.buffers())) for own in map(method.private, kinds)]
+        networks = [run.method.private(kind) for kind in range(len(run.config.architectures))]
+        sizes = [sum(t.nbytes for t in (*own.parameters(), *own.buffers())) for own in networks]
     copies = 3 if settings.name == "adam" else 1 + (settings.momentum > 0)  # weights and moments of the optimiser
     students = (run.config.num_clients * (copies + 1) + 3) * student  # including the state of a codec
     return (KEPT + 1) * (copies * sum(run.config.by_client(sizes)) + students)

@@ -183,7 +183,7 @@ def run(config: Config, chosen: argparse.Namespace) -> int:
     except UserError as error:
         return refuse(world, error)
     reserved = reserve(real(default_output(config))) if output is None and world.is_root else None
-    output = Path(world.first_message(str(reserved.log if reserved else output)))
+    output = Path(world.from_root(str(reserved.log if reserved else output)))
     with StopRequests(world, output, config.time_limit, end) as stop, reserved or Lock(output) as lock:
         return play(config, world, stop, lock, output, chosen)
 

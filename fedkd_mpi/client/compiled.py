@@ -28,5 +28,5 @@ def compiled(loss: Callable[..., Any], device: str, input_shape: Any) -> Callabl
     if not on_cpu and not find_spec("triton"):
         raise UserError("compile=true on a GPU needs Triton: pip install triton, or set compile=false")
     # One thread per kernel: with more, the order of sums would depend on the number of threads.
-    options = {"cpp.threads": 1} if on_cpu else {"triton.cudagraphs": True}
+    options: dict[str, Any] = {"cpp.threads": 1} if on_cpu else {"triton.cudagraphs": True}
     return torch.compile(loss, dynamic=False, options=options)

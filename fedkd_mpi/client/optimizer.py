@@ -13,6 +13,7 @@ from torch.optim.sgd import sgd
 
 from fedkd_mpi.common.remembered import Kind, like
 from fedkd_mpi.config import sections
+from fedkd_mpi.models.flat import gradient_of
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # Kingma and Ba 2015
 
@@ -62,7 +63,7 @@ class SGD(Optimizer):
             buffers = [one.state.get("momentum_buffer") for one in group]
             sgd(
                 [one.vector for one in group],
-                [one.vector.grad for one in group],
+                [gradient_of(one.vector) for one in group],
                 buffers,
                 fused=True,
                 weight_decay=settings.weight_decay,
@@ -74,7 +75,8 @@ class SGD(Optimizer):
             )
             if settings.momentum:
                 for one, buffer in zip(group, buffers, strict=True):
-                    one.state["momentum_buffer"] = buffer
+                    if buffer is not None:  # torch has put one there
+                        one.state["momentum_buffer"] = buffer
 
 
 class Adam(Optimizer):
@@ -94,8 +96,9 @@ class Adam(Optimizer):
                 one.state.update(zip(("step", "exp_avg", "exp_avg_sq"), zeros, strict=True))
         adam(
             [one.vector for one in optimizers],
-            [one.vector.grad for one in optimizers],
-            *([one.state[name] for one in optimizers] for name in ("exp_avg", "exp_avg_sq")),
+            [gradient_of(one.vector) for one in optimizers],
+            [one.state["exp_avg"] for one in optimizers],
+            [one.state["exp_avg_sq"] for one in optimizers],
             [],
             [one.state["step"] for one in optimizers],
             fused=True,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from fedkd_mpi.errors import UserError
 from fedkd_mpi.methods import Method
 from fedkd_mpi.models.flat import FlatModel
 from fedkd_mpi.tasks import Examples
+
+Precision = Callable[[], AbstractContextManager[Any]]  # what a forward pass computes in
 
 
 class _Rows:
@@ -110,16 +113,14 @@ class Stack:
         for rows, (network, optimizer) in zip(self._rows, networks, strict=True):
             network.state.copy_(rows.state[row])
             optimizer.state = rows.optimizers[row].state
-        if gradient_sum is not None:
+        if gradient_sum is not None and self._gradient_sums is not None:
             gradient_sum.copy_(self._gradient_sums[row])
 
     def full_batches(self, batches: Batches) -> int:
         """Return how many of a client's batches are full; full batches are trained on together with other clients."""
         return sum(len(index) == self.config.local.batch_size for index in batches.plan)
 
-    def train(
-        self, batches: Sequence[Batches], precision: Callable[[], AbstractContextManager]
-    ) -> list[tuple[float, float]]:
+    def train(self, batches: Sequence[Batches], precision: Precision) -> list[tuple[float, float]]:
         """Train the first rows, each on its batches, and return the mean losses of each.
 
         The rows must be in descending order of full batches, so that the rows with a batch left are always the first.
@@ -145,7 +146,7 @@ class Stack:
                 step(0, remaining)
         return [tuple(total / steps for total in row) for row, steps in zip(totals.tolist(), done, strict=True)]
 
-    def _step(self, start: int, stop: int, batch: Examples, precision: Callable[[], AbstractContextManager]) -> Tensor:
+    def _step(self, start: int, stop: int, batch: Examples, precision: Precision) -> Tensor:
         """Take one step of rows start to stop and return their losses [rows, 2]."""
         leaves: dict[str, Tensor] = {}
         gradients: list[Tensor] = []

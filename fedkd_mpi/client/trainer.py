@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fedkd_mpi.client.stacked import Stack
 
 Arrays = dict[str, np.ndarray]
+Losses = Callable[..., tuple[Tensor, Tensor, Tensor]]  # a method's loss, as it is or compiled
 EVALUATION_BATCH = 512  # samples; not configurable, because another batch size could change the bits of scores
 
 
@@ -46,6 +47,9 @@ class TrainingResult:
     seconds_evaluate: float
 
 
+Trained = TrainingResult | RunFault
+
+
 class LocalTrainer:
     """The networks of one process, on which its clients are trained one after another or stacked."""
 
@@ -62,7 +66,9 @@ class LocalTrainer:
             self._gradients = torch.zeros_like(student.trainable) if config.exchange == "gradient_sum" else None
         self._compiled = compiled(method.loss, device, task.input_shape) if config.compile else None
         bfloat16 = config.precision == "bfloat16"
-        self._precision = lambda: torch.autocast(device.split(":")[0], torch.bfloat16) if bfloat16 else nullcontext()
+        self._precision: Callable[[], AbstractContextManager[Any]] = lambda: (
+            torch.autocast(device.split(":")[0], torch.bfloat16) if bfloat16 else nullcontext()
+        )
 
     def networks_for(self, client: int) -> FlatModel:
         """Select the private networks of this client's teacher architecture, built on first use, and return them."""
@@ -108,7 +114,7 @@ class LocalTrainer:
 
     def train_stack(
         self, clients: Sequence[Client], round_index: int, student: Tensor | None, *, evaluate: bool
-    ) -> list[TrainingResult | RunFault]:
+    ) -> list[Trained]:
         """Train clients of one teacher architecture at once; return the result or the RunFault of each, as train()."""
         began = time.perf_counter()
         stack = self.stack(clients[0])
@@ -121,15 +127,16 @@ class LocalTrainer:
             stack.put(row, self._in_training())
         losses = stack.train([batches[client.id] for client in rows], self._precision)
         shared = (time.perf_counter() - began) / len(clients)
-        outcomes: dict[int, TrainingResult | RunFault] = {}
+        outcomes: dict[int, Trained] = {}
         for row, client in enumerate(rows):
             began = time.perf_counter() - shared
             stack.get(row, self._in_training(), self._gradients if self.student else None)
             try:
-                outcome = self._conclude(client, round_index, student, losses[row], keeps[client.id], began, evaluate)
+                outcomes[client.id] = self._conclude(
+                    client, round_index, student, losses[row], keeps[client.id], began, evaluate
+                )
             except RunFault as fault:
-                outcome = fault
-            outcomes[client.id] = outcome
+                outcomes[client.id] = fault
         return [outcomes[client.id] for client in clients]
 
     def score_teacher(self, client: Client, arrays: Arrays, indices: np.ndarray) -> np.ndarray:
@@ -164,7 +171,9 @@ class LocalTrainer:
     def _load(self, client: Client, student: Tensor | None) -> None:
         self._load_private(client)
         self.private_optimizer.state = client.part("optimizer.private.")
-        if self.student:
+        if (self.student is None) != (student is None):
+            raise ValueError("a student and its replica are there together, or neither is")
+        if self.student and student is not None:
             self.student.load(student)
             _take(self.student, client, "others.student")
             if self.student.local_buffers is not None and "buffers" in client.tensors:
@@ -192,19 +201,19 @@ class LocalTrainer:
                 network.zero_grad()
             with self._precision():
                 full = len(batches.plan[step]) == self.config.local.batch_size
-                losses = self._compiled if self._compiled and full else self.method.loss
-                loss, *own = losses(self.private.module, self.student and self.student.module, batch)
+                losses: Losses = self._compiled if self._compiled and full else self.method.loss
+                loss, *own = losses(self.private.module, self.student.module if self.student else None, batch)
             loss.backward()
-            if self.student:
+            if self.student and start is not None:
                 self.method.correct(self.student, start, state)
             for network, optimizer in networks:
                 if self.config.optimizer.clip_norm:
-                    clip_(network.trainable.grad, self.config.optimizer.clip_norm)
+                    clip_(network.trainable_gradient, self.config.optimizer.clip_norm)
                 optimizer.step()
             if self.student and self._gradients is not None:
-                self._gradients += self.student.trainable.grad
+                self._gradients += self.student.trainable_gradient
             totals += torch.stack([part.detach().float() for part in own])
-        if self.student:
+        if self.student and start is not None:
             self.method.finish(self.student, start, state)
         client.tensors.update({f"method.{name}": tensor for name, tensor in state.items()})
         teacher_loss, student_loss = (totals / len(batches)).tolist()
@@ -241,7 +250,7 @@ class LocalTrainer:
 
     def _update(self, student: Tensor | None, round_index: int, client: int) -> Tensor | None:
         self.private.require_finite(self.private.state, "private state (teacher and W_h)", round_index, client)
-        if not self.student:
+        if not self.student or student is None:
             return None
         update = self.student.state - student
         # Statistics are sent as values, not as changes: a mean of statistics is valid, a sum of changes need not be.

@@ -13,7 +13,7 @@ from fedkd_mpi.common.torch_streams import torch_scope
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.config.sections import NetworkConfig
 from fedkd_mpi.errors import UserError, one_line
-from fedkd_mpi.models.output import Output
+from fedkd_mpi.models.output import Output, hidden_sizes
 
 CLASSIFIERS = ("image_classification", "text_classification")  # tasks whose logits are [N, classes]
 
@@ -83,8 +83,8 @@ def _problem(output: Any, model: nn.Module, count: int, trainer: LocalTrainer) -
     if not isinstance(output.hidden, (tuple, list)) or not isinstance(output.attention, (tuple, list)):
         return "hidden features or attention maps that are not a tuple of tensors"
     widths = [int(hidden.shape[-1]) if hidden.dim() else 0 for hidden in output.hidden]
-    if widths != list(model.hidden_sizes):
-        return f"hidden features of widths {widths}, but its hidden_sizes are {list(model.hidden_sizes)}"
+    if widths != list(hidden_sizes(model)):
+        return f"hidden features of widths {widths}, but its hidden_sizes are {list(hidden_sizes(model))}"
     rows = [list(hidden.shape) for hidden in output.hidden if hidden.shape[0] != count]
     if rows and trainer.config.task in CLASSIFIERS:
         return f"hidden features of shape {rows[0]} for {count} samples"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -112,7 +113,7 @@ def factors(wide: Tensor, basis: Tensor, energies: Tensor, planned: Plan, thresh
     for rank in dict.fromkeys((min(planned.rank, known), min(2 * planned.rank, known), known)):
         rows = basis[:, :rank].T @ wide
         lost = max(total - float(energies[:rank].sum()), 0.0) / total
-        found = _search(lambda step, rows=rows: _factors_at(wide, rows, step, total), planned.step, threshold, lost)
+        found = _search(partial(_factors_at, wide, rows, total=total), planned.step, threshold, lost)
         if found is not None:
             return found
     return None
@@ -155,7 +156,7 @@ def checked(wide: Tensor, find: Callable[[float], Integers | None], exponent: in
 def rebuilt(matrices: Sequence[Tensor], step: float) -> Tensor:
     """Return the float32 matrix that an integer matrix or two integer factors represent."""
     matrices = canonicals(matrix.float() for matrix in matrices)
-    return product(*matrices, step) if len(matrices) == 2 else matrices[0] * step
+    return product(matrices[0], matrices[1], step) if len(matrices) == 2 else matrices[0] * step
 
 
 def kept(original: Tensor, decoded: Tensor) -> float:

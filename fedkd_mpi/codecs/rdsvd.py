@@ -95,7 +95,7 @@ class RateDistortionSvd(BuiltIn):
         else:
             own = _common(prepared, threshold)
             records = [
-                _encode(_replanned(part, own[i]), own[i]) if i in own else _encode(part, threshold)
+                _encode(_replanned(part, part.best, own[i]), own[i]) if part.best else _encode(part, threshold)
                 for i, part in enumerate(prepared)
             ]
         pooled = pool([update[i] for i in self.vectors], threshold) if self.vectors and 0 < threshold < 1 else None
@@ -148,19 +148,20 @@ def _common(prepared: Sequence[Prepared], threshold: float) -> dict[int, float]:
     """Return the threshold of each matrix, by its index, for one common step."""
     top = exponent_of(max(part.largest for part in prepared))
     norms = [float(times_power_of_two(part.tensor, -top).double().square().sum()) for part in prepared]
-    matrices = [index for index, part in enumerate(prepared) if part.best]
-    norms = [norms[index] for index in matrices]  # vectors keep the threshold individually
+    matrices: list[int] = []  # vectors keep the threshold individually
     spectra = []
-    for index in matrices:
-        part = prepared[index]
-        scale = 4.0 ** max(part.exponent - top, -500)
-        spectra.append((part.best.energies * scale, sum(part.best.wide.shape)))
-    return dict(zip(matrices, share_out(spectra, sum(norms), threshold), strict=True))
+    for index, part in enumerate(prepared):
+        if part.best:
+            scale = 4.0 ** max(part.exponent - top, -500)
+            matrices.append(index)
+            spectra.append((part.best.energies * scale, sum(part.best.wide.shape)))
+    total = sum(norms[index] for index in matrices)
+    return dict(zip(matrices, share_out(spectra, total, threshold), strict=True))
 
 
-def _replanned(part: Prepared, threshold: float) -> Prepared:
-    planned = plan(part.best.energies, *part.best.wide.shape, threshold)
-    return part._replace(best=part.best._replace(planned=planned))
+def _replanned(part: Prepared, best: Candidate, threshold: float) -> Prepared:
+    short, long = best.wide.shape
+    return part._replace(best=best._replace(planned=plan(best.energies, short, long, threshold)))
 
 
 def _encode(part: Prepared, threshold: float) -> Record:
@@ -184,7 +185,8 @@ def _candidate(matrix: Tensor, unfolding: int, threshold: float) -> Candidate:
     matrix = matrix if rows is None else matrix[rows]
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     basis, energies = directions(wide, threshold)
-    return Candidate(unfolding, wide, rows, basis, energies, plan(energies, *wide.shape, threshold))
+    short, long = wide.shape
+    return Candidate(unfolding, wide, rows, basis, energies, plan(energies, short, long, threshold))
 
 
 def _quantized(best: Candidate, exponent: int, threshold: float) -> list[Record]:

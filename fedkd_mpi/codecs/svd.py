@@ -72,10 +72,10 @@ class Svd(BuiltIn):
                 raise self.misfit(record, layer)
         if not records:
             return []
-        sizes = [record.data.size // 4 for record in records]
-        numbers = torch.empty(sum(sizes))  # aligned to 64 bytes: the rounding of BLAS depends on alignment
+        counts = [record.data.size // 4 for record in records]
+        numbers = torch.empty(sum(counts))  # aligned to 64 bytes: the rounding of BLAS depends on alignment
         np.concatenate([record.data for record in records], out=numbers.numpy().view(np.uint8))
-        parts = to_device(numbers, device).split(sizes)
+        parts = to_device(numbers, device).split(counts)
         return [self._decode(*each) for each in zip(records, parts, self.layers, strict=True)]
 
     def sum(self, device: str) -> Sum:
@@ -184,7 +184,9 @@ class FactoredSum(Sum):
 
     def add(self, records: Sequence[Record], weight: float) -> None:
         """Add `weight` times a message; raises WireError naming the layer if a record is invalid for it."""
-        ranks, parts, vectors = [], [], []
+        ranks: list[int] = []
+        parts: list[np.ndarray] = []
+        vectors: list[memoryview] = []
         for record, layer, sizes in zip(records, self.codec.layers, self.codec.sizes, strict=True):
             if not fits(record, sizes):
                 raise self.codec.misfit(record, layer)
@@ -192,11 +194,11 @@ class FactoredSum(Sum):
                 ranks.append(-1 if record.encoding == RAW else record.rank)
                 parts.append(record.data)
             else:
-                vectors.append(record.data)
+                vectors.append(record.data.data)
             self._room -= record.data.size
-        if self._room > 0:
-            parts = [part.tobytes() for part in parts]  # copies, so that the memory of the whole message can be freed
-        self._waiting.append((weight, ranks, parts, b"".join(vectors)))
+        # copies, so that the memory of the whole message can be freed
+        held: Sequence[Part] = [part.tobytes() for part in parts] if self._room > 0 else parts
+        self._waiting.append((weight, ranks, held, b"".join(vectors)))
         if self._room <= 0:
             self._multiply()
 

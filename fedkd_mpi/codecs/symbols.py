@@ -187,14 +187,14 @@ def _deflate(blocks: Sequence[np.ndarray]) -> bytes:
     coder = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)
     coded = []
     for block in blocks:
-        coded += [coder.compress(block), coder.flush(zlib.Z_BLOCK)]
+        coded += [coder.compress(block.data), coder.flush(zlib.Z_BLOCK)]
     return b"".join([*coded, coder.flush()])
 
 
 def _inflate(data: np.ndarray, limit: int) -> np.ndarray:
     coder = zlib.decompressobj(-15)
     try:
-        stream = coder.decompress(data, limit)
+        stream = coder.decompress(data.data, limit)
     except zlib.error as error:
         raise WireError(f"symbols cannot be inflated: {error}") from None
     if not coder.eof or coder.unused_data:

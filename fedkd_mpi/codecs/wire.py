@@ -62,7 +62,7 @@ def pack(records: Sequence[Record], room: int = 0) -> np.ndarray:
     packed = np.empty(room + sum(RECORD_BYTES + record.data.size for record in records), np.uint8)
     at = room
     for record in records:
-        RECORD.pack_into(packed, at, record.encoding, record.rank, record.data.size)
+        RECORD.pack_into(packed.data, at, record.encoding, record.rank, record.data.size)
         at += RECORD_BYTES
         packed[at : at + record.data.size] = record.data
         at += record.data.size
@@ -73,7 +73,7 @@ def pack_header(
     kind: int, round_index: int, sender: int, records: int, samples: int, payload: np.ndarray
 ) -> np.ndarray:
     """Return the header of a message: uint8 [HEADER_BYTES]."""
-    raw = HEADER.pack(MAGIC, kind, round_index, sender, records, samples, payload.size, zlib.crc32(payload))
+    raw = HEADER.pack(MAGIC, kind, round_index, sender, records, samples, payload.size, zlib.crc32(payload.data))
     return np.frombuffer(raw, np.uint8).copy()
 
 
@@ -100,9 +100,9 @@ def unpack(header: Header, payload: np.ndarray, layers: int) -> list[Record]:
         raise WireError(f"header announces {header.payload_bytes} bytes of payload, but {payload.size} arrived")
     if header.records != layers:
         raise WireError(f"message has {header.records} records, but the student has {layers} layers")
-    if zlib.crc32(payload) != header.checksum:
+    if zlib.crc32(payload.data) != header.checksum:
         raise WireError("checksum of the payload does not match")
-    records, end, view, length = [], 0, memoryview(payload), payload.size
+    records, end, view, length = [], 0, payload.data, payload.size
     for index in range(layers):
         at = end + RECORD_BYTES
         if at > length:

@@ -13,14 +13,19 @@ from fedkd_mpi.errors import UserError, shown
 
 Model = TypeVar("Model", bound=BaseModel)
 WIDE = 10**6  # units of a layer
-STRICT = {"frozen": True, "strict": True, "allow_inf_nan": False}  # of every model of the configuration
 Count = Annotated[int, Field(ge=1, le=WIDE)]
 
 
-class Options(BaseModel):
+class Strict(BaseModel):
+    """What all of a configuration is: nothing in it changes, and no value is taken for one of another type."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Options(Strict):
     """The options of one model family or data set: frozen; unknown options are refused."""
 
-    model_config = ConfigDict(extra="forbid", **STRICT)
+    model_config = ConfigDict(extra="forbid")
 
 
 def check(

@@ -61,18 +61,19 @@ class _Loader(Reader, Scanner, Parser, Composer, _Core):
         self._sizes: dict[int, int] = {}  # number of values in each completed node, by id
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]  # types-PyYAML has no types for it
+        mark: Any = event.start_mark
         if isinstance(event, yaml.AliasEvent):
             node = Composer.compose_node(self, parent, index)
             if id(node) not in self._sizes:
-                raise ComposerError(None, None, f"*{event.anchor} contains itself", event.start_mark)
+                raise ComposerError(None, None, f"*{event.anchor} contains itself", mark)
             self._count(self._sizes[id(node)], event)
             return node
         if getattr(event, "tag", None) not in (None, f"{_PREFIX}str"):
-            raise ComposerError(None, None, f"the tag {shown(event.tag)} is not supported", event.start_mark)
+            raise ComposerError(None, None, f"the tag {shown(event.tag)} is not supported", mark)
         self._depth += 1
         if self._depth > DEEPEST:
-            raise ComposerError(None, None, f"nested more than {DEEPEST} levels deep", event.start_mark)
+            raise ComposerError(None, None, f"nested more than {DEEPEST} levels deep", mark)
         before = self._values
         self._count(1, event)
         node = Composer.compose_node(self, parent, index)
@@ -181,7 +182,8 @@ class _Dumper(yaml.SafeDumper):
     """Quotes text that would have another type in YAML 1.1 or 1.2."""
 
     def represent_str(self, text: str) -> yaml.ScalarNode:
-        plain = _CORE.resolve(yaml.ScalarNode, text, (True, False)) == f"{_PREFIX}str"
+        # types-PyYAML has no types for resolve()
+        plain = _CORE.resolve(yaml.ScalarNode, text, (True, False)) == f"{_PREFIX}str"  # type: ignore[no-untyped-call]
         return self.represent_scalar(f"{_PREFIX}str", text, style=None if plain else "'")
 
     def ignore_aliases(self, data: Any) -> bool:
@@ -198,7 +200,7 @@ def _compose(text: str) -> Any:
     try:
         loader = _Loader(text)
     except yaml.reader.ReaderError as error:
-        mark = yaml.Mark("", error.position, text[: error.position].count("\n"), 0, None, None)
+        mark = yaml.Mark("", error.position, text[: error.position].count("\n"), 0, None, 0)
         raise ComposerError(None, None, f"the character {error.character:#x} is not allowed in text", mark) from None
     return loader.get_single_node()
 
@@ -223,7 +225,7 @@ def _value(node: yaml.Node) -> Any:
     return _text(node)
 
 
-def _text(node: yaml.ScalarNode) -> str:
+def _text(node: yaml.Node) -> str:
     try:  # JSON writes characters outside the basic plane as two escapes
         text = node.value.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:

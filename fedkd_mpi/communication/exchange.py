@@ -39,13 +39,15 @@ def uplink(
             with watch("wait"):
                 world.broadcast_small()
         with watch("gather"):
-            own = _joined(messages[np.searchsorted(positions, start) : np.searchsorted(positions, stop)])
+            first, last = np.searchsorted(positions, [start, stop]).tolist()
+            own = _joined(messages[first:last])
             arrived = world.gather(own, counts.tolist(), payload=True)
+        parts: list[np.ndarray] = []
         if arrived is not None:
             parts = np.split(arrived, sizes[senders.argsort(kind="stable")].cumsum()[:-1])
             for sender, position in zip(senders, arrival(senders), strict=True):
                 yield _checked(Message(parts[position]), sender)
-        arrived = parts = None  # free this window's memory before the next one is received
+        arrived, parts = None, []  # free this window's memory before the next one is received
 
 
 def _lengths(world: World, messages: Sequence[Message], rank_of_client: np.ndarray) -> np.ndarray:

@@ -18,7 +18,8 @@ from typing import NoReturn
 from fedkd_mpi.common.console import say, tell
 from fedkd_mpi.communication.abort import GRACE
 from fedkd_mpi.communication.counters import Counters
-from fedkd_mpi.communication.world import PRINTING, World
+from fedkd_mpi.communication.mpi_world import PRINTING, MpiWorld
+from fedkd_mpi.communication.world import SingleProcessWorld, World
 from fedkd_mpi.errors import UserError, shown
 
 __all__ = ["Counters", "World", "install_excepthook", "launched", "launcher", "leave", "open_world"]
@@ -118,10 +119,10 @@ def open_world() -> World:
         if size > 1:
             raise UserError(f"{launcher()} started {size} processes, but {reason}") from None
         say(f"fedkd-mpi: {reason}; the run continues with one process", error=True)
-        return World()
+        return SingleProcessWorld()
     library = " ".join(mpi.Get_library_version().splitlines()[0].strip("\0").split(",")[0].split())
     if launcher() is None:
-        return World(library=library)
+        return SingleProcessWorld(library)
     if reason := _mismatch(library):
         raise UserError(reason)
     owner = not mpi.Is_initialized()
@@ -132,7 +133,7 @@ def open_world() -> World:
             f"{launcher()} started {size} processes, but {library} sees {mpi.COMM_WORLD.size}: use the mpirun of that "
             f"library, or under Slurm `srun --mpi=pmix` (Open MPI) or `srun --mpi=pmi2` (MPICH)"
         )
-    return World(mpi, library=library, finalize=owner)
+    return MpiWorld(mpi, library=library, finalize=owner)
 
 
 def install_excepthook(world: World, describe: Callable[[BaseException], str]) -> None:

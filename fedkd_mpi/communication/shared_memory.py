@@ -19,7 +19,8 @@ Entry = Sequence[Any]  # name, dtype, shape, offset in bytes; JSON-serialisable
 
 def block_layout(arrays: Mapping[str, np.ndarray]) -> tuple[list[Entry], int]:
     """Return the entry of every array in one block, with aligned offsets, and the size of the block in bytes."""
-    entries, end = [], 0
+    entries: list[Entry] = []
+    end = 0
     for name, array in arrays.items():
         entries.append((name, array.dtype.str, array.shape, end))
         end += padded(array.nbytes)

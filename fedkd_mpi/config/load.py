@@ -69,7 +69,8 @@ def parse(tree: dict[str, Any]) -> Config:
         kept = {name: getattr(network, name) for name in NetworkConfig.model_fields}
         return NetworkConfig(**kept, **options)
 
-    filled = {key: fill(getattr(config, key), key) for key in ("teacher", "student") if getattr(config, key)}
+    alone = {"teacher": config.teacher, "student": config.student}
+    filled: dict[str, Any] = {key: fill(network, key) for key, network in alone.items() if network}
     if config.teachers:
         filled["teachers"] = [fill(network, f"teachers.{index}") for index, network in enumerate(config.teachers)]
     data, own = config.data, datasets.check(config.data.name, config.data.options())

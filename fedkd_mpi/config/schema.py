@@ -129,7 +129,7 @@ class Config(Section):
     @property
     def architectures(self) -> list[NetworkConfig]:
         """The architectures of the teachers, one or more."""
-        return self.teachers or [self.teacher]
+        return self.teachers or ([self.teacher] if self.teacher else [])
 
     def architecture(self, client: int) -> int:
         """Return the index of the architecture of a client's teacher; clients have the architectures in turn."""

@@ -10,9 +10,9 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from fedkd_mpi.common.options import STRICT, WIDE
+from fedkd_mpi.common.options import WIDE, Strict
 
 MANY = 10**7  # clients, rounds, samples, steps: what is made a list of
 BYTES = 2**62  # what sums of int64 can hold
@@ -22,14 +22,14 @@ NAME = 200  # characters of a name; file names of up to 255 bytes also contain a
 PART = r"^[\w.:-]{1,200}$"  # a name of this package, or package.module:Name
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", **STRICT)
+class Section(Strict):
+    model_config = ConfigDict(extra="forbid")
 
 
-class DataConfig(BaseModel):
+class DataConfig(Strict):
     """A data set; all other keys are options of the data set, which validates them."""
 
-    model_config = ConfigDict(extra="allow", **STRICT)
+    model_config = ConfigDict(extra="allow")
     name: str = Field(
         pattern=PART,
         description="name of a data set (docs/images.md, docs/tasks.md, docs/own-data.md), or package.module:function",
@@ -73,10 +73,10 @@ class PartitionConfig(Section):
         return self
 
 
-class NetworkConfig(BaseModel):
+class NetworkConfig(Strict):
     """A teacher or a student; all other keys are options of the model family, which validates them."""
 
-    model_config = ConfigDict(extra="allow", **STRICT)
+    model_config = ConfigDict(extra="allow")
     name: str = Field(pattern=PART, description="mlp, cnn, resnet, bert or package.module:Class")
     learning_rate: float = Field(ge=TINY, le=HUGE)
     features: list[Annotated[str, Field(min_length=1, max_length=NAME)]] | None = Field(

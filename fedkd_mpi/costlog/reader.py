@@ -69,7 +69,7 @@ class Table(Mapping[str, np.ndarray]):
         return len(self._columns)
 
 
-class Log(Mapping[str, Table]):
+class Log(Mapping[str, Mapping[str, np.ndarray]]):
     """An open log: table name -> Table, in the state at the time of opening.
 
     `attrs` are the attributes of the file. `rounds_completed` is the number of rounds to which every table is cut.
@@ -79,6 +79,7 @@ class Log(Mapping[str, Table]):
     def __init__(self, path: Path, rounds: int | None, sums: bool):
         self.path = path
         self._source = _Source(path)
+        self._tables: dict[str, Mapping[str, np.ndarray]] = {}
         self._file = self._source.file
         try:
             with door.reading(path, "its content"):
@@ -127,7 +128,7 @@ class Log(Mapping[str, Table]):
         spectrum = self._file["uplink/spectrum"].shape if "spectrum" in columns["uplink"] else None
         door.require_layers(self.path, self._tables["layers"], spectrum)
 
-    def __getitem__(self, table: str) -> Table:
+    def __getitem__(self, table: str) -> Mapping[str, np.ndarray]:
         return self._tables[table]
 
     def __iter__(self) -> Iterator[str]:
@@ -214,7 +215,9 @@ def _flat(table: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: values for name, values in table.items() if values.ndim == 1}
 
 
-def _melt(table: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray], across: Mapping[str, np.ndarray]) -> dict:
+def _melt(
+    table: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray], across: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     (axis, labels), height = next(iter(across.items())), len(next(iter(rows.values())))
     keys = {name: np.repeat(values, len(labels)) for name, values in rows.items()} | {axis: np.tile(labels, height)}
     return keys | {name: values.ravel() for name, values in table.items() if values.ndim == 2}

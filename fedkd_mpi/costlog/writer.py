@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -42,8 +43,8 @@ class Writer:
             table: {name: (column, np.dtype(column.dtype), widths[table][name]) for name, column in names.items()}
             for table, names in columns.items()
         }
-        self._given = {table: self._columns[table].keys() - {"round"} for table in ("uplink", "downlink", "training")}
-        self._given |= {table: self._columns[table].keys() for table in ("rounds", "mpi")}
+        self._given: dict[str, AbstractSet[str]] = {table: self._columns[table].keys() for table in ("rounds", "mpi")}
+        self._given |= {table: self._columns[table].keys() - {"round"} for table in ("uplink", "downlink", "training")}
 
     @classmethod
     def create(

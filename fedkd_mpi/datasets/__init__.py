@@ -156,12 +156,12 @@ def image_dataset(
 
 def stand_in(train: int, test: int, shape: Sequence[int], classes: Sequence[str]) -> Dataset:
     """Return blank images of `shape` [C, H, W] with the classes in turn; they take no memory."""
-    parts = (
-        {"x": np.zeros((count, *shape), np.uint8), "y": np.arange(count, dtype=np.int64) % len(classes)}
-        for count in (train, test)
-    )
+
+    def part(count: int) -> dict[str, np.ndarray]:
+        return {"x": np.zeros((count, *shape), np.uint8), "y": np.arange(count, dtype=np.int64) % len(classes)}
+
     meta = {"classes": list(classes), "scale": 1 / 255, "mean": [0.5] * shape[0], "std": [0.25] * shape[0]}
-    return Dataset(*parts, meta)
+    return Dataset(part(train), part(test), meta)
 
 
 def data_folder(root: Path | None, name: str, folder: str) -> Path:

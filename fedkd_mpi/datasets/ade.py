@@ -58,8 +58,8 @@ def load(
     encoder = Tokens(tokenizer, vocabulary, length, lowercase).fit([texts[index] for index in train])
     ids = encoder.rows(encoder.encode(texts))
     arrays = {"ids": ids, "y": y, "group": document, "document": document}
-    parts = ({name: array[part] for name, array in arrays.items()} for part in (train, test))
-    return Dataset(*parts, {"classes": CLASSES, "positive_weight": positive_weight, **encoder.meta})
+    first, second = ({name: array[part] for name, array in arrays.items()} for part in (train, test))
+    return Dataset(first, second, {"classes": CLASSES, "positive_weight": positive_weight, **encoder.meta})
 
 
 def stand_in(

@@ -101,7 +101,7 @@ def check_classes(name: str, train: Part, test: Part, meta: Mapping[str, Any]) -
         where = f"data.name={name}: {part}['y']"
         if y.dtype.kind not in "biuf":
             raise UserError(f"{where} is {_kind(y)} and begins with {y.flat[0]!r:.40}, {due}")
-        wrong = np.flatnonzero((y < 0) | (y >= len(classes))) if y.ndim == 1 and len(y) else ()
+        wrong = np.flatnonzero((y < 0) | (y >= len(classes))) if y.ndim == 1 else np.zeros(0, np.int64)
         if len(wrong):
             raise UserError(f"{where} has {y[wrong[0]]} at index {wrong[0]}, {due}")
         if y.ndim != 1 or y.dtype not in (np.int64, np.uint8):

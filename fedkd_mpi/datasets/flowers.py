@@ -41,11 +41,12 @@ def load_flowers102(root: Path | None, seed: int, *, size: int) -> Dataset:
     numbers, counts = np.unique(everything, return_counts=True)
     if counts.max() > 1:
         raise UserError(f"{path}: picture {numbers[counts.argmax()]} is in the splits more than once")
-    parts = []
+    parts: list[dict[str, np.ndarray]] = []
     for chosen in (np.concatenate([splits["trnid"], splits["valid"]]), splits["tstid"]):
         pictures = [folder / "jpg" / f"image_{number:05d}.jpg" for number in chosen]
         parts.append({"x": read_pictures(pictures, size, resize=True), "y": labels[chosen - 1] - 1})
-    return image_dataset(*parts, NAMES, scale=1 / 255)
+    train, test = parts
+    return image_dataset(train, test, NAMES, scale=1 / 255)
 
 
 def stand_in_flowers102(root: Path | None, seed: int, *, size: int) -> Dataset:

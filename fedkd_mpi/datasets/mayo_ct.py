@@ -86,8 +86,8 @@ def load_mayo_ct(
         low = (
             _simulate(series, number, photons, angles) if photons else _counterpart(quarter / name, series, full / name)
         )
-        test = name in test_patients
-        if not test:
+        tested = name in test_patients
+        if not tested:
             who = name if owner == "patient" else series.scanner
             owners += [] if who in owners else [who]
             count = len(series.slices) * (series.slices.shape[1] // patch) * (series.slices.shape[2] // patch)
@@ -101,7 +101,7 @@ def load_mayo_ct(
             if not count:
                 raise UserError(f"{full / name}: all patches are constant within data.window={list(window)}")
             groups.append(np.full(count, owners.index(who), np.int64))
-        pairs[test].append((low, series.slices))
+        pairs[tested].append((low, series.slices))
     shapes = {pair[1].shape[1:] for pair in pairs[True]}
     if len(shapes) > 1:
         raise UserError(f"data.test_patients={test_patients}: their slices differ in size: {sorted(shapes)}")
@@ -122,8 +122,9 @@ def stand_in_mayo_ct(
         {key: np.zeros((n, 1, side, side), np.int16) for key in "xy"}
         for n, side in ((count, patch), (TEST_SLICES, SIDE))
     )
-    train["group"] = np.arange(count) * owners // count
-    return Dataset(train, test, {"window": list(window), "owners": [str(number) for number in range(owners)]})
+    groups = np.arange(count) * owners // count
+    meta = {"window": list(window), "owners": [str(number) for number in range(owners)]}
+    return Dataset({**train, "group": groups}, test, meta)
 
 
 def read_series(folder: Path) -> Series:
@@ -131,11 +132,10 @@ def read_series(folder: Path) -> Series:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not is_stray(path, folder))
     if not files:
         raise UserError(f"{folder}: no DICOM files")
-    first: Slice | None = None
+    first = _read_slice(files[0])
     slices: dict[float, np.ndarray] = {}
     for path in files:
-        one = _read_slice(path)
-        first = first or one
+        one = _read_slice(path) if path is not files[0] else first
         if one.image.shape != first.image.shape:
             raise UserError(f"{path}: {one.image.shape} pixels where the slices before have {first.image.shape}")
         for what in ("series", "pixel", "scanner", "ordered_by", "orientation"):

@@ -56,7 +56,8 @@ def _load(
     rows = {name: row for row, name in enumerate(titles, 1)}
     parts = [list(_impressions(folder / BEHAVIORS, rows)) for folder in folders]
     encoder = Tokens(tokenizer, vocabulary, length, lowercase).fit(list(seen.values()))
-    table = np.concatenate([np.full((1, length), encoder.pad, np.int32), encoder.rows(encoder.encode(titles.values()))])
+    rows_of_titles = encoder.rows(encoder.encode(list(titles.values())))
+    table = np.concatenate([np.full((1, length), encoder.pad, np.int32), rows_of_titles])
     users = {name: number for number, name in enumerate(sorted({one.user for part in parts for one in part}))}
     train, test = (_arrays(part, users, history, folder) for part, folder in zip(parts, folders, strict=True))
     return Dataset(train, test, encoder.meta, {"titles": table})
@@ -140,7 +141,7 @@ def _arrays(part: list[Impression], users: dict[str, int], history: int, folder:
     if not part:
         raise UserError(f"{folder / BEHAVIORS}: no impression has both a click and a news that was not clicked")
     most = max(len(one.shown) for one in part)
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "history": np.zeros((len(part), history), np.int32),
         "candidates": np.zeros((len(part), most), np.int32),
         "clicked": np.zeros((len(part), most), np.int8),

@@ -6,7 +6,7 @@ The data are provided to participants of the shared tasks: https://healthlanguag
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +22,10 @@ FOLDER = "smm4h"
 TRAIN, TEST, SPANS = "train.tsv", "test.tsv", "spans.tsv"
 CLASSES = ["no adverse effect", "adverse effect"]
 LABELS = {"0": 0, "1": 1, "noade": 0, "ade": 1}
-TEXT = {"text": ("tweet", "text")}
-LABEL = {"label": ("class", "label")}
-ID = {"id": ("tweet_id", "tweetid", "tweet id", "id")}
+Columns = dict[str, tuple[str, ...]]  # what a field is called here -> what the header may call it
+TEXT: Columns = {"text": ("tweet", "text")}
+LABEL: Columns = {"label": ("class", "label")}
+ID: Columns = {"id": ("tweet_id", "tweetid", "tweet id", "id")}
 NONE = ("", "-")  # values of start, end and span for a tweet without a span
 EFFECTS = ("adr", "ade", "ae")
 
@@ -73,7 +74,8 @@ def tagged(root: Path | None) -> Tagged:
         if texts.setdefault(row["id"], row["text"]) != row["text"]:
             raise UserError(f"{folder / TRAIN}, line {number}: tweet {row['id']} was another text before")
     spans: dict[str, list[Span]] = {name: [] for name in texts}
-    columns = {"start": ("start", "begin"), "end": ("end",), "type": ("type", "label"), "span": ("span", "extraction")}
+    columns: Columns = {"start": ("start", "begin"), "end": ("end",), "type": ("type", "label")}
+    columns |= {"span": ("span", "extraction")}
     for number, row in _rows(folder / SPANS, ID | columns):
         where, text = f"{folder / SPANS}, line {number}", texts.get(row["id"])
         if text is None:
@@ -90,7 +92,7 @@ def tagged(root: Path | None) -> Tagged:
     return Tagged(list(texts.values()), list(spans.values()), np.arange(len(texts)))
 
 
-def _rows(path: Path, columns: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[int, dict[str, str]]]:
+def _rows(path: Path, columns: Columns) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (line number, fields by the keys of `columns`); a column is found by any of its names."""
     lines = read_lines(path)
     header = [_unquoted(name.strip()).lower() for name in next(lines)[1].split("\t")]

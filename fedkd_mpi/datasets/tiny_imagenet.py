@@ -27,9 +27,11 @@ def load_tiny_imagenet(root: Path | None, seed: int) -> Dataset:
     """
     folder = data_folder(root, "tiny_imagenet", "tiny-imagenet-200")
     classes = _classes(folder / "wnids.txt")
-    train, test = _training(folder / "train", classes), _validation(folder / "val", classes)
-    parts = ({"x": read_pictures(paths, SIZE, resize=False), "y": np.array(y, np.int64)} for paths, y in (train, test))
-    return image_dataset(*parts, classes, scale=1 / 255)
+    train, test = (
+        {"x": read_pictures(paths, SIZE, resize=False), "y": np.array(y, np.int64)}
+        for paths, y in (_training(folder / "train", classes), _validation(folder / "val", classes))
+    )
+    return image_dataset(train, test, classes, scale=1 / 255)
 
 
 def stand_in_tiny_imagenet(root: Path | None, seed: int) -> Dataset:

@@ -119,8 +119,8 @@ class Checkpoints:
         are no checkpoints; raises UserError if there are some and none is valid.
         """
         refused: list[str] = []
-        listed = self.world.first_message(json.dumps(self.rounds()) if self.world.is_root else None)
-        for rounds in json.loads(listed or "[]"):
+        listed = self.world.from_root(json.dumps(self.rounds()) if self.world.is_root else None)
+        for rounds in json.loads(listed):
             manifest = error = None
             try:
                 manifest = manifests.read(self.path(rounds))

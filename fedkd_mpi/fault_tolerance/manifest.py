@@ -21,6 +21,7 @@ from fedkd_mpi.errors import UserError, shown
 
 FORMAT = 1
 FILE = "manifest.json"
+BLOCK = 2**20  # bytes that are read at a time
 LARGEST = 2**28  # bytes of a manifest at most; enough for ten million clients
 NAME = re.compile(r"server\.safetensors|clients-[0-9]{6,12}-[0-9]{6,12}\.safetensors", re.ASCII)
 KEYS = {"name": str, "bytes": int, "sha256": str, "clients": list}
@@ -90,11 +91,18 @@ def verify(folder: Path, file: Mapping[str, Any]) -> None:
     try:
         with open_plain(path) as stream:
             whole = os.fstat(stream.fileno()).st_size == file["bytes"]
-            whole = whole and hashlib.file_digest(stream, "sha256").hexdigest() == file["sha256"]
+            whole = whole and _digest_of(stream) == file["sha256"]
     except OSError as error:
         raise UserError(f"cannot read the checkpoint {path}: {error.strerror}") from None
     if not whole:
         raise UserError(f"{path} is damaged: it does not match its manifest")
+
+
+def _digest_of(stream: BinaryIO) -> str:
+    found = hashlib.sha256()  # hashlib.file_digest came with Python 3.11
+    while block := stream.read(BLOCK):
+        found.update(block)
+    return found.hexdigest()
 
 
 def _canonical(tree: dict[str, Any]) -> bytes:

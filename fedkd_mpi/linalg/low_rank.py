@@ -96,14 +96,14 @@ def exact_each(matrices: Sequence[Tensor], threshold: float) -> list[Factors]:
     depend on the other matrices or on the memory layout. Raises ValueError as exact() does.
     """
     matrices = canonicals(matrices)
-    found: list[Factors | None] = [None] * len(matrices)
+    found: dict[int, Factors] = {}
     plain = [index for index, matrix in enumerate(matrices) if _is_small(matrix)]
-    for index, factors in zip(plain, batched.factorize([matrices[index] for index in plain], threshold), strict=True):
-        found[index] = factors and Factors(matrices[index].shape, *factors)
-    if rest := [index for index, factors in enumerate(found) if factors is None]:
-        for index, factors in zip(rest, _others([matrices[index] for index in rest], threshold), strict=True):
-            found[index] = factors
-    return found
+    for index, small in zip(plain, batched.factorize([matrices[index] for index in plain], threshold), strict=True):
+        if small is not None:
+            found[index] = Factors(matrices[index].shape, *small)
+    if rest := [index for index in range(len(matrices)) if index not in found]:
+        found.update(zip(rest, _others([matrices[index] for index in rest], threshold), strict=True))
+    return [found[index] for index in range(len(matrices))]
 
 
 def _is_small(matrix: Tensor) -> bool:
@@ -114,15 +114,16 @@ def _is_small(matrix: Tensor) -> bool:
 def _others(matrices: Sequence[Tensor], threshold: float) -> Iterator[Factors]:
     """Yield the factors of any matrices; a GPU decomposes matrices of the same shape, or transposed, in one call."""
     prepared = [_prepare(matrix) for matrix in matrices]
-    alike: dict[torch.Size, list[int]] = {}
+    alike: dict[torch.Size, dict[int, Tensor]] = {}
     for index, part in enumerate(prepared):
         if part and part.wide.is_cuda and part.wide.shape[0] < LARGE:
-            alike.setdefault(part.wide.shape, []).append(index)
-    spectra: dict[int, tuple[Tensor, np.ndarray, np.bool_]] = {}
+            alike.setdefault(part.wide.shape, {})[index] = part.wide
+    spectra: dict[int, tuple[Tensor, np.ndarray, np.ndarray]] = {}
     for group in alike.values():
         if len(group) > 1:
-            stack = torch.stack([prepared[index].wide for index in group])
-            spectra.update(zip(group, zip(*_spectrum(stack @ stack.mT, threshold), strict=True), strict=True))
+            stack = torch.stack(list(group.values()))
+            bases, cumulative, near = _spectrum(stack @ stack.mT, threshold)
+            spectra.update((index, (bases[at], cumulative[at], near[at])) for at, index in enumerate(group))
     for index, (matrix, part) in enumerate(zip(matrices, prepared, strict=True)):
         if part is None:
             yield _nothing(matrix)
@@ -141,9 +142,11 @@ def fast(matrix: Tensor, threshold: float, start: Tensor | None) -> Factors:
     et al. 2019), with the Gram matrix if there are many. The result is that of exact() if there is no start, if the
     start is too wide, or if the energy is not reached. Raises ValueError as exact() does.
     """
-    short = min(matrix.shape)
-    matrix, start = canonical(matrix), None if start is None else canonical(start)
-    width = 0 if start is None or not start.numel() else rounded(1.2 * start.shape[1] + 4)
+    matrix, short = canonical(matrix), min(matrix.shape)
+    if start is None or not start.numel():
+        return exact(matrix, threshold)
+    start = canonical(start)
+    width = rounded(1.2 * start.shape[1] + 4)
     if not 0 < width <= max(WIDE * short, LANES) or short < WARM:
         return exact(matrix, threshold)
     prepared = _prepare(matrix)
@@ -238,15 +241,15 @@ def _found(wide: Tensor, threshold: float) -> tuple[Tensor, float]:
     return _cut(wide, *_spectrum(symmetric, threshold), threshold)
 
 
-def _spectrum(symmetric: Tensor, threshold: float) -> tuple[Tensor, np.ndarray, np.ndarray | np.bool_]:
+def _spectrum(symmetric: Tensor, threshold: float) -> tuple[Tensor, np.ndarray, np.ndarray]:
     """Return all directions, cumulative energy shares, and whether a share is close to T; also for stacks."""
     basis, energies = eigenvectors(symmetric)
     cumulative = energies.cumsum(-1) / energies.sum(-1, keepdims=True)
-    return basis, cumulative, undecided(cumulative, threshold)
+    return basis, cumulative, np.asarray(undecided(cumulative, threshold))
 
 
 def _cut(
-    wide: Tensor, basis: Tensor, cumulative: np.ndarray, close: np.bool_, threshold: float
+    wide: Tensor, basis: Tensor, cumulative: np.ndarray, close: np.ndarray, threshold: float
 ) -> tuple[Tensor, float]:
     """Return the first K of all directions and their energy; K is computed in float64 if a share is close to T."""
     rank = smallest_rank(cumulative, threshold)

@@ -21,5 +21,6 @@ class FedAvg(Method):
         self.role = config.averaging.network
 
     def loss(self, private: nn.ModuleDict, student: nn.Module | None, batch: Examples) -> tuple[Tensor, Tensor, Tensor]:
+        assert student is not None  # it exchanges
         loss = self.task.loss(self.task.predict(student, batch), batch)
         return loss, loss.new_full((), float("nan")), loss.detach()

@@ -58,7 +58,7 @@ class FedDropout(FedAvg):
             self._masks.append(mask.to(device))
 
     def correct(self, student: FlatModel, start: Tensor, state: dict[str, Tensor]) -> None:
-        moved = student.trainable.grad != 0
+        moved = student.trainable_gradient.ne(0)
         state["moved"] = state["moved"] | moved if "moved" in state else moved
 
     def finish(self, student: FlatModel, start: Tensor, state: dict[str, Tensor]) -> None:

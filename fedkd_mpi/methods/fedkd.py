@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 from torch import Tensor, nn
 
 from fedkd_mpi.common.torch_streams import torch_scope
 from fedkd_mpi.config.schema import Config
-from fedkd_mpi.distillation import HiddenMap, fedkd_loss
+from fedkd_mpi.distillation import HiddenMap, Losses, fedkd_loss
 from fedkd_mpi.methods import Method, make_teacher
+from fedkd_mpi.models.output import hidden_sizes
 from fedkd_mpi.models.plain import lacks_features
 from fedkd_mpi.tasks import Examples, Task
 
@@ -24,7 +27,7 @@ class FedKD(Method):
         with torch_scope(config.seed, "student shapes"):
             student = self.student()
             plain = self._without_features(student) if self.hidden else []
-        self._student_sizes = student.hidden_sizes
+        self._student_sizes = hidden_sizes(student)
         if plain:
             self.hidden = False
             self.notes.append(
@@ -32,7 +35,7 @@ class FedKD(Method):
                 f" {plain[0]}.features names layers to compare"
             )
         switches = self.settings.model_dump(include={"adaptive", "logits", "attention", "floor"})
-        self._loss = partial(fedkd_loss, hidden=self.hidden, **switches)
+        self._loss: Callable[..., tuple[Tensor, Losses]] = partial(fedkd_loss, hidden=self.hidden, **switches)
 
     def _without_features(self, student: nn.Module) -> list[str]:
         """Return the sections of the networks that have no hidden features; only a user's own can be such."""
@@ -48,11 +51,12 @@ class FedKD(Method):
     def private(self, architecture: int = 0) -> nn.ModuleDict:
         networks = nn.ModuleDict({"teacher": make_teacher(self.config, self.task, architecture)})
         if self.hidden:
-            sizes = networks["teacher"].hidden_sizes, self._student_sizes
-            networks["hidden_map"] = HiddenMap(*sizes, shared=self.settings.shared_map)
+            widths = hidden_sizes(networks["teacher"])
+            networks["hidden_map"] = HiddenMap(widths, self._student_sizes, shared=self.settings.shared_map)
         return networks
 
     def loss(self, private: nn.ModuleDict, student: nn.Module | None, batch: Examples) -> tuple[Tensor, Tensor, Tensor]:
+        assert student is not None  # the method exchanges one
         of_teacher = self.task.predict(private["teacher"], batch)
         of_student = self.task.predict(student, batch)
         total, losses = self._loss(
@@ -60,7 +64,7 @@ class FedKD(Method):
             of_student,
             self.task.loss(of_teacher, batch),
             self.task.loss(of_student, batch),
-            private["hidden_map"] if self.hidden else None,
+            cast("HiddenMap", private["hidden_map"]) if self.hidden else None,
             distance=partial(self.task.distance, batch=batch),
         )
         return total, losses.supervised_teacher, losses.supervised_student

@@ -13,4 +13,4 @@ class FedProx(FedAvg):
 
     def correct(self, student: FlatModel, start: Tensor, state: dict[str, Tensor]) -> None:
         weights = student.trainable.detach()
-        student.trainable.grad.add_(weights - start[: weights.numel()], alpha=self.config.averaging.proximal)
+        student.trainable_gradient.add_(weights - start[: weights.numel()], alpha=self.config.averaging.proximal)

@@ -37,11 +37,11 @@ class Scaffold(FedAvg):
         control = _Control()
         for slot in own_tensors(model)[0]:
             *path, last = slot.name.split(".")
-            owner = control
+            owner: nn.Module = control
             for name in path:  # the same tree as in the model, so that names are unique
                 if name not in owner._modules:
                     owner.add_module(name, nn.Module())
-                owner = owner._modules[name]
+                owner = owner.get_submodule(name)
             owner.register_buffer(last, torch.zeros_like(slot.tensor, memory_format=torch.contiguous_format))
         model.add_module(CONTROL, control)
         return model
@@ -50,7 +50,7 @@ class Scaffold(FedAvg):
         return {"control": like(student.trainable)}
 
     def correct(self, student: FlatModel, start: Tensor, state: dict[str, Tensor]) -> None:
-        gradient = student.trainable.grad
+        gradient = student.trainable_gradient
         for name in ("control", "sum"):
             state.setdefault(name, gradient.new_zeros(gradient.shape))
         state["steps"] = state.get("steps", gradient.new_zeros(())) + 1

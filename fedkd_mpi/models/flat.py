@@ -15,6 +15,13 @@ from fedkd_mpi.models.module_tensors import Slot, frozen_names, own_tensors, req
 ALIGNMENT = 16  # float32 entries; each tensor starts at a multiple of 64 bytes in the flat vector
 
 
+def gradient_of(vector: Tensor) -> Tensor:
+    """Return the gradient that a flat vector has been given."""
+    if vector.grad is None:
+        raise ValueError("the vector has no gradient")
+    return vector.grad
+
+
 class FlatModel:
     """A module with its trainable parameters, then its floating-point buffers, in the flat vector `state`.
 
@@ -27,7 +34,8 @@ class FlatModel:
     def __init__(self, module: nn.Module, device: str, *, exchange_buffers: bool = True):
         require_plain(module, exchanged=exchange_buffers)
         # Convolutions and pooling are faster in channels-last memory order; the shapes do not change.
-        self.module = module.to(device, memory_format=torch.channels_last)
+        # type: torch's overloads of Module.to leave memory_format out
+        self.module = module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         parameters, buffers, others = own_tensors(self.module)
         self.layers = [Layer(slot.name, tuple(slot.tensor.shape), slot.tensor.dim() >= 2) for slot in parameters]
         self.layers += [Layer(slot.name, tuple(slot.tensor.shape), False) for slot in buffers]
@@ -46,11 +54,16 @@ class FlatModel:
         self.exchanged_buffers = buffer_layers if exchange_buffers else []
         self.exchanged_layers = self.parameter_layers + self.exchanged_buffers
         self.local_buffers = self.state[first_buffer:] if not exchange_buffers and buffers else None
-        self._tied = {slot.name: slot.names for slot in parameters}
+        self._tied = {slot.name: tuple(slot.names) for slot in parameters}
         self._buffers: list[tuple[Slot, Tensor]] = []
         self._install(parameters, buffers)
         self.others = self._install_others(others)
         self._first_others = self.others.clone()
+
+    @property
+    def trainable_gradient(self) -> Tensor:
+        """The flat gradient of `trainable`."""
+        return gradient_of(self.trainable)
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """Return the layers' tensors as views of a flat vector in the order of `state`, or of rows [n, size]."""

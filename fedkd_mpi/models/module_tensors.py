@@ -112,8 +112,8 @@ def _require_no_overlap(slots: list[Slot]) -> None:
         tensor = slot.tensor
         if not tensor.numel():
             continue
-        start = tensor.storage_offset() * tensor.itemsize
-        last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+        start = int(tensor.storage_offset()) * tensor.itemsize
+        last = int(sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True)))
         span = start, start + (last + 1) * tensor.itemsize, slot.name
         for low, high, other in spans.setdefault(tensor.untyped_storage().data_ptr(), []):
             if span[0] < high and low < span[1]:

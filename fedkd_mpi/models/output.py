@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 class Output(NamedTuple):
@@ -20,6 +20,11 @@ class Output(NamedTuple):
     hidden: tuple[Tensor, ...] = ()
     attention: tuple[Tensor, ...] = ()
     mask: Tensor | None = None
+
+
+def hidden_sizes(model: nn.Module) -> Sequence[int]:
+    """Return the widths of a model's hidden features, from input to output."""
+    return cast("Sequence[int]", model.hidden_sizes)
 
 
 class Texts(NamedTuple):

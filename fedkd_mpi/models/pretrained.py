@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from fedkd_mpi.common.torch_streams import torch_scope
-from fedkd_mpi.datasets.tokens import TRAINED, expanded, fingerprint
+from fedkd_mpi.datasets import expanded
+from fedkd_mpi.datasets.tokens import TRAINED, fingerprint
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.models.families import OFFSET, why_not
 from fedkd_mpi.models.output import Texts

@@ -128,7 +128,8 @@ def _title(run: Run) -> str:
 
 
 def _scores(axes: Axes, run: Run) -> None:
-    training, names = run.log["training"], []
+    training = run.log["training"]
+    names: list[str] = []
     for name, colour in (("teacher", "#D55E00"), ("student", "#0072B2")):
         last = _last_scores(training["client"], training[f"{name}_{run.metric}"], run.clients)
         known, position = last[np.isfinite(last)], len(names)
@@ -158,7 +159,7 @@ def _write(axes: Axes, ranks: np.ndarray, shares: np.ndarray, number: np.ndarray
         return
     step = -(-len(number) // 12)
     for column in range(step // 2, len(number), step):
-        for row in np.flatnonzero(np.isfinite(ranks[:, column])):
+        for row in np.flatnonzero(np.isfinite(ranks[:, column])).tolist():
             colour = "white" if shares[row, column] < 0.6 else "black"
             axes.text(
                 number[column] + 1, row, f"{ranks[row, column]:.0f}", color=colour, ha="center", va="center", fontsize=7

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -83,7 +84,7 @@ def find(name: str) -> Profile:
     return validated(Profile, {"name": name} | tree, hint, where=f"--network {shown(name)}: ")
 
 
-def _read(path: Path) -> dict:
+def _read(path: Path) -> dict[str, Any]:
     known = ", ".join(PRESETS)
     try:
         tree = yaml_loader.read_mapping(path, "--network")
@@ -92,4 +93,4 @@ def _read(path: Path) -> dict:
     like = tree.pop("like", None)
     if like is not None and (not isinstance(like, str) or like not in PRESETS):
         raise UserError(f"--network {shown(path)}: like={shown(like)} must be one of {known}")
-    return PRESETS.get(like, {}) | tree
+    return (PRESETS[like] if like is not None else {}) | tree

@@ -77,7 +77,7 @@ def replay(run: Run, links: Profile, target: Target) -> Replay:
         seconds[index] += rounds["seconds_aggregate"][index]
     at = run.reached(target)
     reached = None if at is None else float(seconds[: at + 1].sum())
-    return Replay(seconds, *(float(part) for part in parts), missing / asked if asked else 0.0, reached)
+    return Replay(seconds, float(parts[0]), float(parts[1]), missing / asked if asked else 0.0, reached)
 
 
 def sheet(groups: Sequence[Sequence[Run]], links: Profile, replays: Mapping[Path, Replay], target: Target) -> Sheet:

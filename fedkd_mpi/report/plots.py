@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 LINES, MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "D", "v", "P", "X", "*")
 LONGEST_FILE = 100  # characters of a file name without its last part
-STYLE = {
+STYLE: dict[Any, Any] = {  # matplotlib's types list every key, and take no text for one
     "font.size": 9,
     "axes.grid": True,
     "grid.alpha": 0.3,

@@ -160,9 +160,10 @@ class Run:
         }
         sums = {name: int(column.sum()) for name, column in rounds.items() if name.endswith("_bytes")}
         total = sums["uplink_bytes"] + sums["downlink_bytes"] + sums["catchup_bytes"]
-        sums |= {"total_bytes": total, "bytes_per_client": total / self.clients if self.clients else np.nan}
-        sums["saving"] = 1 - total / sums["teacher_dense_bytes"] if total else np.nan
-        sums["factor"] = sums["teacher_dense_bytes"] / total if total else np.nan
+        per_client = total / self.clients if self.clients else np.nan
+        costs: dict[str, float] = {"total_bytes": total, "bytes_per_client": per_client}
+        costs["saving"] = 1 - total / sums["teacher_dense_bytes"] if total else np.nan
+        costs["factor"] = sums["teacher_dense_bytes"] / total if total else np.nan
         at = self.reached(target)
         goal = {
             "target": np.nan if target.value is None else target.value,
@@ -172,7 +173,7 @@ class Run:
         seconds = {f"seconds_{phase}": float(rounds[f"seconds_{phase}"].sum()) for phase in (*PHASES, "total")}
         seconds |= {"trainings": len(self.log["training"]["round"]), "stragglers": self.stragglers()}
         seconds["skipped"] = int(rounds["skipped_clients"].sum())
-        return identity | self._scores() | sums | goal | seconds
+        return identity | self._scores() | sums | costs | goal | seconds
 
     def stragglers(self) -> int:
         """Return the number of local trainings that took more than STRAGGLER times the median of their round."""

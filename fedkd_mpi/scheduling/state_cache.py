@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import zip_longest
 from typing import TYPE_CHECKING
 
-from fedkd_mpi.communication.world import World
+from fedkd_mpi.communication.world import SingleProcessWorld
 from fedkd_mpi.errors import RunFault, UserError
 from fedkd_mpi.scheduling.array_store import DiskArrayStore
 
@@ -31,22 +30,17 @@ class ClientStateCache:
         self._store: DiskArrayStore | None = None
         self._reader = ThreadPoolExecutor(1, "states") if in_memory else None
 
-    def each(self, groups: Iterable[Sequence[Client]]) -> Iterator[Sequence[Client]]:
-        """Yield groups of clients, prefetch the states of the next group, and offload the least recently used clients.
+    def prefetch(self, clients: Sequence[Client]) -> None:
+        """Begin to read the states of clients that are used next."""
+        if self._reader:
+            for client in clients:
+                client.prefetch(self._reader)
+
+    def release(self, client: Client) -> None:
+        """Mark a client as most recently used and offload others if too many are in memory.
 
         Raises RunFault if a state cannot be written.
         """
-        groups = list(groups)
-        for group, following in zip_longest(groups, groups[1:], fillvalue=()):
-            if self._reader:
-                for client in following:
-                    client.prefetch(self._reader)
-            yield group
-            for client in group:
-                self.release(client)
-
-    def release(self, client: Client) -> None:
-        """Mark a client as most recently used and offload others if too many are in memory."""
         if self.in_memory is None or client.offloaded:
             return
         self._resident.pop(client.id, None)
@@ -58,7 +52,7 @@ class ClientStateCache:
 
     def _offload(self, client: Client) -> None:
         try:
-            self._store = self._store or DiskArrayStore(World(), self._count, 0)
+            self._store = self._store or DiskArrayStore(SingleProcessWorld(), self._count, 0)
         except UserError as error:
             raise RunFault(str(error), client=client.id) from error
         slot = self._slots.setdefault(client.id, len(self._slots))

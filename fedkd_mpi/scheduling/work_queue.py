@@ -20,7 +20,7 @@ from fedkd_mpi.client.result import ClientResult
 from fedkd_mpi.codecs.message import Message
 from fedkd_mpi.communication.world import World
 from fedkd_mpi.config.sections import LocalConfig
-from fedkd_mpi.scheduling.array_store import SharedArrayStore
+from fedkd_mpi.scheduling.array_store import ArrayStore
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +41,7 @@ class NodeWorkQueue:
         rank_of_client: np.ndarray,
         workers: Sequence[int],
         local: LocalConfig,
-        store: SharedArrayStore,
+        store: ArrayStore,
     ):
         """Start with the `clients` of this node, by id.
 
@@ -92,7 +92,7 @@ class NodeWorkQueue:
                 arrays["message"] = part.message.whole
             self._store.put(self._slot[part.client] + 1, arrays)
             receivers.add(int(self._rank_of_client[part.client]))
-        self._world.wakeup.notify(*receivers)
+        self._world.notify(*receivers)
         return mine
 
     def await_others(self, cohort: Sequence[int], done: Sequence[ClientResult]) -> list[ClientResult]:
@@ -105,6 +105,8 @@ class NodeWorkQueue:
         slots = [self._slot[client] + 1 for client in missing]
         wanted = [self._received[client] + 1 for client in missing]
         if missing:
+            status = self._world.status
+            status.at(status.round, "waiting for clients in training elsewhere")
             self._world.wait_for(lambda: self._store.versions(slots) == wanted)
         self._received.update(zip(missing, wanted, strict=True))
         for client in cohort:
@@ -139,7 +141,8 @@ def ranks_with_cores(world: World, candidates: Sequence[int]) -> list[int]:
     cores = np.zeros(CORES, bool)
     cores[[core for core in os.sched_getaffinity(0) if core < CORES]] = True
     allowed = np.unpackbits(world.allgather(np.packbits(cores)), axis=1).astype(bool)
-    threads, free, found = torch.get_num_threads(), np.ones(CORES, bool), []
+    threads, free = torch.get_num_threads(), np.ones(CORES, bool)
+    found: list[int] = []
     for mpi_rank in candidates:
         usable = np.flatnonzero(allowed[mpi_rank] & free)
         if not found or len(usable) >= threads:

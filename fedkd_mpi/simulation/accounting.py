@@ -16,6 +16,7 @@ from fedkd_mpi.common.stopwatch import Stopwatch
 from fedkd_mpi.communication.exchange import arrival
 from fedkd_mpi.costlog import Writer
 from fedkd_mpi.costlog.schema import PHASES, components
+from fedkd_mpi.errors import RunFault
 from fedkd_mpi.models.layer import Layer
 from fedkd_mpi.simulation.client_scores import ROLES, ClientScores, mean, nan_scores
 from fedkd_mpi.simulation.server import catchup_state_bytes
@@ -52,15 +53,16 @@ class Accounting:
 
     def __init__(self, run: Simulation, writer: Writer | None, on_round: Callable[[dict[str, Any]], None]):
         self.run, self.writer, self.on_round = run, writer, on_round
-        self.layers: list[Layer] = run.student.exchanged_layers if run.student else []
+        self.layers: list[Layer] = run.exchange.student.exchanged_layers if run.exchange else []
         self._numel = np.array([layer.numel for layer in self.layers], np.int64)
         self._sides = np.array([sum(layer.matrix_shape) for layer in self.layers], np.int64)
         self._dense = 4 * int(self._numel.sum())
         self._components = components(self.layers) if run.config.log.spectra else 0
-        self._due: tuple[Round, np.ndarray, Counts, float] | None = None  # the closed round that is not yet logged
+        # the closed round that is not yet logged
+        self._due: tuple[Writer, Round, np.ndarray, Counts, float] | None = None
         self._newcomer = self._dense  # bytes of the current state, for a client that missed all rounds
-        if run.student:
-            self._newcomer += catchup_state_bytes(run.student, run.codec, run.config.server)
+        if run.exchange:
+            self._newcomer += catchup_state_bytes(run.exchange.student, run.exchange.codec, run.config.server)
         self._broadcasts = [0]  # cumulative bytes of the downlink messages before each round
         self._last_seen = dict.fromkeys(range(run.config.num_clients), -1)
         self._scores = ClientScores(run.task, [len(test) for _, test in run.data.clients])
@@ -106,8 +108,8 @@ class Accounting:
         with watch("wait"):
             gathered = world.gather(np.concatenate(parts), sizes, payload=False, sleeping=sleeping)
         world.take_counters()
-        if gathered is not None:
-            self._due = this, gathered, counts, seconds["total"]
+        if self.writer and gathered is not None:
+            self._due = self.writer, this, gathered, counts, seconds["total"]
 
     def report(self, part: ClientResult) -> np.ndarray:
         """Return the row of one client as uint8; the process that trained the client passes it to the client's rank."""
@@ -117,7 +119,7 @@ class Accounting:
         """Log the round that was closed last, if it is not yet logged; after that the row survives kill -9."""
         due, self._due = self._due, None
         if due:
-            self.run.world.status.at(due[0].index, "logging")
+            self.run.world.status.at(due[1].index, "logging")
             self._log(*due)
 
     def _recall(self, path: Path) -> None:
@@ -130,13 +132,15 @@ class Accounting:
             self._scores.recall(training, [self.run.evaluates(index) for index in range(log.rounds_completed)])
 
     def _row(self, part: ClientResult) -> tuple[Any, ...]:
-        sums = np.zeros(self.run.task.sums)
-        if part.outcome is None:
-            fault = f"{part.fault} (layer {part.fault.layer})".encode()[:160]
+        sums, out = np.zeros(self.run.task.sums), part.outcome
+        update: tuple[Any, ...]
+        if out is None:
+            raise ValueError(f"client {part.client} was trained by another process, which reports it")
+        if isinstance(out, RunFault):
+            fault = f"{out} (layer {out.layer})".encode()[:160]
             layers = len(self.layers)
             update = np.full(layers, np.nan), np.full(layers, -1), np.full(self._components, np.nan), fault
             return (np.nan,) * 5 + (sums, sums, *update)
-        out = part.outcome
         seconds = out.seconds_train, part.seconds_encode, out.seconds_evaluate
         update = part.energies, part.paper_ranks, part.spectrum, b""
         return out.teacher_loss, out.student_loss, *seconds, out.teacher_sums, out.student_sums, *update
@@ -157,7 +161,7 @@ class Accounting:
             "process": (self._of_process, none + 1),
         }
 
-    def _log(self, this: Round, gathered: np.ndarray, counts: Counts, seconds_total: float) -> None:
+    def _log(self, writer: Writer, this: Round, gathered: np.ndarray, counts: Counts, seconds_total: float) -> None:
         sizes = _sizes(counts)
         parts = np.split(gathered, sizes.cumsum()[:-1])
         of = {
@@ -174,7 +178,7 @@ class Accounting:
         trained = clients["fault"] == b""
         for index in np.flatnonzero(~trained):
             text = f"update skipped: {clients['fault'][index].decode()}"
-            self.writer.event(this.index, this.cohort[index], "warning", text)
+            writer.event(this.index, this.cohort[index], "warning", text)
         who = {"client": np.array(this.cohort), "mpi_rank": rank_of_client}
         uplink = self._messages(this.uplink, clients["energy"], clients["spectrum"]) | {
             name: ids[: len(this.uplink)] for name, ids in who.items()
@@ -182,9 +186,9 @@ class Accounting:
         spectrum = np.array([this.downlink_spectrum or np.zeros(self._components)])
         downlink = self._messages(this.downlink, np.array([this.downlink_energies]), spectrum)
         for client, text in nan_scores(this.cohort, clients, of["scores"]["sums"]):
-            self.writer.event(this.index, client, "warning", text)
-        if late := straggler(clients["seconds_train"], rank_of_client, self.run.world.hostnames):
-            self.writer.event(this.index, this.cohort[late.place], "info", late.text)
+            writer.event(this.index, client, "warning", text)
+        if late := straggler(clients["seconds_train"], rank_of_client.tolist(), self.run.world.hostnames):
+            writer.event(this.index, this.cohort[late.place], "info", late.text)
         finished = self.run.task.finish(of["scores"]["sums"].sum(axis=0))
         rounds = {
             "round": this.index,
@@ -211,10 +215,10 @@ class Accounting:
             training |= {f"{role}_{metric}": values for metric, values in self._scores.metrics(clients[role]).items()}
         mpi = {name: process[name] for name in COUNTERS}
         mpi |= {
-            "seconds_compute": sum(process[p] for p in (*SHARED_PHASES, "aggregate")),
+            "seconds_compute": np.sum([process[phase] for phase in (*SHARED_PHASES, "aggregate")], axis=0),
             "seconds_wait": process["wait"],
         }
-        self.writer.append_round(rounds, uplink, _only(downlink), mpi, training | who)
+        writer.append_round(rounds, uplink, _only(downlink), mpi, training | who)
         self.on_round(rounds)
 
     def _messages(
@@ -244,7 +248,7 @@ class Accounting:
 
     def _paper(self, this: Round, ranks: np.ndarray) -> dict[str, int]:
         """Return bytes of uplink and downlink as the paper counts them; {} for a codec without the paper's ranks."""
-        if not (self.run.codec and self.run.codec.paper_rank):
+        if not (self.run.exchange and self.run.exchange.codec.paper_rank):
             return {}
         down = np.array([this.downlink_paper_ranks], np.int64).reshape(-1, len(self.layers))
         legs = {"uplink": self._paper_bytes(ranks), "downlink": len(this.cohort) * self._paper_bytes(down)}

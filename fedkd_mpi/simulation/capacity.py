@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fedkd_mpi.common.machine import require_memory
@@ -38,10 +39,10 @@ def require_networks(config: Config, task: Task) -> None:
 
     networks = {}
     if config.method == "fedkd" or (config.averages and config.averaging.network == "student"):
-        networks["student"] = (config.student, lambda: methods.make_model(config, task, "student"))
+        networks["student"] = (config.student, partial(methods.make_model, config, task, "student"))
     for index, network in enumerate(config.architectures):
         key = f"teachers.{index}" if config.teachers else "teacher"
-        networks[key] = (network, lambda index=index: methods.make_teacher(config, task, index))
+        networks[key] = (network, partial(methods.make_teacher, config, task, index))
     for key, (network, make) in networks.items():
         if network.name in FAMILIES:
             _require(key, numbers_of(make, config.seed), network.name)

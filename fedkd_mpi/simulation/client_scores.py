@@ -74,6 +74,6 @@ def nan_scores(
     """Yield (client, message) for every network whose logits were NaN in an evaluation; client None: global student."""
     for role in ROLES:
         for index in np.flatnonzero(np.isnan(sums[role]).any(axis=1)):
-            yield cohort[index], f"the {role}'s logits are NaN on its own test samples: its scores are NaN"
+            yield cohort[int(index)], f"the {role}'s logits are NaN on its own test samples: its scores are NaN"
     if np.isnan(chunks).any():
         yield None, "the global student's logits are NaN on the global test set: its scores are NaN"

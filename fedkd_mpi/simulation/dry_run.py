@@ -17,7 +17,7 @@ from fedkd_mpi import datasets
 from fedkd_mpi.client.client import Client
 from fedkd_mpi.common.console import drawn
 from fedkd_mpi.common.units import bytes_text
-from fedkd_mpi.communication.world import World
+from fedkd_mpi.communication.world import SingleProcessWorld
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.config.sections import LocalConfig
 from fedkd_mpi.datasets import partition_file
@@ -46,19 +46,20 @@ def process_bytes(config: Config, world_size: int) -> int:
 
 
 def _train_each_kind(config: Config) -> Simulation:
-    world = World()
+    world = SingleProcessWorld()
     threads = config.threads_per_rank  # for the target machine, which may have more cores than this one
     here = {"threads_per_rank": threads if threads == "auto" else min(threads, os.cpu_count() or 1)}
     one_batch = config.model_copy(update={"local": LocalConfig(steps=1, batch_size=config.local.batch_size), **here})
     run = prepare(one_batch, world, load_data(config, world, datasets.load_or_stand_in))
+    replica = run.exchange.replica if run.exchange else None
     for kind in range(_kinds(config)):
         family = np.flatnonzero(run.families == run.families[kind])[: config.stack].tolist()
         for client in {kind, *family}:
             held_out = run.clients[client].test_indices[: config.local.batch_size]
             run.clients[client] = Client(client, run.clients[client].train_indices, held_out)
-        run.trainer.train(run.clients[kind], 0, run.replica, evaluate=True)
+        run.trainer.train(run.clients[kind], 0, replica, evaluate=True)
         if len(family) > 1:
-            run.trainer.train_stack([run.clients[client] for client in family], 0, run.replica, evaluate=True)
+            run.trainer.train_stack([run.clients[client] for client in family], 0, replica, evaluate=True)
     return run
 
 
@@ -100,11 +101,12 @@ def _table(config: Config, run: Simulation, world_size: int) -> str:
     most = max(map(len, hosted))
     samples = np.array([len(train) for train, _ in run.data.clients])
     loads = np.array([samples[own].sum() for own in hosted])
-    numbers = sum(layer.numel for layer in run.student.exchanged_layers) if run.student else 0
+    layers = run.exchange.student.exchanged_layers if run.exchange else []
+    numbers = sum(layer.numel for layer in layers)
     data = sum(array.nbytes for part in (run.data.train, run.data.test) for array in part.values())
     table = Table(title=f"dry run of {config.name}", show_header=False, title_justify="left")
     table.add_row(
-        "method, codec", f"{config.method}, {config.compression.codec if run.student else 'nothing is exchanged'}"
+        "method, codec", f"{config.method}, {config.compression.codec if run.exchange else 'nothing is exchanged'}"
     )
     table.add_row(
         "processes",
@@ -122,11 +124,10 @@ def _table(config: Config, run: Simulation, world_size: int) -> str:
         who = f"teacher of client {kind}, {kind + len(config.architectures)}, ..." if config.teachers else "teacher"
         table.add_row(who, f"{config.architectures[kind].name}, {run.teacher_numbers[kind]:,} numbers")
     teachers = sum(run.teacher_numbers) * config.clients_per_round // config.num_clients
-    if run.student:
+    if run.exchange:
         table.add_row(
             "exchanged network",
-            f"{config.network(run.trainer.method.role).name}, {numbers:,} numbers"
-            f" in {len(run.student.exchanged_layers)} layers",
+            f"{config.network(run.method.role).name}, {numbers:,} numbers in {len(layers)} layers",
         )
         for what, count in (("it", numbers * config.clients_per_round), ("the teacher", teachers)):
             table.add_row(

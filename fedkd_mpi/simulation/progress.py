@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 from rich.console import Console
@@ -28,7 +28,7 @@ class Progress:
         self.first, self.rounds, self.started, self.spoke = first, config.rounds, time.monotonic(), -np.inf
         self.total_bytes = 0
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True)
-        self.bar = Bar(*columns, console=Console(file=Lenient()))
+        self.bar = Bar(*columns, console=Console(file=cast("IO[str]", Lenient())))
         self.live = self.bar.console.is_terminal
         self.task = self.bar.add_task(config.name, total=config.rounds)
 

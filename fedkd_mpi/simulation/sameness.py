@@ -61,7 +61,7 @@ def require_same(world: World, own: Mapping[str, str], remedy: str) -> None:
     if not len(different):
         return
     first = int(different[0])
-    reference = json.loads(world.first_message(text.decode() if world.is_root else None) or "{}")
+    reference = json.loads(world.from_root(text.decode()))
     message = describe(world, reference, own) if world.mpi_rank == first else None
     others = f" (and {len(different) - 1} more processes differ)" if len(different) > 1 else ""
     raise UserError(f"{world.first_message(message)}{others}: {remedy}")
@@ -130,6 +130,6 @@ def contents(arrays: Mapping[str, np.ndarray], meta: Any) -> dict[str, str]:
     """Return a text for each array (type, shape and digest) and one for the metadata."""
     texts = {}
     for name, array in sorted(arrays.items()):
-        digest = hashlib.blake2b(flat_bytes(array), digest_size=DIGEST_BYTES).hexdigest()
+        digest = hashlib.blake2b(flat_bytes(array).data, digest_size=DIGEST_BYTES).hexdigest()
         texts[f"the data's {name}"] = f"{array.dtype} {list(array.shape)} {digest}"
     return texts | {"the data's meta": json.dumps(meta, sort_keys=True)}

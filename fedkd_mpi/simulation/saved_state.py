@@ -12,7 +12,7 @@ from fedkd_mpi.errors import UserError, shown
 from fedkd_mpi.fault_tolerance.manifest import FILE, Manifest
 
 if TYPE_CHECKING:
-    from fedkd_mpi.simulation.state import Simulation
+    from fedkd_mpi.simulation.state import Exchange, Simulation
 
 SERVER = "server.safetensors"
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool", "U8": "uint8"} | {
@@ -26,10 +26,10 @@ def check(run: Simulation, manifest: Manifest, trained: set[int]) -> None:
     Looks at the server's file and at those of this process's clients, without reading a tensor. `trained` are the
     clients that have trained before the checkpoint.
     """
-    if run.student:
+    if run.exchange:
         if all(file["name"] != SERVER for file in manifest.files):
             raise UserError(f"{manifest.folder / FILE}: {SERVER}, the global student, is missing in files")
-        _check_server(run, manifest.folder / SERVER, used=bool(trained))
+        _check_server(run, run.exchange, manifest.folder / SERVER, used=bool(trained))
     for file in manifest.files:
         if not run.clients.keys().isdisjoint(file["clients"]):
             _check_clients(run, manifest.folder / file["name"], file["clients"], trained)
@@ -52,24 +52,25 @@ def of_client(run: Simulation, client: int) -> Memory:
     network = run.trainer.networks_for(client)
     kinds = {"private": like(network.state)}
     trained = [("private", network, run.trainer.private_optimizer)]
-    if run.student:
-        trained.append(("student", run.student, run.trainer.student_optimizer))
-        if run.student.local_buffers is not None:
-            kinds["buffers"] = like(run.student.local_buffers)
-        kinds |= with_prefix("method.", run.trainer.method.remembers(run.student))
+    if run.exchange:
+        student = run.exchange.student
+        trained.append(("student", student, run.trainer.student_optimizer))
+        if student.local_buffers is not None:
+            kinds["buffers"] = like(student.local_buffers)
+        kinds |= with_prefix("method.", run.method.remembers(student))
     for name, vector, optimizer in trained:
         kinds |= {f"others.{name}": like(vector.others)} if vector.others.numel() else {}
         kinds |= with_prefix(f"optimizer.{name}.", optimizer.remembers())
-    codec = run.codec.sender_memory() if run.codec else Memory({})
+    codec = run.exchange.codec.sender_memory() if run.exchange else Memory({})
     return Memory(kinds | with_prefix("codec.", codec.tensors), codec.complete)
 
 
-def of_server(run: Simulation) -> dict[str, Memory]:
+def of_server(exchange: Exchange, optimizer: str) -> dict[str, Memory]:
     """Return what the parts of the server's file hold once a round had an update."""
-    codec, answer = run.codec, run.codec.downlink()
-    moments = ("server.first", "server.second") if run.config.server.optimizer == "fedadam" else ()
+    codec, answer = exchange.codec, exchange.codec.downlink()
+    moments = ("server.first", "server.second") if optimizer == "fedadam" else ()
     received = answer.receiver_memory()
-    kept = dict(received.tensors) | dict.fromkeys(moments, like(run.student.trainable))
+    kept = dict(received.tensors) | dict.fromkeys(moments, like(exchange.student.trainable))
     return {
         "downlink": Memory(kept, received.complete),
         "sender": answer.sender_memory(),
@@ -77,11 +78,11 @@ def of_server(run: Simulation) -> dict[str, Memory]:
     }
 
 
-def _check_server(run: Simulation, path: Path, *, used: bool) -> None:
+def _check_server(run: Simulation, exchange: Exchange, path: Path, *, used: bool) -> None:
     saved = _kinds(path)
     replica = {name: kind for name, kind in saved.items() if name == "replica"}
-    _require(path, fault(replica, Memory({"replica": like(run.replica)}), required=True))
-    parts = of_server(run)
+    _require(path, fault(replica, Memory({"replica": like(exchange.replica)}), required=True))
+    parts = of_server(exchange, run.config.server.optimizer)
     for key in saved.keys() - replica.keys():
         if key.partition("/")[0] not in parts:
             raise UserError(f"{path} contains the tensor {shown(key)}, which no run writes")
@@ -92,8 +93,8 @@ def _check_server(run: Simulation, path: Path, *, used: bool) -> None:
 def _check_clients(run: Simulation, path: Path, clients: list[int], trained: set[int]) -> None:
     saved = _kinds(path)
     for key in saved:
-        client, slash, _ = key.partition("/")
-        if not slash or not client.isascii() or not client.isdecimal() or int(client) not in clients:
+        name, slash, _ = key.partition("/")
+        if not slash or not name.isascii() or not name.isdecimal() or int(name) not in clients:
             raise UserError(f"{path} contains the tensor {shown(key)}, which belongs to none of its clients")
     for client in run.clients.keys() & set(clients):
         memory = of_client(run, client)

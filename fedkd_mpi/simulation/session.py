@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +15,8 @@ from fedkd_mpi.common.console import say
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.datasets import partition_file
 from fedkd_mpi.errors import UserError
-from fedkd_mpi.fault_tolerance.checkpoint import Checkpoints, Manifest
+from fedkd_mpi.fault_tolerance.checkpoint import Checkpoints
+from fedkd_mpi.fault_tolerance.manifest import Manifest
 from fedkd_mpi.fault_tolerance.stopping import STOP
 from fedkd_mpi.simulation import saved_state
 from fedkd_mpi.simulation.snapshot import restore
@@ -47,7 +48,7 @@ def begin(config: Config, world: World, output: Path, overwrite: bool, save_part
 
     Rank 0 writes the partition to the file `save_partition`.
     """
-    started = world.first_message(datetime.now().astimezone().isoformat(timespec="seconds"))
+    started = world.from_root(datetime.now().astimezone().isoformat(timespec="seconds"))
     checkpoints = Checkpoints(output, {"config_digest": config.digest(), "started": started}, world)
 
     def check() -> None:
@@ -78,7 +79,7 @@ def resume(config: Config, world: World, output: Path) -> Session:
     `config` is the configuration of the log. Raises the same UserError on every process. Collective.
     """
 
-    def look() -> tuple[dict, int, np.ndarray, np.ndarray]:
+    def look() -> tuple[dict[str, Any], int, np.ndarray, np.ndarray]:
         require_no_stop(output)
         with costlog.open(output) as log:
             training = log["training"]
@@ -105,7 +106,7 @@ def resume(config: Config, world: World, output: Path) -> Session:
         return writer
 
     writer = world.collectively(lambda: reopen() if world.is_root else None)
-    return Session(simulation, writer, checkpoints, first, manifest and manifest.rounds)
+    return Session(simulation, writer, checkpoints, first, manifest.rounds if manifest else None)
 
 
 def announce(
@@ -133,7 +134,7 @@ def build(config: Config, world: World) -> Simulation:
     data = load_data(config, world)
     world.status.at(0, "building networks and clients")
     run = world.collectively(lambda: prepare(config, world, data))
-    run.work_queue = make_work_queue(run)
+    run.schedule = make_work_queue(run) or run.schedule
     return run
 
 
@@ -162,7 +163,7 @@ def make_work_queue(run: Simulation) -> NodeWorkQueue | None:
         return None
     clients = {client: run.clients.get(client) or Client(client, *run.data.clients[client]) for client in own}
     numbers = sum(run.teacher_numbers[client] for client in own)
-    numbers += len(own) * (run.student.state.numel() if run.student else 0)
+    numbers += len(own) * (run.exchange.replica.numel() if run.exchange else 0)
     store = (DiskArrayStore if config.clients_in_memory else SharedArrayStore)(
         world, 2 * len(own), COPIES * 4 * numbers
     )
@@ -189,7 +190,11 @@ def create_log(run: Simulation, output: Path, overwrite: bool, started: str) -> 
         "seed": config.seed,
         "started": started,
     }
-    layers = [tuple(layer) for layer in run.student.exchanged_layers] if run.student else []
+    layers = (
+        [(layer.name, layer.shape, layer.compressible) for layer in run.exchange.student.exchanged_layers]
+        if run.exchange
+        else []
+    )
     columns = client_columns(run)
     size, spectra = run.world.world_size, config.log.spectra
     return costlog.Writer.create(
@@ -202,7 +207,7 @@ def create_log(run: Simulation, output: Path, overwrite: bool, started: str) -> 
         overwrite,
         spectra,
         lower_is_better=getattr(run.task, "lower_is_better", ()),
-        paper=bool(run.codec and run.codec.paper_rank),
+        paper=bool(run.exchange and run.exchange.codec.paper_rank),
     )
 
 
@@ -226,7 +231,7 @@ def require_same_data(run: Simulation, output: Path) -> None:
     columns = client_columns(run)
     with costlog.open(output) as log:
         for name, values in log["clients"].items():
-            if name != "mpi_rank" and not np.array_equal(values, columns.get(name)):
+            if name != "mpi_rank" and not (name in columns and np.array_equal(values, columns[name])):
                 raise UserError(f"the data are not those of {output}: {name} of the clients differs")
 
 

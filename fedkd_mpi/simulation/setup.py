@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from fedkd_mpi import datasets, methods, tasks
 from fedkd_mpi.client.batches import work
 from fedkd_mpi.client.client import Client
-from fedkd_mpi.client.trainer import LocalTrainer, initial_student, under_key
+from fedkd_mpi.client.trainer import initial_student, under_key
 from fedkd_mpi.client.trial import require_fit
 from fedkd_mpi.codecs import factory
 from fedkd_mpi.codecs.wire import RECORD_BYTES
@@ -25,17 +25,16 @@ from fedkd_mpi.config.schema import Config
 from fedkd_mpi.datasets import partition as partitions
 from fedkd_mpi.datasets import partition_file
 from fedkd_mpi.errors import UserError
+from fedkd_mpi.methods import Method
 from fedkd_mpi.models import module_tensors
 from fedkd_mpi.scheduling import cohort
+from fedkd_mpi.scheduling.schedule import OwnClients
 from fedkd_mpi.scheduling.state_cache import ClientStateCache
 from fedkd_mpi.simulation import capacity
 from fedkd_mpi.simulation.sameness import require_same_data
 from fedkd_mpi.simulation.server import Server
-from fedkd_mpi.simulation.state import Data, Simulation
+from fedkd_mpi.simulation.state import Data, Exchange, Simulation
 from fedkd_mpi.tasks import Task
-
-if TYPE_CHECKING:
-    pass
 
 
 def load_data(config: Config, world: World, read: Callable[..., datasets.Dataset] | None = None) -> Data:
@@ -135,47 +134,53 @@ def prepare(config: Config, world: World, data: Data) -> Simulation:
     families, rank_of_client = assign_clients(config, data, world.world_size)
     own = np.flatnonzero(rank_of_client == world.mpi_rank).tolist()
     clients = {client: Client(client, *data.clients[client]) for client in own}
-    student = codec = server = trainer = None
-    if method.exchanges:
-        student = initial_student(config, method, device)
-        if not student.parameter_layers:
-            raise UserError(f"{method.role}: the network has no trainable parameters, so nothing would be exchanged")
-        codec = factory.build(
-            config.compression,
-            student.parameter_layers,
-            config.rounds,
-            config.clients_per_round,
-            reserved=sum(RECORD_BYTES + 4 * layer.numel for layer in student.exchanged_buffers),
-        )
-        if world.is_root:
-            server = Server(config.server, student, codec, device, config.seed, config.num_clients)
-    if clients:
-        trainer = LocalTrainer(config, task, method, student, data.train, device)
-        tried = set()  # architectures; one that cannot be built or trained is refused here
-        for client in clients.values():
-            if len(client.train_indices) == 1 or config.architecture(client.id) not in tried:
-                require_fit(trainer, client)
-            tried.add(config.architecture(client.id))
-        if config.stack > 1:
-            for client in clients.values():
-                trainer.stack(client)
-    return Simulation(
+    run = Simulation(
         config=config,
         world=world,
         data=data,
         task=task,
+        method=method,
         device=device,
         families=families,
         rank_of_client=rank_of_client,
         clients=clients,
-        trainer=trainer,
-        state_cache=ClientStateCache(config.clients_in_memory, device, len(clients)),
-        student=student,
-        replica=student.state.clone() if student else None,
-        codec=codec,
-        server=server,
-        teacher_numbers=count_numbers(config, task),
+        schedule=OwnClients(clients, ClientStateCache(config.clients_in_memory, device, len(clients))),
+        exchange=prepare_exchange(config, world, method, device) if method.exchanges else None,
     )
+    try_networks(run)
+    run.teacher_numbers = count_numbers(config, task)  # after the trial, which says more about an invalid network
+    return run
+
+
+def prepare_exchange(config: Config, world: World, method: Method, device: str) -> Exchange:
+    """Build the student, its codec and, on rank 0, the server; raises UserError where nothing would be exchanged."""
+    student = initial_student(config, method, device)
+    if not student.parameter_layers:
+        raise UserError(f"{method.role}: the network has no trainable parameters, so nothing would be exchanged")
+    codec = factory.build(
+        config.compression,
+        student.parameter_layers,
+        config.rounds,
+        config.clients_per_round,
+        reserved=sum(RECORD_BYTES + 4 * layer.numel for layer in student.exchanged_buffers),
+    )
+    server = None
+    if world.is_root:
+        server = Server(config.server, student, codec, device, config.seed, config.num_clients)
+    return Exchange(student, student.state.clone(), codec, server)
+
+
+def try_networks(run: Simulation) -> None:
+    """Raise UserError if a network of this process's clients cannot be built, trained or stacked."""
+    tried = set()
+    for client in run.clients.values():
+        architecture = run.config.architecture(client.id)
+        if len(client.train_indices) == 1 or architecture not in tried:
+            require_fit(run.trainer, client)
+        tried.add(architecture)
+    if run.config.stack > 1:
+        for client in run.clients.values():
+            run.trainer.stack(client)
 
 
 def assign_clients(config: Config, data: Data, world_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -13,16 +13,17 @@ from fedkd_mpi.simulation.saved_state import SERVER, opened
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedkd_mpi.simulation.state import Simulation
+    from fedkd_mpi.simulation.state import Exchange, Simulation
 
 SHARD_BYTES = 2**28  # files of about this size bound the memory that writing and reading take
 
 
 def shards(run: Simulation) -> Iterator[Shard]:
     """Yield all that this process has to save, in files of bounded size."""
-    if run.server:
-        named = {f"{part}/{name}": tensor for part, state in states(run).items() for name, tensor in state.items()}
-        yield Shard(SERVER, {"replica": run.replica, **named}, [])
+    if run.exchange and run.exchange.server:
+        parts = states(run.exchange).items()
+        named = {f"{part}/{name}": tensor for part, state in parts for name, tensor in state.items()}
+        yield Shard(SERVER, {"replica": run.exchange.replica, **named}, [])
     tensors: dict[str, Tensor] = {}
     clients: list[int] = []
     size = 0
@@ -49,11 +50,11 @@ def restore(run: Simulation, manifest: Manifest) -> None:
 
     saved_state.check() has accepted the checkpoint before.
     """
-    if run.student:
+    if run.exchange:
         with opened(manifest.folder / SERVER) as file:
             server = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
-        run.replica.copy_(server.pop("replica"))
-        kept = states(run)
+        run.exchange.replica.copy_(server.pop("replica"))
+        kept = states(run.exchange)
         for key, tensor in server.items():
             part, _, name = key.partition("/")
             if part in kept:
@@ -71,12 +72,12 @@ def _restore_clients(run: Simulation, path: Path, ids: list[int]) -> None:
                 run.clients[int(client)].tensors[name] = file.get_tensor(key).clone().to(run.device)
     for client in ids:
         if client in run.clients:
-            (run.work_queue or run.state_cache).release(run.clients[client])
+            run.schedule.release(run.clients[client])
 
 
-def states(run: Simulation) -> dict[str, dict[str, Tensor]]:
+def states(exchange: Exchange) -> dict[str, dict[str, Tensor]]:
     """Return the codec's states that belong to no client: the receiver's on every process, the server's on rank 0."""
-    states = {"downlink": run.downlink_state}
-    if run.server:
-        states |= {"sender": run.server.codec_state, "uplink": run.server.uplink_state}
+    states = {"downlink": exchange.downlink_state}
+    if exchange.server:
+        states |= {"sender": exchange.server.codec_state, "uplink": exchange.server.uplink_state}
     return states

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedkd_mpi import codecs
 from fedkd_mpi.client.client import Client
 from fedkd_mpi.client.trainer import EVALUATION_BATCH, Arrays, LocalTrainer
+from fedkd_mpi.codecs import Codec
 from fedkd_mpi.communication.world import World
 from fedkd_mpi.config.schema import Config
+from fedkd_mpi.methods import Method
 from fedkd_mpi.models.flat import FlatModel
 from fedkd_mpi.scheduling import cohort
-from fedkd_mpi.scheduling.state_cache import ClientStateCache
+from fedkd_mpi.scheduling.schedule import Schedule
 from fedkd_mpi.simulation.server import Server
 from fedkd_mpi.tasks import Task
 
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fedkd_mpi.codecs.message import Message
-    from fedkd_mpi.scheduling.work_queue import NodeWorkQueue
 
 
 @dataclass(frozen=True)
@@ -36,32 +37,45 @@ class Data:
 
 
 @dataclass
-class Simulation:
-    """One process's part of a run.
+class Exchange:
+    """A process's part of the exchanged network.
 
     `student` is the module that is trained and scored. `replica` is the flat global student, with the same bits on
-    every process once `pending_downlinks` are applied. Both are None if nothing is exchanged. `trainer` is None on a
-    process without clients; `server` is None except on rank 0.
+    every process once `pending_downlinks` are applied.
     """
+
+    student: FlatModel
+    replica: Tensor
+    codec: Codec
+    server: Server | None  # None except on rank 0
+    downlink_state: dict[str, Tensor] = field(default_factory=dict)  # what the codec's receiver keeps, like the replica
+    pending_downlinks: list[Message] = field(default_factory=list)
+
+
+@dataclass
+class Simulation:
+    """One process's part of a run; `exchange` is None where the method exchanges nothing."""
 
     config: Config
     world: World
     data: Data
     task: Task
+    method: Method
     device: str
     families: np.ndarray  # the family of every client; clients of one family may be trained at once
     rank_of_client: np.ndarray  # the MPI rank of every client
-    clients: dict[int, Client]
-    state_cache: ClientStateCache
-    trainer: LocalTrainer | None
-    student: FlatModel | None
-    replica: Tensor | None
-    codec: codecs.Codec | None
-    server: Server | None
-    teacher_numbers: list[int]  # what a dense exchange of each client's teacher would send, for comparison
-    downlink_state: dict[str, Tensor] = field(default_factory=dict)  # what the codec's receiver keeps, like the replica
-    pending_downlinks: list[Message] = field(default_factory=list)
-    work_queue: NodeWorkQueue | None = None  # shared with the node's processes; None = trains its own clients alone
+    clients: dict[int, Client]  # those that this process hosts
+    schedule: Schedule
+    exchange: Exchange | None
+    teacher_numbers: list[int] = field(
+        default_factory=list
+    )  # what a dense exchange of each client's teacher would send, for comparison
+
+    @cached_property
+    def trainer(self) -> LocalTrainer:
+        """The networks on which this process trains clients, built when first needed."""
+        student = self.exchange.student if self.exchange else None
+        return LocalTrainer(self.config, self.task, self.method, student, self.data.train, self.device)
 
     @property
     def test_size(self) -> int:
@@ -71,13 +85,12 @@ class Simulation:
     @property
     def scores_student(self) -> bool:
         """Whether the global student is scored: it exists, and its BatchNorm statistics are not kept local."""
-        return self.student is not None and self.student.local_buffers is None
+        return self.exchange is not None and self.exchange.student.local_buffers is None
 
     def needs_replica(self, round_index: int, evaluated: bool) -> bool:
         """Whether this process needs an up-to-date replica at the end of a round; all do after the last round."""
         scores = evaluated and self.scores_student and len(self.test_chunks(self.world.mpi_rank)) > 0
-        works = self.work_queue is None or self.work_queue.works or self.server is not None
-        return works or scores or round_index == self.config.rounds - 1
+        return self.schedule.works or self.world.is_root or scores or round_index == self.config.rounds - 1
 
     def evaluates(self, round_index: int) -> bool:
         """Whether a round ends with an evaluation: every evaluate.every rounds, and the last round."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -69,8 +69,8 @@ class Task(Protocol):
         ...
 
 
-def find(name: str) -> type[Task]:
-    """Return the task that the configuration key `task` names; raises UserError if there is none."""
+def find(name: str) -> Callable[[Mapping[str, Any], Mapping[str, np.ndarray]], Task]:
+    """Return the class of the task that the configuration key `task` names; raises UserError if there is none."""
     return resolve(name, TASKS, "task", TASK)
 
 

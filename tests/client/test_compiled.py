@@ -28,7 +28,7 @@ def test_a_run_is_the_same_within_rounding(device: str):
     shared = [*COMPILED["compiled"], "compression.codec=none"]
     (plain, _), (other, log) = play(*shared, "compile=false"), play(*shared, f"device={device}")
     assert log["training"]["student_loss"].min() > 0
-    torch.testing.assert_close(other.replica.cpu(), plain.replica, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(other.exchange.replica.cpu(), plain.exchange.replica, rtol=1e-3, atol=1e-4)
     for client, alone in zip(other.clients.values(), plain.clients.values(), strict=True):
         torch.testing.assert_close(client.tensors["private"].cpu(), alone.tensors["private"], rtol=1e-3, atol=1e-4)
 

@@ -57,9 +57,9 @@ def test_codecs(codec: str):
 @pytest.mark.parametrize("case", ["compression.codec=svd", "compression.codec=rdsvd", "stack=8"])
 def test_whole_runs(case: str):
     overrides = ["rounds=2", case]
-    there, again = (play(f"device={DEVICE}", *overrides)[0].replica for _ in range(2))
+    there, again = (play(f"device={DEVICE}", *overrides)[0].exchange.replica for _ in range(2))
     assert torch.equal(there, again)
-    here = play("device=cpu", *overrides)[0].replica
+    here = play("device=cpu", *overrides)[0].exchange.replica
     torch.testing.assert_close(there.cpu(), here, rtol=0.02, atol=0.02 * float(here.abs().max()))
 
 

@@ -37,8 +37,8 @@ def test_a_run_is_the_same_within_rounding(case: str):
     shared = ["num_clients=6", "partition.alpha=0.3", "local.batch_size=8", "compression.codec=none", *slow]
     shared += CASES[case]
     (one, log), (stacked, stacked_log) = play(*shared), play(*shared, "stack=4")
-    if one.student:
-        torch.testing.assert_close(stacked.replica, one.replica, rtol=1e-3, atol=1e-4)
+    if one.exchange:
+        torch.testing.assert_close(stacked.exchange.replica, one.exchange.replica, rtol=1e-3, atol=1e-4)
     for client in one.clients.values():
         found = stacked.clients[client.id].tensors
         assert found.keys() == client.tensors.keys()
@@ -59,7 +59,7 @@ def test_full_batches_are_taken_together(monkeypatch: pytest.MonkeyPatch):
     stack, sizes = run.trainer.stack(group[0]), []
     step = stack._step
     monkeypatch.setattr(stack, "_step", lambda *rest: sizes.append(rest[1] - rest[0]) or step(*rest))
-    run.trainer.train_stack(group, 0, run.replica, evaluate=False)
+    run.trainer.train_stack(group, 0, run.exchange.replica, evaluate=False)
     most = max(len(client.train_indices) // 8 for client in group) * 2
     assert sum(size > 1 for size in sizes) <= most
     assert sum(sizes) == sum(2 * -(-len(c.train_indices) // 8) - 2 * (len(c.train_indices) % 8 == 1) for c in group)

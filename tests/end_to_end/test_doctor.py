@@ -12,7 +12,7 @@ from mpirun import mpirun, run
 from sessions import SMALL
 
 from fedkd_mpi import doctor
-from fedkd_mpi.communication.world import World
+from fedkd_mpi.communication.world import SingleProcessWorld
 from fedkd_mpi.config.load import load
 from fedkd_mpi.doctor import ERROR, OK, WARNING, probe, room
 from fedkd_mpi.run import main
@@ -87,7 +87,7 @@ def test_the_estimate_covers_the_checkpoints_of_a_run(tmp_path: Path, in_process
     large = [*SMALL, "rounds=2", "cohort_size=null", "teacher.hidden=[256]", "student.hidden=[64]"]
     assert in_process(main, *large, "checkpoint.every=1", "--output", log)[0] == 0
     written = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
-    config, world = load(overrides=large), World()
+    config, world = load(overrides=large), SingleProcessWorld()
     estimate = doctor.checkpoint_bytes(prepare(config, world, load_data(config, world)))
     assert written < estimate < 3 * written
 

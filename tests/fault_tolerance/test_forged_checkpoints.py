@@ -15,7 +15,7 @@ from sessions import SMALL, assert_same_run, checkpoints
 
 from fedkd_mpi import costlog
 from fedkd_mpi.common import yaml_loader
-from fedkd_mpi.communication.world import World
+from fedkd_mpi.communication.world import SingleProcessWorld
 from fedkd_mpi.config.load import parse
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.fault_tolerance import manifest as manifests
@@ -101,7 +101,7 @@ def test_a_tensor_of_each_kind_is_refused_by_name_if_it_is_not_this_runs(name: s
     with costlog.open(log) as opened:
         config = parse(yaml_loader.parse_mapping(opened.attrs["config"], "the log"))
         layers, trained = opened["layers"]["name"].tolist(), set(opened["training"]["client"].tolist())
-    world = World()
+    world = SingleProcessWorld()
     run = prepare(config, world, load_data(config, world))
     manifest = manifests.read(checkpoints(log)[0])
     saved_state.check(run, manifest, trained)

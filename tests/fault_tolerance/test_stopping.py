@@ -13,7 +13,7 @@ from mpirun import run
 from sessions import SMALL, Job, checkpoints, rounds_in
 
 from fedkd_mpi import costlog
-from fedkd_mpi.communication.world import World
+from fedkd_mpi.communication.world import SingleProcessWorld
 from fedkd_mpi.config.load import load
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.fault_tolerance.stopping import StopRequests, slurm_end
@@ -113,10 +113,10 @@ def test_a_stop_file_beside_the_log_stops_and_keeps_from_starting(tmp_path: Path
 def test_a_round_that_would_not_fit_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_END_TIME", "1000.0")
     monkeypatch.setattr(time, "time", lambda: 900.0)
-    stop = StopRequests(World(), tmp_path / "log.h5", 50.0, slurm_end())
+    stop = StopRequests(SingleProcessWorld(), tmp_path / "log.h5", 50.0, slurm_end())
     assert stop.reason(49.9) is None
     assert stop.reason(50.1) == "another round would not end before time_limit (50 s)"
-    stop = StopRequests(World(), tmp_path / "log.h5", None, slurm_end())
+    stop = StopRequests(SingleProcessWorld(), tmp_path / "log.h5", None, slurm_end())
     assert stop.reason(99.9) is None
     assert stop.reason(100.1) == "another round would not end before the end of the Slurm job"
 

@@ -26,7 +26,7 @@ from sessions import SMALL, Job, rounds_in
 from fedkd_mpi import costlog
 from fedkd_mpi.communication.datagrams import sign
 from fedkd_mpi.communication.process_status import ProcessStatus
-from fedkd_mpi.communication.world import World
+from fedkd_mpi.communication.world import SingleProcessWorld
 from fedkd_mpi.config.sections import WatchdogConfig as Settings
 from fedkd_mpi.fault_tolerance.watchdog import Watchdog, _parse
 
@@ -132,7 +132,7 @@ def test_a_run_that_hangs_ends_interrupted_with_its_rounds(
 
 def observer(places: list[ProcessStatus], idle: list[float]) -> tuple[Watchdog, float]:
     """Return rank 0's watchdog as if it had seen these places, unchanged for so many seconds, with a limit of 10 s."""
-    watchdog = Watchdog(World(), Settings(seconds=10))
+    watchdog = Watchdog(SingleProcessWorld(), Settings(seconds=10))
     watchdog.world.hostnames = ["node"] * len(places)
     now = time.monotonic()
     from fedkd_mpi.fault_tolerance.watchdog import Sighting

@@ -19,7 +19,7 @@ from plain_digits import PLAIN_DIGITS
 from safetensors.numpy import load_file
 
 from fedkd_mpi import costlog
-from fedkd_mpi.communication.world import World
+from fedkd_mpi.communication.world import SingleProcessWorld
 from fedkd_mpi.fault_tolerance import manifest as manifests
 from fedkd_mpi.fault_tolerance.checkpoint import Checkpoints
 
@@ -136,7 +136,7 @@ def models(log: Path) -> dict[str, np.ndarray]:
 
 def checkpoints(log: Path) -> list[Path]:
     """Return the folders of a log's checkpoints, the newest first."""
-    of_log = Checkpoints(log, {}, World())
+    of_log = Checkpoints(log, {}, SingleProcessWorld())
     return [of_log.path(rounds) for rounds in of_log.rounds()]
 
 

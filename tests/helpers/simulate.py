@@ -10,7 +10,7 @@ from typing import Any
 from worker_simulation import SMALL, observed
 
 from fedkd_mpi import costlog
-from fedkd_mpi.communication.world import World
+from fedkd_mpi.communication.world import SingleProcessWorld
 from fedkd_mpi.config.load import load
 from fedkd_mpi.run import main
 from fedkd_mpi.simulation.setup import load_data, prepare
@@ -19,7 +19,7 @@ from fedkd_mpi.simulation.state import Simulation
 
 def start(*overrides: str) -> Simulation:
     """Return a small run as it begins."""
-    config, world = load(overrides=[*SMALL, *overrides]), World()
+    config, world = load(overrides=[*SMALL, *overrides]), SingleProcessWorld()
     return prepare(config, world, load_data(config, world))
 
 

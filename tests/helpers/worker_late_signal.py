@@ -6,9 +6,9 @@ import os
 import signal
 from pathlib import Path
 
-from fedkd_mpi.communication.world import World
+from fedkd_mpi.communication.world import SingleProcessWorld
 from fedkd_mpi.fault_tolerance.stopping import StopRequests
 
-with StopRequests(World(), Path("log.h5"), None):
+with StopRequests(SingleProcessWorld(), Path("log.h5"), None):
     pass
 os.kill(os.getpid(), signal.SIGUSR1)

@@ -95,8 +95,8 @@ def main(folder: Path, cases: list[str]) -> None:
             for client in runs[0].clients.values()
             for name, tensor in client.tensors.items()
         }
-        if runs[0].student:
-            tensors["student"] = runs[0].replica.numpy()
+        if runs[0].exchange:
+            tensors["student"] = runs[0].exchange.replica.numpy()
         np.savez(folder / f"{case}.{runs[0].world.mpi_rank}.npz", **tensors)
 
 

@@ -48,7 +48,7 @@ def test_checkpoints_are_estimated_for_every_kind(played):
     run, _ = played
     method = FedKD(run.config, run.task)
     bare = [sum(p.numel() for p in method.private(kind).parameters()) for kind in range(3)]
-    student = run.student.state.nbytes
+    student = run.exchange.student.state.nbytes
     teachers = 4 * sum(bare[client % 3] for client in range(5))
     assert doctor.checkpoint_bytes(run) == 3 * (2 * teachers + (5 * 3 + 3) * student)
 

@@ -32,7 +32,7 @@ def overrides(features: list[str], *, dense: bool) -> list[str]:
 
 def states(run: Simulation) -> dict[str, torch.Tensor]:
     found = {f"{client.id}/{name}": t for client in run.clients.values() for name, t in client.tensors.items()}
-    return found | {"replica": run.replica}
+    return found | {"replica": run.exchange.replica}
 
 
 @settings(max_examples=25)

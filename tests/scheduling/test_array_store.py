@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedkd_mpi.communication.shared_memory import FOLDER
-from fedkd_mpi.communication.world import World
+from fedkd_mpi.communication.world import SingleProcessWorld, World
 from fedkd_mpi.errors import RunFault, UserError
 from fedkd_mpi.scheduling import array_store as stores
-from fedkd_mpi.scheduling.array_store import DiskArrayStore, SharedArrayStore
+from fedkd_mpi.scheduling.array_store import ArrayStore, DiskArrayStore, SharedArrayStore
 
 BOXES = 3
 KINDS = st.sampled_from(["<f4", "<i8", "|u1"])
@@ -31,7 +31,7 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def assert_holds(store: SharedArrayStore, slot: int, expected: dict[str, np.ndarray]) -> None:
+def assert_holds(store: ArrayStore, slot: int, expected: dict[str, np.ndarray]) -> None:
     found = store.read(slot)
     assert list(found) == list(expected)
     for name, array in expected.items():
@@ -41,8 +41,8 @@ def assert_holds(store: SharedArrayStore, slot: int, expected: dict[str, np.ndar
 
 @BOTH
 @given(actions=ACTIONS)
-def test_a_box_holds_what_was_put_into_it_last(kind: type[SharedArrayStore], actions: list) -> None:
-    store = kind(World(), BOXES, 0)
+def test_a_box_holds_what_was_put_into_it_last(kind: type[ArrayStore], actions: list) -> None:
+    store = kind(SingleProcessWorld(), BOXES, 0)
     expected: list[dict[str, np.ndarray]] = [{} for _ in range(BOXES)]
     rng = np.random.default_rng(0)
     for slot, action, contents in actions:
@@ -59,7 +59,7 @@ def test_a_box_holds_what_was_put_into_it_last(kind: type[SharedArrayStore], act
 
 
 def test_only_another_layout_is_a_new_version() -> None:
-    store, first = SharedArrayStore(World(), 1, 0), np.arange(6.0)
+    store, first = SharedArrayStore(SingleProcessWorld(), 1, 0), np.arange(6.0)
     assert store.versions([0]) == [0]
     store.update(0, {"a": first})
     view = store.read(0)["a"]
@@ -74,8 +74,8 @@ def test_only_another_layout_is_a_new_version() -> None:
 
 
 @BOTH
-def test_a_box_that_grows_and_shrinks_does_not_fill_the_memory(kind: type[SharedArrayStore]) -> None:
-    store = kind(World(), 1, 0)
+def test_a_box_that_grows_and_shrinks_does_not_fill_the_memory(kind: type[ArrayStore]) -> None:
+    store = kind(SingleProcessWorld(), 1, 0)
     for size in [1000, 1200] * 500:
         store.put(0, {"a": np.zeros(size)})
     assert os.fstat(store._file).st_size < 2 * stores.LEAST
@@ -86,9 +86,9 @@ def test_a_box_that_grows_and_shrinks_does_not_fill_the_memory(kind: type[Shared
     [(SharedArrayStore, "enlarge /dev/shm, or .*balance=false"), (DiskArrayStore, "TMPDIR.*clients_in_memory=null")],
 )
 def test_a_node_without_room_ends_the_run_and_says_what_to_do(
-    monkeypatch: pytest.MonkeyPatch, kind: type[SharedArrayStore], remedy: str
+    monkeypatch: pytest.MonkeyPatch, kind: type[ArrayStore], remedy: str
 ) -> None:
-    store = kind(World(), 1, 0)
+    store = kind(SingleProcessWorld(), 1, 0)
 
     def full(*_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -99,7 +99,7 @@ def test_a_node_without_room_ends_the_run_and_says_what_to_do(
 
 
 def test_a_disk_that_is_full_in_spite_of_its_promise_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = DiskArrayStore(World(), 1, 0)
+    store = DiskArrayStore(SingleProcessWorld(), 1, 0)
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -112,12 +112,12 @@ def test_a_disk_that_is_full_in_spite_of_its_promise_is_said(monkeypatch: pytest
 def test_where_memory_has_no_room_the_file_lies_in_tmpdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     made = []
-    create = SharedArrayStore._create
+    create = ArrayStore._create
     monkeypatch.setattr(
-        SharedArrayStore, "_create", lambda self, folder, size: made.append(folder) or create(self, folder, size)
+        ArrayStore, "_create", lambda self, folder, size: made.append(folder) or create(self, folder, size)
     )
-    SharedArrayStore(World(), 1, 2**60).put(0, {"a": np.zeros(10)})
-    SharedArrayStore(World(), 1, 0)
+    SharedArrayStore(SingleProcessWorld(), 1, 2**60).put(0, {"a": np.zeros(10)})
+    SharedArrayStore(SingleProcessWorld(), 1, 0)
     assert made == [tmp_path, FOLDER if FOLDER.is_dir() else tmp_path]
     assert not list(tmp_path.iterdir())
 
@@ -125,7 +125,7 @@ def test_where_memory_has_no_room_the_file_lies_in_tmpdir(tmp_path: Path, monkey
 def test_what_lies_on_disk_takes_no_memory_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """64 MB in boxes, one of 1 MB at hand."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    store, before = DiskArrayStore(World(), 64, 0), resident()
+    store, before = DiskArrayStore(SingleProcessWorld(), 64, 0), resident()
     for slot in range(64):
         store.prefetch([slot])
         store.put(slot, {"a": np.full(2**17, float(slot))})
@@ -136,7 +136,7 @@ def test_what_lies_on_disk_takes_no_memory_of_the_process(tmp_path: Path, monkey
 
 @pytest.mark.mpi
 @BOTH
-def test_processes_see_each_others_boxes_and_take_different_numbers(world: World, kind: type[SharedArrayStore]) -> None:
+def test_processes_see_each_others_boxes_and_take_different_numbers(world: World, kind: type[ArrayStore]) -> None:
     store, size = kind(world, world.world_size, 0), world.world_size
     numbers = np.array([store.next_index() for _ in range(50)])
     everyone = world.allgather(numbers).view(np.int64)

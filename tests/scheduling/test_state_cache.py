@@ -14,6 +14,7 @@ from simulate import play
 from fedkd_mpi.client.client import Client
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.run import main
+from fedkd_mpi.scheduling.schedule import OwnClients
 from fedkd_mpi.scheduling.state_cache import ClientStateCache
 
 STATES = ["compression.error_feedback=ef", "evaluate.global_teachers=true", "rounds=4"]
@@ -47,9 +48,10 @@ def test_no_more_clients_are_in_memory_than_asked_for(scratch: Path) -> None:
 
 
 def test_what_was_changed_is_read_back(scratch: Path) -> None:
-    cache, clients = ClientStateCache(1, "cpu", 4), [client(index) for index in range(4)]
+    clients = [client(index) for index in range(4)]
+    schedule = OwnClients(dict(enumerate(clients)), ClientStateCache(1, "cpu", 4))
     for _ in range(3):
-        for group in cache.each([clients[:1], clients[1:3], clients[3:]]):
+        for group in schedule.each([clients[:1], clients[1:3], clients[3:]]):
             for one in group:
                 one.tensors["private"] += 1
         assert [one.offloaded for one in clients] == [True, True, True, False]

@@ -102,11 +102,11 @@ def test_fault_7_the_second_client_starts_from_what_the_first_did(monkeypatch: p
     sent: dict[tuple[int, ...], bytes] = {}
     communicate = rounds.communicate
 
-    def observed(run: Any, watch: Any, this: Any, own: Any) -> Any:
-        start = run.replica.clone()
+    def observed(run: Any, exchange: Any, watch: Any, this: Any, own: Any) -> Any:
+        start = exchange.replica.clone()
         assert torch.equal(start, starts.setdefault(this.index, start))
         sent[tuple(this.cohort)] = own[-1].message.payload.tobytes()
-        return communicate(run, watch, this, own)
+        return communicate(run, exchange, watch, this, own)
 
     monkeypatch.setattr(rounds, "communicate", observed)
     starts: dict[int, torch.Tensor] = {}

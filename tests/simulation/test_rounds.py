@@ -17,8 +17,7 @@ from worker_simulation import CASES, LAUNCHES, SMALL
 
 from fedkd_mpi import costlog
 from fedkd_mpi.codecs.message import Message
-from fedkd_mpi.communication import exchange
-from fedkd_mpi.communication.world import World
+from fedkd_mpi.communication.world import SingleProcessWorld
 from fedkd_mpi.config.load import load
 from fedkd_mpi.models.flat import FlatModel
 from fedkd_mpi.scheduling import cohort
@@ -56,7 +55,7 @@ def test_the_cases_are_what_they_are_meant_to_be(simulated: Callable[..., Path])
 def decode(message: Message, run: Simulation) -> list[tuple[int, np.ndarray]]:
     """Return rank and float64 matrix (or vector) of each layer of a message, read byte by byte."""
     raw, at, decoded = message.payload.tobytes(), 0, []
-    for layer in run.student.exchanged_layers:
+    for layer in run.exchange.student.exchanged_layers:
         _, rank, size = struct.unpack_from("<BiQ", raw, at)
         numbers = np.frombuffer(raw[at + 13 : at + 13 + size], "<f4").astype(np.float64)
         at += 13 + size
@@ -80,7 +79,7 @@ def decode(message: Message, run: Simulation) -> list[tuple[int, np.ndarray]]:
     ids=["uniform", "by samples", "raw", "convolutions"],
 )
 def test_a_round_is_mean_truncation_and_step_in_float64(monkeypatch: pytest.MonkeyPatch, overrides: list[str]):
-    communicate, uplink, downlink = simulation_rounds.communicate, exchange.uplink, exchange.downlink
+    communicate, uplink, downlink = simulation_rounds.communicate, simulation_rounds.uplink, simulation_rounds.downlink
     seen, messages, pending_downlinks = [], [], []
 
     def kept(*arguments: Any) -> Iterator[Message]:
@@ -92,16 +91,16 @@ def test_a_round_is_mean_truncation_and_step_in_float64(monkeypatch: pytest.Monk
         pending_downlinks.append(downlink(*arguments))
         return pending_downlinks[-1]
 
-    def checked(run: Simulation, watch: Any, this: Any, own: Any) -> None:
-        before = [view.double().numpy().copy() for view in run.student.exchanged(run.replica)]
+    def checked(run: Simulation, held: Any, watch: Any, this: Any, own: Any) -> None:
+        before = [view.double().numpy().copy() for view in held.student.exchanged(held.replica)]
         messages.clear()
-        communicate(run, watch, this, own)
+        communicate(run, held, watch, this, own)
         answer = pending_downlinks[-1]
         seen.append(this.index)
         samples = [len(run.data.clients[message.parsed.sender][0]) for message in messages]
         weights = samples if run.config.server.weighting == "samples" else [1] * len(messages)
         updates = [decode(message, run) for message in messages]
-        after = [view.double().numpy() for view in run.student.exchanged(run.replica)]
+        after = [view.double().numpy() for view in held.student.exchanged(held.replica)]
         for i, (rank, sent) in enumerate(decode(answer, run)):
             mean = np.average([update[i][1] for update in updates], axis=0, weights=weights)
             scale = np.abs(mean).max()
@@ -116,15 +115,15 @@ def test_a_round_is_mean_truncation_and_step_in_float64(monkeypatch: pytest.Monk
             else:
                 assert rank == -1
             np.testing.assert_allclose(sent, mean, rtol=0, atol=2e-5 * scale)
-            if i >= len(run.student.parameter_layers):  # BatchNorm's statistics: values that take the place of the old
+            if i >= len(held.student.parameter_layers):  # BatchNorm's statistics take the place of the old ones
                 np.testing.assert_allclose(after[i], sent, rtol=0, atol=0)
                 continue
             step = run.config.server.learning_rate * sent
             np.testing.assert_allclose(after[i], before[i] + step, rtol=0, atol=1e-6 * (1 + np.abs(before[i]).max()))
 
     monkeypatch.setattr(simulation_rounds, "communicate", checked)
-    monkeypatch.setattr(exchange, "uplink", kept)
-    monkeypatch.setattr(exchange, "downlink", answered)
+    monkeypatch.setattr(simulation_rounds, "uplink", kept)
+    monkeypatch.setattr(simulation_rounds, "downlink", answered)
     run, _ = play(*overrides)
     assert seen == list(range(run.config.rounds))
 
@@ -143,7 +142,7 @@ def test_scores_are_those_of_the_networks():
         logits = hidden @ named["head.weight"].T + named["head.bias"]
         return float(np.mean(logits.argmax(1).numpy() == run.data.test["y"]))
 
-    assert rounds["global_student_accuracy"][-1] == accuracy(run.student, run.replica, 1)
+    assert rounds["global_student_accuracy"][-1] == accuracy(run.exchange.student, run.exchange.replica, 1)
     private, clients = run.trainer.private, run.clients.values()
     teachers = [accuracy(private, client.tensors["private"], 2, "teacher.") for client in clients]
     assert rounds["global_teacher_accuracy"][-1] == pytest.approx(np.mean(teachers), rel=1e-12)
@@ -182,7 +181,7 @@ def test_a_round_without_any_update_leaves_the_student_as_it_was(monkeypatch: py
     monkeypatch.setattr("worker_parts.VICTIMS", np.arange(5000))  # all samples
     settings = ["num_clients=2", "task=worker_parts:Poisoned", "on_nonfinite=skip"]
     run, log = play(*settings)
-    assert torch.equal(run.replica, start(*settings).replica)
+    assert torch.equal(run.exchange.replica, start(*settings).exchange.replica)
     assert not any(client.tensors for client in run.clients.values())
     rounds, header = log["rounds"], 40
     events = list(zip(*(log["events"][name] for name in ("round", "client", "message")), strict=True))
@@ -200,7 +199,7 @@ def test_a_round_without_any_update_leaves_the_student_as_it_was(monkeypatch: py
 
 
 def test_a_round_is_logged_while_the_next_begins_or_whatever_ends_the_run(tmp_path: Path):
-    config, world, rows = load(overrides=[*SMALL, "num_clients=4", "rounds=5"]), World(), []
+    config, world, rows = load(overrides=[*SMALL, "num_clients=4", "rounds=5"]), SingleProcessWorld(), []
     session = begin(config, world, tmp_path / "log.h5", overwrite=False)
     accounting = Accounting(session.simulation, session.writer, lambda row: rows.append(row["round"]))
     logged = []

@@ -59,6 +59,9 @@ class Pair:
         first = np.ones(1, np.uint8) if own.nbytes == 1 else np.frombuffer(other, np.uint8)
         return np.array([first, own.view(np.uint8)])
 
+    def from_root(self, text: str) -> str:
+        return self.first
+
     def broadcast_on_node(self, message: object) -> object:
         return message
 

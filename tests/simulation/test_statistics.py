@@ -24,20 +24,20 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_statistics_are_finite_never_negative_and_cost_their_float32(way: str):
     run, log = play(*SMALL, *WAYS[way])
-    _, buffers = run.student.exchanged_parts(run.replica)
+    _, buffers = run.exchange.student.exchanged_parts(run.exchange.replica)
     variances = [
         buffer
-        for layer, buffer in zip(run.student.exchanged_buffers, buffers, strict=True)
+        for layer, buffer in zip(run.exchange.student.exchanged_buffers, buffers, strict=True)
         if layer.name.endswith("running_var")
     ]
     assert variances
     assert all(bool((variance >= 0).all()) for variance in variances)
     assert np.isfinite(log["rounds"]["global_student_accuracy"]).all()
-    count = len(run.student.parameter_layers)
+    count = len(run.exchange.student.parameter_layers)
     for leg in ("uplink", "downlink"):
         assert (log[leg]["layer_rank"][..., count:] == -1).all()
         assert (log[leg]["layer_energy"][..., count:] == 1).all()
-        sizes = [4 * layer.numel for layer in run.student.exchanged_buffers]
+        sizes = [4 * layer.numel for layer in run.exchange.student.exchanged_buffers]
         assert (log[leg]["layer_bytes"][..., count:] == sizes).all()
 
 
@@ -45,6 +45,8 @@ def test_the_global_statistics_do_not_depend_on_the_servers_rate():
     means = []
     for rate in (0.5, 2):
         run, _ = play(*SMALL, "rounds=1", "compression.codec=none", f"server.learning_rate={rate}")
-        means.append([buffer.numpy().copy() for buffer in run.student.exchanged_parts(run.replica)[1]])
+        means.append(
+            [buffer.numpy().copy() for buffer in run.exchange.student.exchanged_parts(run.exchange.replica)[1]]
+        )
     for one, other in zip(*means, strict=True):
         np.testing.assert_array_equal(one, other)
