@@ -67,9 +67,8 @@ class Simulation:
     clients: dict[int, Client]  # those that this process hosts
     schedule: Schedule
     exchange: Exchange | None
-    teacher_numbers: list[int] = field(
-        default_factory=list
-    )  # what a dense exchange of each client's teacher would send, for comparison
+    # what a dense exchange of each client's teacher would send, for comparison
+    teacher_numbers: list[int] = field(default_factory=list)
 
     @cached_property
     def trainer(self) -> LocalTrainer:
