@@ -239,7 +239,12 @@ def room(folder: Path, needed: int) -> Finding:
     free = shutil.disk_usage(existing).free
     text = f"{bytes_text(free)} free in {folder}; checkpoints need up to {bytes_text(needed)}"
     if free < needed:
-        return Finding("disk", ERROR, text, "choose another folder with --output, or set checkpoint.every=null")
+        return Finding(
+            "disk",
+            ERROR,
+            text,
+            "choose another folder with --output, or set checkpoint.every=null and checkpoint.last=false",
+        )
     if free < needed + SCARCE:
         return Finding("disk", WARNING, text, "free disk space: the log grows every round")
     return Finding("disk", OK, text)
@@ -248,7 +253,7 @@ def room(folder: Path, needed: int) -> Finding:
 def at_start(run: Simulation, folder: Path) -> list[Finding]:
     """Return on rank 0 the errors of those checks that take no time. Collective."""
     found = cores(run.world, run.config)
-    if run.config.checkpoint.every:
+    if run.config.checkpoint.every or run.config.checkpoint.last:
         found.append(room(folder, checkpoint_bytes(run)))
     return [finding for finding in found if finding.status == ERROR] if run.world.is_root else []
 

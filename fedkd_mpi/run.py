@@ -21,7 +21,7 @@ from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fedkd_mpi.common.console import open_standard_streams, say, tell
 from fedkd_mpi.communication.launch import leave
@@ -109,17 +109,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def configuration_of(path: Path, overrides: Sequence[str], *, trusted: bool = False) -> Config:
-    """Return the configuration in the log of an interrupted run; exits with code 0 if the run is completed."""
+    """Return the configuration of a log to resume; exits with code 0 if all its rounds are completed."""
     from fedkd_mpi import costlog
-    from fedkd_mpi.simulation import trust
+    from fedkd_mpi.simulation import extension, trust
 
     with costlog.open(path) as log:
         attrs = log.attrs
     trust.require_one_name(path)
-    if attrs["status"] == "completed":
-        leave(0, f"fedkd_mpi: {path} is completed: there is nothing to resume")
     config = trust.configuration_in(path, attrs)
-    return configuration.with_care(config, trust.accept(path, config, overrides, trusted))
+    longer, others = extension.split(path, config, overrides)
+    if attrs["status"] == "completed" and longer.rounds == config.rounds:
+        leave(0, f"fedkd_mpi: {path} is completed: there is nothing to resume; rounds=N adds rounds")
+    return configuration.with_care(longer, trust.accept(path, config, others, trusted))
 
 
 LONGEST = 255 - len(".checkpoints")  # bytes of a log's name: the limit of the system minus the longest suffix
@@ -215,13 +216,18 @@ def play(config: Config, world: World, stop: StopRequests, lock: Lock, output: P
 
     writer, simulation = session.writer, session.simulation
     progress = Progress(config, session.first)
-    accounting = Accounting(simulation, writer, progress.round)
+
+    def on_round(row: dict[str, Any]) -> None:
+        progress.round(row)
+        session.best.logged(row)
+
+    accounting = Accounting(simulation, writer, on_round)
     world.on_fault = lambda _: _interrupt(writer, accounting, lock)
     watchdog.on_warning = lambda text: _note(writer, world.status.round, text)
-    watchdog.on_abort = lambda: costlog.mark(output, "interrupted", session.checkpoints.owner)
+    watchdog.on_abort = lambda: costlog.mark(output, "interrupted", {"started": session.started})
     for finding in at_start(simulation, output.parent):
         say(f"fedkd_mpi: {finding.status}: {finding.found}: {finding.remedy}", error=True)
-    boundary = Boundary(simulation, session.checkpoints, stop, session.saved, accounting.settle)
+    boundary = Boundary(simulation, session.checkpoints, stop, session.saved, accounting.settle, session.best)
     reason = simulate(simulation, accounting, boundary, session.first)
     if writer:
         progress.stop()

@@ -19,7 +19,7 @@ from fedkd_mpi.client.optimizer import Optimizer, clip_, make_optimizer
 from fedkd_mpi.common.torch_streams import torch_scope
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.errors import RunFault, UserError
-from fedkd_mpi.methods import Method
+from fedkd_mpi.methods import Method, new_private, new_student
 from fedkd_mpi.models.flat import FlatModel
 from fedkd_mpi.tasks import Task
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, np.ndarray]
 Losses = Callable[..., tuple[Tensor, Tensor, Tensor]]  # a method's loss, as it is or compiled
+PRIVATE = "private networks"  # the stream from which networks begin that take the place of every client's
 EVALUATION_BATCH = 512  # samples; not configurable, because another batch size could change the bits of scores
 
 
@@ -75,8 +76,8 @@ class LocalTrainer:
         kind = self.config.architecture(client)
         if kind not in self._privates:
             key = f"teachers.{kind}" if self.config.teachers else "teacher"
-            with torch_scope(self.config.seed, "private networks"), under_key(key):
-                network = FlatModel(self.method.private(kind), self.device, exchange_buffers=False)
+            with torch_scope(self.config.seed, PRIVATE), under_key(key):
+                network = FlatModel(new_private(self.config, self.method, kind), self.device, exchange_buffers=False)
             learning_rate = self.config.architectures[kind].learning_rate
             self._privates[kind] = network, make_optimizer(network.trainable, self.config.optimizer, learning_rate)
         self.private, self.private_optimizer = self._privates[kind]
@@ -163,7 +164,7 @@ class LocalTrainer:
         self.networks_for(client.id)
         if "private" not in client.tensors:
             with torch_scope(self.config.seed, "teacher", client.id):
-                module = self.method.private(self.config.architecture(client.id))
+                module = new_private(self.config, self.method, self.config.architecture(client.id))
                 client.tensors["private"] = self.private.flat(module)
         self.private.load(client.tensors["private"])
         _take(self.private, client, "others.private")
@@ -304,4 +305,4 @@ def score(task: Task, model: torch.nn.Module, arrays: Arrays, indices: np.ndarra
 def initial_student(config: Config, method: Method, device: str) -> FlatModel:
     """Return the initial student, the same on every process: its values depend on the seed only."""
     with torch_scope(config.seed, "student"), under_key("student" if method.role == "student" else "teacher"):
-        return FlatModel(method.student(), device, exchange_buffers=config.server.buffers == "average")
+        return FlatModel(new_student(config, method), device, exchange_buffers=config.server.buffers == "average")

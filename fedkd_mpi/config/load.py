@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -12,8 +13,8 @@ from pydantic import BaseModel
 
 from fedkd_mpi.common import yaml_loader
 from fedkd_mpi.common.options import Hint, validated
-from fedkd_mpi.config.schema import Config
-from fedkd_mpi.config.sections import KIND_OF, DataConfig, NetworkConfig
+from fedkd_mpi.config.schema import CARE, Config
+from fedkd_mpi.config.sections import KIND_OF, DataConfig, InitConfig, NetworkConfig
 from fedkd_mpi.errors import UserError, shown
 
 
@@ -77,11 +78,21 @@ def parse(tree: dict[str, Any]) -> Config:
     if data.name in datasets.OWN and data.root is not None:
         raise UserError(f"data.root: data.name={data.name} reads data.path alone; give the whole path there")
     filled["data"] = DataConfig(name=data.name, root=data.root, augment=data.augment, **own)
+    filled["init"] = _with_digests(config.init)
     return config.model_copy(update=filled)
 
 
-# Keys that do not affect results; a resumed run may have other values.
-CARE = ("checkpoint", "watchdog", "time_limit", "clients_in_memory", "balance")
+def _with_digests(init: InitConfig) -> InitConfig:
+    """Return the section with the digests of its files; one that is given is believed until the file is read."""
+    found = {}
+    for role in ("student", "teacher"):
+        path = getattr(init, role)
+        if path is not None and getattr(init, f"{role}_digest") is None:
+            try:
+                found[f"{role}_digest"] = hashlib.sha256(path.expanduser().read_bytes()).hexdigest()
+            except OSError as error:
+                raise UserError(f"init.{role}={shown(path)}: cannot be read ({error.strerror})") from None
+    return init.model_copy(update=found)
 
 
 def with_care(config: Config, overrides: Sequence[str]) -> Config:
@@ -90,7 +101,7 @@ def with_care(config: Config, overrides: Sequence[str]) -> Config:
     for override in overrides:
         key = override.partition("=")[0]
         if key.partition(".")[0] not in CARE:
-            raise UserError(f"--resume takes {key} from the log: only {', '.join(CARE)} may be changed")
+            raise UserError(f"--resume takes {key} from the log: only rounds, {', '.join(CARE)} may be changed")
         apply(tree, override)
     return parse(tree)
 

@@ -21,6 +21,7 @@ from fedkd_mpi.config.sections import (
     DataConfig,
     DistillationConfig,
     EvaluateConfig,
+    InitConfig,
     LocalConfig,
     LogConfig,
     NetworkConfig,
@@ -31,6 +32,9 @@ from fedkd_mpi.config.sections import (
     WatchdogConfig,
     seconds_of,
 )
+
+# Keys that do not affect results; a resumed run may have other values.
+CARE = ("checkpoint", "watchdog", "time_limit", "clients_in_memory", "balance")
 
 
 class Config(Section):
@@ -75,6 +79,7 @@ class Config(Section):
         description="instead of teacher: a list of architectures, assigned to the clients in turn",
     )
     student: NetworkConfig
+    init: InitConfig = InitConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     local: LocalConfig
     server: ServerConfig = ServerConfig()
@@ -116,6 +121,19 @@ class Config(Section):
             raise ValueError("method=scaffold needs exchange=delta and server.optimizer=sgd")
         return self
 
+    @model_validator(mode="after")
+    def _files_have_a_network(self) -> Config:
+        exchanged = self.averaging.network if self.averages else "student"
+        if self.init.student and self.method in ("local", "centralized"):
+            raise ValueError(f"init.student: method={self.method} has no student; give init.teacher")
+        if self.init.student and exchanged == "teacher":
+            raise ValueError(f"init.student: method={self.method} exchanges the teacher here; give init.teacher")
+        if self.init.teacher and self.averages and exchanged == "student":
+            raise ValueError(f"init.teacher: method={self.method} has no teacher; give init.student")
+        if self.init.teacher and self.teachers:
+            raise ValueError("init.teacher is one network's: give teacher in place of teachers")
+        return self
+
     @property
     def averages(self) -> bool:
         """Whether the method trains and exchanges one network, without a teacher."""
@@ -155,3 +173,8 @@ class Config(Section):
     def digest(self) -> str:
         """Return the SHA-256 of the resolved configuration, as hexadecimal text."""
         return hashlib.sha256(self.to_yaml().encode()).hexdigest()
+
+    def identity(self) -> str:
+        """Return the SHA-256 of what may not change while a run goes on: all but the number of rounds, and CARE."""
+        tree = {key: value for key, value in self.model_dump(mode="json").items() if key not in ("rounds", *CARE)}
+        return hashlib.sha256(yaml_loader.dump(tree).encode()).hexdigest()

@@ -19,6 +19,7 @@ BYTES = 2**62  # what sums of int64 can hold
 TINY, HUGE = 1e-30, 1e30  # factors: what single precision holds
 YEARS = 1e8  # seconds
 NAME = 200  # characters of a name; file names of up to 255 bytes also contain a date, a seed and suffixes
+SHA256 = r"^[0-9a-f]{64}$"
 PART = r"^[\w.:-]{1,200}$"  # a name of this package, or package.module:Name
 
 
@@ -251,6 +252,32 @@ class CheckpointConfig(Section):
     every: int | None = Field(
         10, ge=1, le=MANY, description="rounds between checkpoints; null = only if the run stops early"
     )
+    last: bool = Field(
+        True, description="one after the last round too, from which networks are exported and the run can be extended"
+    )
+    best: Literal["none", "student", "all"] = Field(
+        "student",
+        description="networks of the best round by the task's first metric, kept apart: none, the global student (by"
+        " the server alone, while clients train), or teachers as well (all wait whenever the score rises)",
+    )
+
+
+class InitConfig(Section):
+    """Where networks start, in place of random weights; the digests are those of the files, and are filled in."""
+
+    student: Path | None = Field(
+        None, strict=False, description="safetensors file of the exchanged network: an export or a state_dict"
+    )
+    teacher: Path | None = Field(None, strict=False, description="the same of every client's teacher")
+    student_digest: str | None = Field(None, pattern=SHA256, description="SHA-256 of the file init.student")
+    teacher_digest: str | None = Field(None, pattern=SHA256, description="SHA-256 of the file init.teacher")
+
+    @model_validator(mode="after")
+    def _digests_are_of_files(self) -> InitConfig:
+        for role in ("student", "teacher"):
+            if getattr(self, f"{role}_digest") and getattr(self, role) is None:
+                raise ValueError(f"init.{role}_digest is of a file: give init.{role} too")
+        return self
 
 
 class WatchdogConfig(Section):

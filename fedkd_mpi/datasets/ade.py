@@ -59,7 +59,9 @@ def load(
     ids = encoder.rows(encoder.encode(texts))
     arrays = {"ids": ids, "y": y, "group": document, "document": document}
     first, second = ({name: array[part] for name, array in arrays.items()} for part in (train, test))
-    return Dataset(first, second, {"classes": CLASSES, "positive_weight": positive_weight, **encoder.meta})
+    return Dataset(
+        first, second, {"classes": CLASSES, "positive_weight": positive_weight, **encoder.meta}, encoder.table
+    )
 
 
 def stand_in(

@@ -73,7 +73,7 @@ def load(
         for side, rows in zip(sides, split, strict=True):
             side.append({name: array[rows] for name, array in arrays.items()})
     train, test = ({name: np.concatenate([of[name] for of in side]) for name in side[0]} for side in sides)
-    return Dataset(train, test, {"kinds": kinds, "corpora": list(corpora), **encoder.meta})
+    return Dataset(train, test, {"kinds": kinds, "corpora": list(corpora), **encoder.meta}, encoder.table)
 
 
 def stand_in(

@@ -60,7 +60,7 @@ def _load(
     table = np.concatenate([np.full((1, length), encoder.pad, np.int32), rows_of_titles])
     users = {name: number for number, name in enumerate(sorted({one.user for part in parts for one in part}))}
     train, test = (_arrays(part, users, history, folder) for part, folder in zip(parts, folders, strict=True))
-    return Dataset(train, test, encoder.meta, {"titles": table})
+    return Dataset(train, test, encoder.meta, {"titles": table, **encoder.table})
 
 
 load_small, load_large = partial(_load, "small"), partial(_load, "large")

@@ -56,7 +56,7 @@ def load(
     train, test = (
         {"ids": encoder.rows(encoder.encode(texts)), "y": np.array(labels, np.int64)} for texts, labels in parts
     )
-    return Dataset(train, test, {"classes": CLASSES, "positive_weight": positive_weight, **encoder.meta})
+    return Dataset(train, test, {"classes": CLASSES, "positive_weight": positive_weight, **encoder.meta}, encoder.table)
 
 
 def stand_in(

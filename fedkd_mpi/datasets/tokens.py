@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PAD, UNKNOWN, START, END = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 TRAINED = "trained"  # instead of a fingerprint, for tokenizers that were trained on the data
+TOKENIZER = "tokenizer"  # the table with the tokenizer itself, which checkpoints keep for exported networks
 BLANK = 16  # tokens per blank text
 CHARACTERS = 1000  # most frequent characters, which get a token; words with other characters are unknown
 
@@ -70,6 +71,11 @@ class Encoder:
         """
         tokens = 1 + max(self._tokenizer.get_vocab().values())
         return {"vocabulary": tokens, "length": self.length, "pad": self.pad, "tokenizer": self._name}
+
+    @property
+    def table(self) -> dict[str, np.ndarray]:
+        """The tokenizer itself as a table of a Dataset: "tokenizer" uint8, its JSON in UTF-8."""
+        return {TOKENIZER: np.frombuffer(self._tokenizer.to_str().encode(), np.uint8)}
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """Return the encodings of the library: ids, and the word and the characters of every token."""

@@ -2,14 +2,14 @@
 
 A checkpoint is a folder `round-000012` (the number of completed rounds) beside the log, with safetensors files and one
 manifest. It is written under another name and then renamed, so that it is complete or absent. The last two checkpoints
-are kept. Random streams are keyed by round and client (common/random_streams.py) and have no position to save.
+are kept. `best-000012` contains only the networks of the best round, by the same rules. Random streams are keyed by
+round and client (common/random_streams.py) and have no position to save.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedkd_mpi.errors import RunFault, UserError
 from fedkd_mpi.fault_tolerance import manifest as manifests
-from fedkd_mpi.fault_tolerance.manifest import Manifest
+from fedkd_mpi.fault_tolerance.manifest import BEST, ROUND, Manifest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from fedkd_mpi.communication.world import World
 
 KEPT = 2  # checkpoints: if the newest is damaged, there is one before it
-PREFIX, PARTIAL = "round-", ".partial-"
-NUMBER = re.compile("[0-9]{6,12}", re.ASCII)
+PARTIAL = ".partial-"
+ABOUT = ("networks", "data")
 
 
 class Shard(NamedTuple):
@@ -40,26 +40,24 @@ class Shard(NamedTuple):
 class Checkpoints:
     """The checkpoints of one log; `save` and `newest` are collective.
 
-    `owner` identifies the run (digest of the configuration, start time); checkpoints of other runs are refused.
+    `owner` identifies the run (digest of what its rounds depend on, start time); checkpoints of other runs are refused.
     """
 
     def __init__(self, log: Path, owner: Mapping[str, Any], world: World):
-        self.folder = log.parent / f"{log.name}.checkpoints"
+        self.folder = manifests.folder_of(log)
         self.owner, self.world = dict(owner), world
 
-    def path(self, rounds: int) -> Path:
+    def path(self, rounds: int, kind: str = ROUND) -> Path:
         """Return the folder of the checkpoint after `rounds` completed rounds."""
-        return self.folder / f"{PREFIX}{rounds:06d}"
+        return manifests.path_of(self.folder, kind, rounds)
 
-    def rounds(self) -> list[int]:
-        """Return the completed rounds of every existing checkpoint, the newest first."""
-        names = {path.name for path in self.folder.glob(f"{PREFIX}*") if path.is_dir()}
-        found = [int(name) for name in (name.removeprefix(PREFIX) for name in names) if NUMBER.fullmatch(name)]
-        return sorted((number for number in found if self.path(number).name in names), reverse=True)
+    def rounds(self, kind: str = ROUND) -> list[int]:
+        """Return the completed rounds of every existing checkpoint of a kind, the newest first."""
+        return manifests.kept(self.folder, kind)
 
     def require_none(self) -> None:
         """Raise UserError if there are checkpoints of an earlier log."""
-        if self.rounds():
+        if self.rounds() or self.rounds(BEST):
             raise UserError(f"{self.folder} contains checkpoints of an earlier run: remove it, or pass --overwrite")
 
     def require_writable(self) -> None:
@@ -76,20 +74,22 @@ class Checkpoints:
     def clear(self) -> None:
         """Remove the checkpoints of a log that a new log has replaced; raises UserError if they cannot be removed."""
         try:
-            for left in (*self.folder.glob(f"{PREFIX}*"), *self.folder.glob(f"{PARTIAL}*")):
-                _remove(left)
+            for start in (ROUND, BEST, PARTIAL):
+                for left in self.folder.glob(f"{start}*"):
+                    _remove(left)
             if self.folder.exists() and not self.folder.is_symlink() and not any(self.folder.iterdir()):
                 self.folder.rmdir()
         except OSError as error:
             raise UserError(f"cannot remove the checkpoints in {self.folder}: {error.strerror}") from None
 
-    def save(self, shards: Iterable[Shard], rounds: int) -> None:
-        """Write the state after `rounds` completed rounds, all processes at once, and drop all but the last two.
+    def save(self, shards: Iterable[Shard], rounds: int, about: Mapping[str, Any], kind: str = ROUND) -> None:
+        """Write what is to be kept after `rounds` completed rounds, all processes at once, and drop what it replaces.
 
-        `shards` is the part of this process; each one becomes a file before the next one is asked for. Raises RunFault
-        naming the folder where it cannot be written; the checkpoints before stay as they are.
+        `shards` is the part of this process; each one becomes a file before the next one is asked for. `about` is what
+        it tells of networks and data (see Manifest). Of `kind` ROUND the last two are kept, of BEST one. Raises
+        RunFault naming the folder where it cannot be written; the checkpoints before stay as they are.
         """
-        target, partial = self.path(rounds), self.folder / f"{PARTIAL}{rounds:06d}"
+        target, partial = self.path(rounds, kind), self.folder / f"{PARTIAL}{rounds:06d}"
         try:
             if self.world.is_root:
                 for left in self.folder.glob(f"{PARTIAL}*"):
@@ -97,11 +97,13 @@ class Checkpoints:
             self.world.barrier()
             partial.mkdir(parents=True, exist_ok=True)
             files = [_write(partial, shard) for shard in shards]
-            everyone = self._collect(files)
-            if everyone is not None:
-                manifests.write(partial, rounds, self.owner, everyone)
+            parts = self._collect({"files": files, **about})
+            if parts is not None:
+                everyone = [file for part in parts for file in part["files"]]
+                told = {key: {k: v for part in parts for k, v in part.get(key, {}).items()} for key in ABOUT}
+                manifests.write(partial, rounds, self.owner, everyone, told)
                 self._put_in_place(partial, target)
-                self._prune(rounds)
+                self._prune(rounds, kind)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)  # on a full disk the log needs the space
             kept = [number for number in self.rounds() if number != rounds]
@@ -149,14 +151,12 @@ class Checkpoints:
         for file in manifest.files[self.world.mpi_rank :: self.world.world_size]:
             manifests.verify(manifest.folder, file)
 
-    def _collect(self, files: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+    def _collect(self, part: Mapping[str, Any]) -> list[dict[str, Any]] | None:
         import numpy as np
 
-        text = np.frombuffer(json.dumps(files).encode() + b"\n", np.uint8)
+        text = np.frombuffer(json.dumps(part).encode() + b"\n", np.uint8)
         gathered = self.world.gather(text)
-        if gathered is None:
-            return None
-        return [file for line in gathered.tobytes().splitlines() for file in json.loads(line)]
+        return None if gathered is None else [json.loads(line) for line in gathered.tobytes().splitlines()]
 
     def _put_in_place(self, partial: Path, target: Path) -> None:
         _sync(partial)
@@ -165,12 +165,12 @@ class Checkpoints:
         partial.rename(target)
         _sync(self.folder)
 
-    def _prune(self, rounds: int) -> None:
-        numbers = self.rounds()
-        kept = [number for number in numbers if number <= rounds][:KEPT]
+    def _prune(self, rounds: int, kind: str) -> None:
+        numbers = self.rounds(kind)
+        kept = [number for number in numbers if number <= rounds][: KEPT if kind == ROUND else 1]
         for number in set(numbers) - set(kept):  # also newer ones, which were refused when the run was resumed
             gone = self.folder / f"{PARTIAL}{number:06d}-dropped"
-            self.path(number).rename(gone)  # so that a partly removed checkpoint is not reported as damaged
+            self.path(number, kind).rename(gone)  # so that a partly removed checkpoint is not reported as damaged
         for left in self.folder.glob(f"{PARTIAL}*"):
             _remove(left)
 

@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: its run, its number of rounds, and its files with their digests.
+"""The manifest of a checkpoint: its run, its number of rounds, its files with their digests, and their networks.
 
 A digest detects damage but not manipulation, because anyone who changes a manifest can also change its digest. So the
 content is validated before use: a manifest names regular files in its own folder, each once, and every client belongs
@@ -19,11 +19,14 @@ from typing import Any, BinaryIO
 
 from fedkd_mpi.errors import UserError, shown
 
-FORMAT = 1
+FORMAT = 2
 FILE = "manifest.json"
 BLOCK = 2**20  # bytes that are read at a time
+DATA = "data.safetensors"  # what networks read with, beside the manifest's own `data`: the tokenizer
+ROUND, BEST = "round-", "best-"  # the state after a round; the networks of the best one
+NUMBER = re.compile("[0-9]{6,12}", re.ASCII)
 LARGEST = 2**28  # bytes of a manifest at most; enough for ten million clients
-NAME = re.compile(r"server\.safetensors|clients-[0-9]{6,12}-[0-9]{6,12}\.safetensors", re.ASCII)
+NAME = re.compile(r"(server|data)\.safetensors|clients-[0-9]{6,12}-[0-9]{6,12}\.safetensors", re.ASCII)
 KEYS = {"name": str, "bytes": int, "sha256": str, "clients": list}
 
 
@@ -31,13 +34,35 @@ KEYS = {"name": str, "bytes": int, "sha256": str, "clients": list}
 class Manifest:
     """A checkpoint on disk: its folder, its completed rounds, the run that it belongs to, and its files.
 
-    Each file is {"name", "bytes", "sha256", "clients": [ids]}.
+    Each file is {"name", "bytes", "sha256", "clients": [ids]}. `networks` describes the flat vectors: "student" that of
+    "replica", "teachers.K" those of "CLIENT/private" of clients with the architecture K (models/flat.py, description).
+    `data` is what networks were built from and read: "input_shape", "num_classes", "meta" of the data set and its
+    training arrays' types and shapes.
     """
 
     folder: Path
     rounds: int
     owner: dict[str, Any]
     files: list[dict[str, Any]]
+    networks: dict[str, Any]
+    data: dict[str, Any]
+
+
+def folder_of(log: Path) -> Path:
+    """Return the folder of the checkpoints of a log."""
+    return log.parent / f"{log.name}.checkpoints"
+
+
+def path_of(folder: Path, kind: str, rounds: int) -> Path:
+    """Return the folder of the checkpoint of a kind, ROUND or BEST, after so many rounds."""
+    return folder / f"{kind}{rounds:06d}"
+
+
+def kept(folder: Path, kind: str) -> list[int]:
+    """Return the completed rounds of every existing checkpoint of a kind, the newest first."""
+    names = {path.name for path in folder.glob(f"{kind}*") if path.is_dir()}
+    found = [int(name) for name in (name.removeprefix(kind) for name in names) if NUMBER.fullmatch(name)]
+    return sorted((number for number in found if path_of(folder, kind, number).name in names), reverse=True)
 
 
 def read(folder: Path) -> Manifest:
@@ -59,12 +84,14 @@ def read(folder: Path) -> Manifest:
     if not whole:
         raise UserError(f"{path} is damaged or not of format {FORMAT}")
     _check(path, tree)
-    return Manifest(folder, tree["rounds"], tree["owner"], tree["files"])
+    return Manifest(folder, tree["rounds"], tree["owner"], tree["files"], tree["networks"], tree["data"])
 
 
-def write(folder: Path, rounds: int, owner: Mapping[str, Any], files: Sequence[Mapping[str, Any]]) -> None:
-    """Write the manifest of a checkpoint folder to disk; raises OSError."""
-    tree = {"format": FORMAT, "rounds": rounds, "owner": owner, "files": files}
+def write(
+    folder: Path, rounds: int, owner: Mapping[str, Any], files: Sequence[Mapping[str, Any]], about: Mapping[str, Any]
+) -> None:
+    """Write the manifest of a checkpoint folder to disk, `about` being its networks and data; raises OSError."""
+    tree = {"format": FORMAT, "rounds": rounds, "owner": owner, "files": files, "networks": {}, "data": {}, **about}
     with (folder / FILE).open("w", encoding="utf-8") as file:
         json.dump(tree | {"sha256": digest(_canonical(tree))}, file, indent=1)
         file.flush()
@@ -111,11 +138,11 @@ def _canonical(tree: dict[str, Any]) -> bytes:
 
 def _check(path: Path, tree: Mapping[str, Any]) -> None:
     """Raise UserError naming the first key with an invalid value."""
-    kinds = {"rounds": int, "owner": dict, "files": list}
+    kinds = {"rounds": int, "owner": dict, "files": list, "networks": dict, "data": dict}
     for key, kind in kinds.items():
         if type(tree.get(key)) is not kind:
             raise UserError(f"{path}: {key} is {shown(tree.get(key))}, not of type {kind.__name__}")
-    if path.parent.name != f"round-{tree['rounds']:06d}":
+    if path.parent not in [path_of(path.parent.parent, kind, tree["rounds"]) for kind in (ROUND, BEST)]:
         raise UserError(f"{path}: rounds is {tree['rounds']}, but the folder is {path.parent.name}")
     names: set[str] = set()
     clients: set[int] = set()

@@ -11,6 +11,7 @@ from fedkd_mpi.common.registry import resolve, subclass_of
 from fedkd_mpi.common.remembered import Kind
 from fedkd_mpi.config.methods import METHODS
 from fedkd_mpi.config.schema import Config
+from fedkd_mpi.models.state_file import start_from
 from fedkd_mpi.tasks import Examples, Task
 
 if TYPE_CHECKING:
@@ -74,6 +75,26 @@ def make_teacher(config: Config, task: Task, architecture: int) -> nn.Module:
     network = config.architectures[architecture]
     key = f"teachers.{architecture}" if config.teachers else "teacher"
     return models.build(network.name, task.input_shape, task.num_classes, network.options(), key, network.features)
+
+
+def new_student(config: Config, method: Method) -> nn.Module:
+    """Return the shared student as a run starts with it: that of the file which `init` names, or a new one."""
+    return _started(config, method.role, method.student())
+
+
+def new_private(config: Config, method: Method, architecture: int) -> nn.ModuleDict:
+    """Return a client's private networks as it starts with them, the teacher from the file which `init` names."""
+    networks = method.private(architecture)
+    if "teacher" in networks:
+        _started(config, "teacher", networks["teacher"])
+    return networks
+
+
+def _started(config: Config, role: str, module: nn.Module) -> nn.Module:
+    path = getattr(config.init, role)
+    if path is not None:
+        start_from(module, path, getattr(config.init, f"{role}_digest"), f"init.{role}")
+    return module
 
 
 def build(config: Config, task: Task) -> Method:

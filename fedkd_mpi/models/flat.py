@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.models.layer import Layer
 from fedkd_mpi.models.module_tensors import Slot, frozen_names, own_tensors, require_plain
+from fedkd_mpi.models.state_file import digest_of
 
 ALIGNMENT = 16  # float32 entries; each tensor starts at a multiple of 64 bytes in the flat vector
 
@@ -57,6 +58,7 @@ class FlatModel:
         self._tied = {slot.name: tuple(slot.names) for slot in parameters}
         self._buffers: list[tuple[Slot, Tensor]] = []
         self._install(parameters, buffers)
+        self._other_places: list[tuple[Slot, int]] = []
         self.others = self._install_others(others)
         self._first_others = self.others.clone()
 
@@ -99,6 +101,37 @@ class FlatModel:
     def names_of(self, layer: Layer) -> tuple[str, ...]:
         """Return all names of a layer in the module; there are several if parameters are tied."""
         return self._tied.get(layer.name, (layer.name,))
+
+    def description(self) -> dict[str, Any]:
+        """Return, JSON-able, where each tensor lies in `state` and `others`, by the module's names for it.
+
+        A layer is torch.as_strided(state, shape, strides, offset), in entries; one of `others` begins at a byte.
+        `buffers` names the layers that are no parameters; `frozen` has the digests of parameters that are in neither.
+        """
+        places = zip(self.layers, self._strides, self._offsets, strict=True)
+        layers = [
+            {"names": list(self.names_of(layer)), "shape": list(layer.shape), "strides": list(strides), "offset": start}
+            for layer, strides, start in places
+        ]
+        others = [
+            {
+                "names": slot.names,
+                "dtype": str(view.dtype).removeprefix("torch."),
+                "shape": list(view.shape),
+                "byte": start,
+            }
+            for slot, start in self._other_places
+            for view in [slot.current()]
+            if view is not None
+        ]
+        frozen = {name: digest_of(self.module.get_parameter(name)) for name in self.frozen}
+        return {
+            "numbers": self.state.numel(),
+            "layers": layers,
+            "others": others,
+            "buffers": [layer.name for layer in self.layers[len(self.parameter_layers) :]],
+            "frozen": frozen,
+        }
 
     def part(self, prefix: str) -> slice:
         """Return the slice of a flat vector with the layers whose names begin with `prefix`; they must be adjacent."""
@@ -168,7 +201,8 @@ class FlatModel:
             starts.append(size)
             size += -(-slot.tensor.nbytes // 64) * 64
         room = torch.zeros(size, dtype=torch.uint8, device=self.state.device)
-        for slot, start in zip(others, starts, strict=True):
+        self._other_places = list(zip(others, starts, strict=True))
+        for slot, start in self._other_places:
             view = room[start : start + slot.tensor.nbytes].view(slot.tensor.dtype).view(slot.tensor.shape)
             view.copy_(slot.tensor)
             self._keep(slot, view)

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fedkd_mpi.fault_tolerance.stopping import StopRequests
-from fedkd_mpi.simulation.snapshot import shards
+from fedkd_mpi.simulation.snapshot import about, shards
 
 if TYPE_CHECKING:
     from fedkd_mpi.fault_tolerance.checkpoint import Checkpoints
+    from fedkd_mpi.simulation.best import BestRound
     from fedkd_mpi.simulation.state import Simulation
 
 
@@ -22,7 +23,7 @@ class Boundary:
     """Called by all processes between two rounds: saves a due checkpoint and returns the reason to stop, if any.
 
     `settle` writes pending rows to the log, so that a checkpoint never holds more rounds than the log. `saved` is the
-    number of rounds in the newest checkpoint, None without a checkpoint.
+    number of rounds in the newest checkpoint, None without a checkpoint; `best` saves the best round.
     """
 
     def __init__(
@@ -32,8 +33,10 @@ class Boundary:
         stop: StopRequests,
         saved: int | None,
         settle: Callable[[], None],
+        best: BestRound,
     ):
         self.run, self.checkpoints, self.stop, self.saved, self.settle = run, checkpoints, stop, saved, settle
+        self.best = best
         self.seconds_saving = 0.0
         self._seconds_round = self._seconds_save = 0.0  # the longest round and the longest save so far
         self._left: float | None = None
@@ -45,8 +48,12 @@ class Boundary:
         if self._left is not None:
             self._seconds_round = max(self._seconds_round, now - self._left)
         reason = None if ended else self.run.world.first_message(self.stop.reason(self._needed()))
+        if self.best.with_teachers:
+            self.settle()
+            self.best.save(done)
         every = config.checkpoint.every
-        if self.saved != done and (reason or (every and done and (ended or done % every == 0))):
+        due = reason or (done and ((ended and config.checkpoint.last) or (every and done % every == 0)))
+        if self.saved != done and due:
             self._save(done)
         self._left = time.monotonic()
         return reason
@@ -60,7 +67,7 @@ class Boundary:
         began = time.monotonic()
         self.settle()
         self.run.world.status.at(done, "writing the checkpoint")
-        self.checkpoints.save(shards(self.run), done)
+        self.checkpoints.save(shards(self.run), done, about(self.run))
         self.saved = done
         seconds = time.monotonic() - began
         self.seconds_saving += seconds

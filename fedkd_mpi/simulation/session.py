@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -12,17 +14,18 @@ import numpy as np
 
 from fedkd_mpi import __version__, costlog
 from fedkd_mpi.common.console import say
+from fedkd_mpi.communication.world import World
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.datasets import partition_file
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.fault_tolerance.checkpoint import Checkpoints
 from fedkd_mpi.fault_tolerance.manifest import Manifest
 from fedkd_mpi.fault_tolerance.stopping import STOP
-from fedkd_mpi.simulation import saved_state
+from fedkd_mpi.simulation import saved_state, trust
+from fedkd_mpi.simulation.best import BestRound, column
 from fedkd_mpi.simulation.snapshot import restore
 
 if TYPE_CHECKING:
-    from fedkd_mpi.communication.world import World
     from fedkd_mpi.scheduling.work_queue import NodeWorkQueue
     from fedkd_mpi.simulation.state import Simulation
 
@@ -33,12 +36,15 @@ COPIES = 4  # approximate size of a client's state, in copies of its networks: v
 class Session:
     """A run that is ready to start with round `first`; `writer` is None except on rank 0.
 
-    `saved` is the number of rounds in the newest checkpoint, None without a checkpoint.
+    `started` is when the run first started, `best` keeps the networks of its best round, `saved` is the number of
+    rounds in the newest checkpoint, None without a checkpoint.
     """
 
     simulation: Simulation
     writer: costlog.Writer | None
     checkpoints: Checkpoints
+    started: str
+    best: BestRound
     first: int = 0
     saved: int | None = None
 
@@ -49,7 +55,8 @@ def begin(config: Config, world: World, output: Path, overwrite: bool, save_part
     Rank 0 writes the partition to the file `save_partition`.
     """
     started = world.from_root(datetime.now().astimezone().isoformat(timespec="seconds"))
-    checkpoints = Checkpoints(output, {"config_digest": config.digest(), "started": started}, world)
+    owner = {"configuration": config.identity(), "started": started}
+    checkpoints = Checkpoints(output, owner, world)
 
     def check() -> None:
         costlog.check_output(output, overwrite)
@@ -70,13 +77,16 @@ def begin(config: Config, world: World, output: Path, overwrite: bool, save_part
         checkpoints.clear()
         return writer
 
-    return Session(simulation, world.collectively(lambda: create() if world.is_root else None), checkpoints)
+    writer = world.collectively(lambda: create() if world.is_root else None)
+    best = BestRound(simulation, Checkpoints(output, owner, World()), checkpoints)
+    return Session(simulation, writer, checkpoints, started, best)
 
 
 def resume(config: Config, world: World, output: Path) -> Session:
     """Continue the run of a log from its newest complete checkpoint, or from round 0 without a checkpoint.
 
-    `config` is the configuration of the log. Raises the same UserError on every process. Collective.
+    `config` is the configuration of the log, in which keys that do not affect results and the number of rounds may have
+    been changed. Raises the same UserError on every process. Collective.
     """
 
     def look() -> tuple[dict[str, Any], int, np.ndarray, np.ndarray]:
@@ -87,7 +97,7 @@ def resume(config: Config, world: World, output: Path) -> Session:
             return log.attrs, log.rounds_completed, training["client"][done], training["round"][done]
 
     attrs, logged, clients, of_round = world.collectively(look)
-    owner = {name: attrs[name] for name in ("config_digest", "started")}
+    owner = {"configuration": config.identity(), "started": attrs["started"]}
     checkpoints = Checkpoints(output, owner, world)
     world.collectively(lambda: checkpoints.require_writable() if world.is_root else None)
     simulation = build(config, world)
@@ -97,8 +107,10 @@ def resume(config: Config, world: World, output: Path) -> Session:
     )
     if manifest:
         world.collectively(lambda: restore(simulation, manifest))
+    elif attrs["status"] == "completed":
+        raise UserError(f"{output} is completed and has no checkpoint to continue from (checkpoint.last=false)")
     first = manifest.rounds if manifest else 0
-    where = {"mpi_library": world.library, "hostnames": world.hostnames}
+    where = {"mpi_library": world.library, "hostnames": world.hostnames, **longer(output, attrs, config.rounds)}
 
     def reopen() -> costlog.Writer:
         writer = costlog.Writer.resume(output, first, world_size=world.world_size, attrs=where)
@@ -106,7 +118,21 @@ def resume(config: Config, world: World, output: Path) -> Session:
         return writer
 
     writer = world.collectively(lambda: reopen() if world.is_root else None)
-    return Session(simulation, writer, checkpoints, first, manifest.rounds if manifest else None)
+    with costlog.open(output, sums=False) if world.is_root else nullcontext() as log:
+        scores = log["rounds"][column(simulation)].tolist() if log else []
+    best = BestRound(simulation, Checkpoints(output, owner, World()), checkpoints, scores)
+    return Session(
+        simulation, writer, checkpoints, attrs["started"], best, first, manifest.rounds if manifest else None
+    )
+
+
+def longer(output: Path, attrs: Mapping[str, Any], rounds: int) -> dict[str, str]:
+    """Return the attributes of a log that is to have so many rounds in all, where it was planned for fewer."""
+    planned = trust.configuration_in(output, attrs)
+    if planned.rounds == rounds:
+        return {}
+    config = planned.model_copy(update={"rounds": rounds})
+    return {"config": config.to_yaml(), "config_digest": config.digest()}
 
 
 def announce(

@@ -69,6 +69,7 @@ class Simulation:
     exchange: Exchange | None
     # what a dense exchange of each client's teacher would send, for comparison
     teacher_numbers: list[int] = field(default_factory=list)
+    about: dict[str, Any] | None = None  # what checkpoints tell of networks and data, once it was asked for
 
     @cached_property
     def trainer(self) -> LocalTrainer:

@@ -33,6 +33,8 @@ class Task(Protocol):
     generator of the client and round. `inputs` are the names of the arrays that must be finite (default "x" and "ids").
     The static method check(name, train, test, meta) raises UserError if arrays or meta of the data set `name` are
     invalid for the task. `inputs` and check() are used before the data are shared, for a user's data set or task.
+    preprocess(raw) returns the input of the network (a tensor, or a tuple of tensors) for samples as the data set
+    yields them; exported networks have it.
     """
 
     metrics: tuple[str, ...]

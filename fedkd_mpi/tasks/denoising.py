@@ -15,6 +15,7 @@ from fedkd_mpi.distillation import squared_error
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.models.output import Output
 from fedkd_mpi.tasks.augmentation import random_flips
+from fedkd_mpi.tasks.reading import as_batch
 
 WANG: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}  # 2004, section III
 MOST_DECIBELS = 100.0  # PSNR of an image without error, so that the mean over images is finite
@@ -50,8 +51,17 @@ class Denoising:
         return arrays["group"] if "group" in arrays else np.zeros(len(arrays["x"]), np.int64)
 
     def prepare(self, arrays: Mapping[str, np.ndarray], indices: np.ndarray, device: str) -> dict[str, Tensor]:
-        hounsfield = {key: torch.from_numpy(arrays[key][indices]).to(device).float() for key in "xy"}
-        return {key: values.sub_(self._low).div_(self._width).clamp_(0, 1) for key, values in hounsfield.items()}
+        return {key: self._in_window(torch.from_numpy(arrays[key][indices]).to(device)) for key in "xy"}
+
+    def preprocess(self, raw: Any) -> Tensor:
+        """Return HU [N, 1, H, W] of any size as the network takes them: the window as 0..1, what lies outside cut off.
+
+        The network's output, cut off likewise, is low + width * output in HU.
+        """
+        return self._in_window(as_batch(raw, (*self.input_shape[:1], None, None)))
+
+    def _in_window(self, hounsfield: Tensor) -> Tensor:
+        return hounsfield.float().sub(self._low).div_(self._width).clamp_(0, 1)
 
     def augment(self, batch: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
         """Return the pairs randomly mirrored left-right and top-bottom."""

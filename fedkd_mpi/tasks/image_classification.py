@@ -12,6 +12,7 @@ from torch import Tensor
 from fedkd_mpi.datasets import checks
 from fedkd_mpi.tasks.augmentation import random_crop_and_flip
 from fedkd_mpi.tasks.classification import Classification
+from fedkd_mpi.tasks.reading import as_batch
 
 
 class ImageClassification(Classification):
@@ -26,10 +27,14 @@ class ImageClassification(Classification):
         self._factor, self._offset = meta["scale"] / std, -mean / std
 
     def prepare(self, arrays: Mapping[str, np.ndarray], indices: np.ndarray, device: str) -> dict[str, Tensor]:
-        pixels = torch.from_numpy(arrays["x"][indices]).to(device).float()
-        x = pixels.mul_(self._factor.to(device)).add_(self._offset.to(device))
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = self.preprocess(torch.from_numpy(arrays["x"][indices]).to(device))
         return {"x": x, "y": torch.from_numpy(arrays["y"][indices]).to(device)}
+
+    def preprocess(self, raw: Any) -> Tensor:
+        """Return pixels [N, C, H, W], as the data set yields them, as the network takes them: normalised by channel."""
+        pixels = as_batch(raw, self.input_shape).float()
+        x = pixels.mul(self._factor.to(pixels.device)).add_(self._offset.to(pixels.device))
+        return x.contiguous(memory_format=torch.channels_last)
 
     def augment(self, batch: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
         """Return the batch randomly cropped after padding by an eighth of the side, and randomly mirrored."""

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedkd_mpi.datasets import checks
+from fedkd_mpi.datasets.tokens import TOKENIZER
 from fedkd_mpi.distillation import kl_divergence
 from fedkd_mpi.models.output import Output, Texts
-from fedkd_mpi.tasks.reading import precision_recall_f1, trimmed
+from fedkd_mpi.tasks.reading import precision_recall_f1, token_ids, trimmed
 
 Entity = tuple[int, int, int]  # first word, the word after the last, type
 
@@ -32,6 +33,7 @@ class NamedEntityRecognition:
 
     def __init__(self, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]):
         self.input_shape = Texts.of(meta, "token")
+        self._tokenizer = arrays.get(TOKENIZER)
         self.num_classes = 1 + 2 * len(meta["kinds"])
 
     def labels(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -41,6 +43,10 @@ class NamedEntityRecognition:
 
     def prepare(self, arrays: Mapping[str, np.ndarray], indices: np.ndarray, device: str) -> dict[str, Tensor]:
         return {name: torch.from_numpy(arrays[name][indices]).to(device) for name in ("ids", "tags", "missed")}
+
+    def preprocess(self, raw: Any) -> Tensor:
+        """Return texts (a list of str), or token ids [N, L], as the network takes them: ids, filled up with the pad."""
+        return token_ids(raw, self.input_shape, self._tokenizer)
 
     def predict(self, model: nn.Module, batch: dict[str, Tensor]) -> Output:
         return model(trimmed(batch["ids"], self.input_shape.pad))

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from fedkd_mpi.datasets import checks
+from fedkd_mpi.datasets.tokens import TOKENIZER
 from fedkd_mpi.distillation import kl_divergence
 from fedkd_mpi.models.output import Output, Texts
-from fedkd_mpi.tasks.reading import trimmed
+from fedkd_mpi.tasks.reading import token_ids, trimmed
 
 NEGATIVES = 4
 
@@ -31,7 +32,7 @@ class NewsRecommendation:
 
     def __init__(self, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]):
         self.input_shape = Texts.of(meta, "candidate")
-        self._titles = arrays["titles"]
+        self._titles, self._tokenizer = arrays["titles"], arrays.get(TOKENIZER)
 
     def labels(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         return np.zeros(len(arrays["history"]), np.int64)
@@ -39,6 +40,16 @@ class NewsRecommendation:
     def prepare(self, arrays: Mapping[str, np.ndarray], indices: np.ndarray, device: str) -> dict[str, Tensor]:
         names = ("history", "candidates", "clicked")
         return {name: torch.from_numpy(arrays[name][indices]).to(device) for name in names}
+
+    def preprocess(self, raw: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what the network takes of "titles" (a list of str, or token ids), "history" and "candidates".
+
+        "history" [N, H] and "candidates" [N, C] are places in the titles, -1 where there is none.
+        """
+        nothing = torch.full((1, self.input_shape.length), self.input_shape.pad)
+        ids = token_ids(raw["titles"], self.input_shape, self._tokenizer, trim=False)
+        history, candidates = (torch.as_tensor(raw[name]).long() + 1 for name in ("history", "candidates"))
+        return trimmed(torch.cat([nothing, ids]), self.input_shape.pad), history, candidates
 
     def predict(self, model: nn.Module, batch: dict[str, Tensor]) -> Output:
         candidates = batch["candidates"]

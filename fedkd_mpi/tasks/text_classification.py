@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedkd_mpi.datasets import checks
+from fedkd_mpi.datasets.tokens import TOKENIZER
 from fedkd_mpi.distillation import kl_divergence
 from fedkd_mpi.models.output import Output, Texts
-from fedkd_mpi.tasks.reading import precision_recall_f1, trimmed
+from fedkd_mpi.tasks.reading import precision_recall_f1, token_ids, trimmed
 
 POSITIVE = 1  # the class of precision, recall and F1
 
@@ -30,6 +31,7 @@ class TextClassification:
 
     def __init__(self, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]):
         self.input_shape = Texts.of(meta, "text")
+        self._tokenizer = arrays.get(TOKENIZER)
         self.num_classes = len(meta["classes"])
         weight = meta.get("positive_weight", 1.0)
         self._weights = None if weight == 1 else torch.tensor([1.0, weight])
@@ -48,6 +50,10 @@ class TextClassification:
             "ids": torch.from_numpy(arrays["ids"][indices]).to(device),
             "y": torch.from_numpy(arrays["y"][indices]).to(device),
         }
+
+    def preprocess(self, raw: Any) -> Tensor:
+        """Return texts (a list of str), or token ids [N, L], as the network takes them: ids, filled up with the pad."""
+        return token_ids(raw, self.input_shape, self._tokenizer)
 
     def predict(self, model: nn.Module, batch: dict[str, Tensor]) -> Output:
         return model(trimmed(batch["ids"], self.input_shape.pad))

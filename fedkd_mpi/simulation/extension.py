@@ -1,0 +1,51 @@
+"""Runs that go on beyond the rounds that they were planned for, where what they have done would have been the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedkd_mpi.config import load as configuration
+from fedkd_mpi.config.schema import Config
+from fedkd_mpi.errors import UserError, shown
+
+BY_ENERGY = ("svd", "rdsvd")  # the codecs that follow the threshold T
+
+
+def split(path: Path, config: Config, overrides: Sequence[str]) -> tuple[Config, list[str]]:
+    """Return the configuration of a log with the rounds that overrides ask for, and the other overrides.
+
+    Raises UserError where there are fewer rounds than before, or where the rounds that were played depend on how many
+    there are to be.
+    """
+    asked = [text for text in overrides if text.partition("=")[0] == "rounds"]
+    others = [text for text in overrides if text.partition("=")[0] != "rounds"]
+    if not asked:
+        return config, others
+    tree = config.model_dump(mode="json")
+    for text in asked:
+        configuration.apply(tree, text)
+    rounds = configuration.parse(tree).rounds
+    if rounds < config.rounds:
+        raise UserError(f"--resume {shown(path)} rounds={rounds}: the run has {config.rounds} rounds, and only grows")
+    if rounds > config.rounds and (reason := why_not(config)):
+        raise UserError(
+            f"--resume {shown(path)} rounds={rounds}: {reason}, so the {config.rounds} rounds of this log are not the"
+            f" first ones of a run of {rounds}: begin that one anew (--config, rounds={rounds})"
+        )
+    return config.model_copy(update={"rounds": rounds}), others
+
+
+def why_not(config: Config) -> str | None:
+    """Return what ties the rounds of a run to their number, None where nothing does."""
+    if config.method in ("local", "centralized"):
+        return None
+    settings = config.compression
+    if settings.run_budget is not None:
+        return "compression.run_budget is spread over all rounds"
+    follows = settings.codec in BY_ENERGY or ":" in settings.codec
+    if follows and settings.byte_budget is None and settings.t_start != settings.t_end:
+        return (
+            f"T rises over the rounds of a run, from compression.t_start={settings.t_start} to t_end={settings.t_end}"
+        )
+    return None
