@@ -69,7 +69,7 @@ class Plan:
             self.part(rows, ids=encoder.rows(encoder.encode([texts[row] for row in rows])))
             for rows in (self.train, self.test)
         )
-        return Dataset(train, test, {**self.meta, **encoder.meta})
+        return Dataset(train, test, {**self.meta, **encoder.meta}, encoder.table)
 
 
 class Narrowing:

@@ -13,7 +13,8 @@ from fedkd_mpi import __version__, costlog
 from fedkd_mpi.models.output import Texts
 from fedkd_mpi.simulation.trained import Source
 
-OF_INPUTS = ("scale", "mean", "std", "window", "vocabulary", "length", "pad", "tokenizer")  # keys of a data set's meta
+# Keys of a data set's meta.
+OF_INPUTS = ("features", "scale", "mean", "std", "window", "vocabulary", "length", "pad", "tokenizer")
 OF_CLASSES = ("classes", "kinds")
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedkd_mpi.datasets import checks
 from fedkd_mpi.tasks.classification import Classification
+from fedkd_mpi.tasks.reading import as_batch
 
 
 class Tabular(Classification):
@@ -24,6 +25,10 @@ class Tabular(Classification):
         self._mean, self._std = (torch.tensor(meta[key], dtype=torch.float32) for key in ("mean", "std"))
 
     def prepare(self, arrays: Mapping[str, np.ndarray], indices: np.ndarray, device: str) -> dict[str, Tensor]:
-        x = torch.from_numpy(arrays["x"][indices]).to(device).float()
-        x = x.sub_(self._mean.to(device)).div_(self._std.to(device))
+        x = self.preprocess(torch.from_numpy(arrays["x"][indices]).to(device))
         return {"x": x, "y": torch.from_numpy(arrays["y"][indices]).to(device)}
+
+    def preprocess(self, raw: Any) -> Tensor:
+        """Return rows [N, features], as the data set yields them, as the network takes them: standardised."""
+        x = as_batch(raw, self.input_shape).float()
+        return x.sub(self._mean.to(x.device)).div_(self._std.to(x.device))

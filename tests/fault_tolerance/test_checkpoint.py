@@ -92,7 +92,7 @@ def test_goes_on_on_any_number_of_processes(whole: Path, tmp_path: Path) -> None
     assert resume(log, FOREVER) == 0
     assert_same_run(whole, log)
     events = costlog.read(log)["events"]
-    assert [message.split(" on ")[-1] for message in events["message"] if "goes on" in message] == [
+    assert [message.split(" on ")[-1] for message in events["message"] if "continues" in message] == [
         "2 process(es)",
         "1 process(es)",
     ]
