@@ -14,7 +14,7 @@ import numpy as np
 
 from fedkd_mpi import __version__, costlog
 from fedkd_mpi.common.console import say
-from fedkd_mpi.communication.world import World
+from fedkd_mpi.communication.world import SingleProcessWorld, World
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.datasets import partition_file
 from fedkd_mpi.errors import UserError
@@ -78,7 +78,7 @@ def begin(config: Config, world: World, output: Path, overwrite: bool, save_part
         return writer
 
     writer = world.collectively(lambda: create() if world.is_root else None)
-    best = BestRound(simulation, Checkpoints(output, owner, World()), checkpoints)
+    best = BestRound(simulation, Checkpoints(output, owner, SingleProcessWorld()), checkpoints)
     return Session(simulation, writer, checkpoints, started, best)
 
 
@@ -120,7 +120,7 @@ def resume(config: Config, world: World, output: Path) -> Session:
     writer = world.collectively(lambda: reopen() if world.is_root else None)
     with costlog.open(output, sums=False) if world.is_root else nullcontext() as log:
         scores = log["rounds"][column(simulation)].tolist() if log else []
-    best = BestRound(simulation, Checkpoints(output, owner, World()), checkpoints, scores)
+    best = BestRound(simulation, Checkpoints(output, owner, SingleProcessWorld()), checkpoints, scores)
     return Session(
         simulation, writer, checkpoints, attrs["started"], best, first, manifest.rounds if manifest else None
     )
