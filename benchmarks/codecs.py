@@ -12,7 +12,7 @@ from benchmarks.recorded import cpu_seconds, geometric_mean, matrices, smallest_
 from fedkd_mpi.codecs import State, factory
 from fedkd_mpi.codecs.wire import RECORD_BYTES
 from fedkd_mpi.common.random_streams import generator
-from fedkd_mpi.config.sections import CompressionConfig
+from fedkd_mpi.config.compression import CompressionConfig
 from fedkd_mpi.models.layer import Layer
 
 

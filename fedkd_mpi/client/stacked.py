@@ -18,7 +18,7 @@ from fedkd_mpi.client.batches import Batches
 from fedkd_mpi.client.optimizer import Optimizer, clip_, make_optimizer
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.errors import UserError
-from fedkd_mpi.methods import Method
+from fedkd_mpi.methods import Method, wants_start
 from fedkd_mpi.models.flat import FlatModel
 from fedkd_mpi.tasks import Examples
 
@@ -68,8 +68,11 @@ class Stack:
 
     def __init__(self, config: Config, method: Method, networks: Sequence[tuple[FlatModel, Optimizer]]):
         self.config = config
-        if any(getattr(type(method), name) is not getattr(Method, name) for name in ("correct", "finish")):
-            raise UserError(f"stack={config.stack}: method={config.method} trains clients one at a time; set stack=1")
+        corrects = any(getattr(type(method), name) is not getattr(Method, name) for name in ("correct", "finish"))
+        if corrects or wants_start(method):
+            raise UserError(
+                f"stack={config.stack}: method={config.method.name} trains clients one at a time; set stack=1"
+            )
         if any(network.trainable.numel() < network.state.numel() or network.others.numel() for network, _ in networks):
             raise UserError(
                 f"stack={config.stack}: networks with buffers (BatchNorm) cannot be stacked; set stack=1 or norm=group"

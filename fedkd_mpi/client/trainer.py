@@ -19,7 +19,7 @@ from fedkd_mpi.client.optimizer import Optimizer, clip_, make_optimizer
 from fedkd_mpi.common.torch_streams import torch_scope
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.errors import RunFault, UserError
-from fedkd_mpi.methods import Method, new_private, new_student
+from fedkd_mpi.methods import Method, new_private, new_student, wants_start
 from fedkd_mpi.models.flat import FlatModel
 from fedkd_mpi.tasks import Task
 
@@ -65,6 +65,7 @@ class LocalTrainer:
             learning_rate = config.network(method.role).learning_rate
             self.student_optimizer = make_optimizer(student.trainable, config.optimizer, learning_rate)
             self._gradients = torch.zeros_like(student.trainable) if config.exchange == "gradient_sum" else None
+        self._wants_start = wants_start(method)
         self._compiled = compiled(method.loss, device, task.input_shape) if config.compile else None
         bfloat16 = config.precision == "bfloat16"
         self._precision: Callable[[], AbstractContextManager[Any]] = lambda: (
@@ -193,6 +194,7 @@ class LocalTrainer:
 
     def _train(self, batches: Batches, client: Client, start: Tensor | None) -> tuple[float, float]:
         state, networks = client.part("method."), self._in_training()
+        also = self._global_student(start)
         totals = torch.zeros(2, device=self.device)
         if self.student and self._gradients is not None:
             self._gradients.zero_()
@@ -203,7 +205,7 @@ class LocalTrainer:
             with self._precision():
                 full = len(batches.plan[step]) == self.config.local.batch_size
                 losses: Losses = self._compiled if self._compiled and full else self.method.loss
-                loss, *own = losses(self.private.module, self.student.module if self.student else None, batch)
+                loss, *own = losses(self.private.module, self.student.module if self.student else None, batch, *also)
             loss.backward()
             if self.student and start is not None:
                 self.method.correct(self.student, start, state)
@@ -219,6 +221,13 @@ class LocalTrainer:
         client.tensors.update({f"method.{name}": tensor for name, tensor in state.items()})
         teacher_loss, student_loss = (totals / len(batches)).tolist()
         return teacher_loss, student_loss
+
+    def _global_student(self, start: Tensor | None) -> tuple[dict[str, Tensor], ...]:
+        """Return the global student's tensors by name if the method's loss has a parameter for them."""
+        if not self._wants_start or self.student is None or start is None:
+            return ()
+        names = (layer.name for layer in self.student.layers)
+        return (dict(zip(names, self.student.views(start), strict=True)),)
 
     def _conclude(
         self,

@@ -8,7 +8,7 @@ from fedkd_mpi.codecs import CODECS, Codec
 from fedkd_mpi.codecs.byte_budget import ByteBudget, require_room, spread
 from fedkd_mpi.codecs.error_feedback import Ef21, ErrorFeedback
 from fedkd_mpi.common.registry import resolve, subclass_of
-from fedkd_mpi.config.sections import CompressionConfig
+from fedkd_mpi.config.compression import CompressionConfig
 from fedkd_mpi.models.layer import Layer
 
 

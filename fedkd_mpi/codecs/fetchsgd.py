@@ -15,7 +15,7 @@ from fedkd_mpi.codecs.topk import read_sparse, share, sparse
 from fedkd_mpi.codecs.wire import Record, WireError
 from fedkd_mpi.common.random_streams import generator
 from fedkd_mpi.common.remembered import Kind, Memory
-from fedkd_mpi.config.sections import CompressionConfig
+from fedkd_mpi.config.compression import CompressionConfig
 from fedkd_mpi.linalg.layout import canonical
 from fedkd_mpi.models.layer import Layer
 

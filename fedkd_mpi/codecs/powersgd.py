@@ -12,7 +12,7 @@ from fedkd_mpi.codecs import BuiltIn, State, floats, raw, read_floats, read_raw
 from fedkd_mpi.codecs.tags import POWER, RAW
 from fedkd_mpi.codecs.wire import Record, WireError
 from fedkd_mpi.common.remembered import Kind, Memory
-from fedkd_mpi.config.sections import CompressionConfig
+from fedkd_mpi.config.compression import CompressionConfig
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.linalg.layout import canonical
 from fedkd_mpi.linalg.scaling import exponent_of, times_power_of_two

@@ -12,7 +12,7 @@ from fedkd_mpi.codecs import BuiltIn, State, raw, read_raw, require
 from fedkd_mpi.codecs.narrow import narrow, read_narrow
 from fedkd_mpi.codecs.tags import HALF, QUANTIZED, RAW
 from fedkd_mpi.codecs.wire import Record, WireError
-from fedkd_mpi.config.sections import CompressionConfig
+from fedkd_mpi.config.compression import CompressionConfig
 from fedkd_mpi.linalg.layout import canonical
 from fedkd_mpi.linalg.scaling import exponent_of, times_power_of_two
 from fedkd_mpi.models.layer import Layer

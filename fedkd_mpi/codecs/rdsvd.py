@@ -27,7 +27,7 @@ from fedkd_mpi.codecs.unfolding import fold, unfold, unfolded_shape, unfoldings
 from fedkd_mpi.codecs.vectors import pool, unpool
 from fedkd_mpi.codecs.wire import Record, WireError, checked_exponent
 from fedkd_mpi.common.remembered import Kind, Memory
-from fedkd_mpi.config.sections import CompressionConfig
+from fedkd_mpi.config.compression import CompressionConfig
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.linalg.layout import canonical
 from fedkd_mpi.linalg.low_rank import directions, zero_rows

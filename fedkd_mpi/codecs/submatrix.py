@@ -11,7 +11,7 @@ from torch import Tensor
 from fedkd_mpi.codecs import BuiltIn, State, floats, raw, read_floats, read_raw, require
 from fedkd_mpi.codecs.tags import RAW, SUBMATRIX
 from fedkd_mpi.codecs.wire import Record, WireError
-from fedkd_mpi.config.sections import CompressionConfig
+from fedkd_mpi.config.compression import CompressionConfig
 from fedkd_mpi.models.layer import Layer
 
 

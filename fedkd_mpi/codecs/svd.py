@@ -13,7 +13,7 @@ from fedkd_mpi.codecs.staging import to_device
 from fedkd_mpi.codecs.tags import LOW_RANK, RAW
 from fedkd_mpi.codecs.wire import Record, WireError
 from fedkd_mpi.common.remembered import Kind, Memory
-from fedkd_mpi.config.sections import CompressionConfig
+from fedkd_mpi.config.compression import CompressionConfig
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.linalg.layout import canonical
 from fedkd_mpi.linalg.low_rank import Factors, exact_each, fast, kept_energy

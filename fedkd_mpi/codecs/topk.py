@@ -12,7 +12,7 @@ from torch import Tensor
 from fedkd_mpi.codecs import BuiltIn, State, raw, read_raw, require
 from fedkd_mpi.codecs.tags import RAW, SPARSE
 from fedkd_mpi.codecs.wire import Record, WireError
-from fedkd_mpi.config.sections import CompressionConfig
+from fedkd_mpi.config.compression import CompressionConfig
 from fedkd_mpi.linalg.layout import canonical
 from fedkd_mpi.models.layer import Layer
 

@@ -41,6 +41,19 @@ def check(
     return validated(kind, dict(options), hint, section=key).model_dump(mode="json")
 
 
+def own_options(part: Any, given: Mapping[str, Any], name: str, key: str) -> dict[str, Any]:
+    """Return the options given to a user's own part, checked by the pydantic model `Options` of its class.
+
+    Without such a model the options are returned as they are. Raises UserError as check() does.
+    """
+    kind = getattr(part, "Options", None)
+    if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+        return dict(given)
+    known = list(kind.model_fields)
+    hint = Hint(known, f"keys of {name}: {', '.join(known)}", f"{key}.")
+    return dict(validated(kind, dict(given), hint, section=key))
+
+
 class Hint(NamedTuple):
     """What is said of an unknown key: the nearest of the known ones, behind a prefix, or else something else."""
 

@@ -25,8 +25,8 @@ AVERAGING = tuple(name for name, entry in METHODS.items() if entry.averages)
 
 
 def known(name: str) -> str:
-    """Return the name of a method; raises ValueError listing all methods, as for a Literal, if it is unknown."""
-    if name not in METHODS:
+    """Return the name of a method, or a dotted path; raises ValueError listing all methods if it is neither."""
+    if name not in METHODS and ":" not in name:
         *others, last = (f"'{method}'" for method in METHODS)
         raise ValueError(f"must be {', '.join(others)} or {last}")
     return name

@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from fedkd_mpi.common import yaml_loader
 from fedkd_mpi.config import methods
+from fedkd_mpi.config.compression import CompressionConfig
 from fedkd_mpi.config.sections import (
     MANY,
     NAME,
@@ -17,13 +18,13 @@ from fedkd_mpi.config.sections import (
     YEARS,
     AveragingConfig,
     CheckpointConfig,
-    CompressionConfig,
     DataConfig,
     DistillationConfig,
     EvaluateConfig,
     InitConfig,
     LocalConfig,
     LogConfig,
+    MethodConfig,
     NetworkConfig,
     OptimizerConfig,
     PartitionConfig,
@@ -45,12 +46,17 @@ class Config(Section):
     rounds: int = Field(ge=1, le=MANY)
     num_clients: int = Field(ge=1, le=MANY)
     cohort_size: int | None = Field(None, ge=1, le=MANY, description="clients per round; null = all")
+    sampler: str = Field(
+        "uniform", pattern=PART, description="who takes part in a round: uniform, or package.module:function"
+    )
     clients_in_memory: int | None = Field(
         None, ge=1, le=MANY, description="client states in memory per process, the others on disk; null = all"
     )
-    method: Annotated[str, AfterValidator(methods.known)] = Field(
-        "fedkd",
-        description="local, centralized: teachers only, no exchange; " + ", ".join(methods.AVERAGING) + ": no teacher",
+    method: MethodConfig = Field(
+        MethodConfig(name="fedkd"),
+        description="local, centralized: teachers only, no exchange; "
+        + ", ".join(methods.AVERAGING)
+        + ": no teacher; or package.module:Class, {name: package.module:Class, ...} with options",
     )
     exchange: Literal["delta", "gradient_sum"] = Field(
         "delta", description="the update a client sends: the student's change, or minus the sum of its gradients"
@@ -102,22 +108,34 @@ class Config(Section):
             )
         if self.averages and self.averaging.network == "teacher" and len(self.architectures) > 1:
             raise ValueError(
-                f"method={self.method} with averaging.network=teacher averages teachers, which takes one architecture:"
-                " give teacher instead of teachers, or set averaging.network=student"
+                f"method={self.method.name} with averaging.network=teacher averages teachers, which takes one"
+                " architecture: give teacher instead of teachers, or set averaging.network=student"
             )
         if self.cohort_size is not None and self.cohort_size > self.num_clients:
             raise ValueError(f"cohort_size ({self.cohort_size}) must not exceed num_clients ({self.num_clients})")
+        if self.sampler != "uniform" and (":" not in self.sampler or self.cohort_size is None):
+            raise ValueError("sampler is uniform, or package.module:function with cohort_size")
+        if self.server.aggregator != "mean" and (
+            ":" not in self.server.aggregator
+            or self.compression.error_feedback == "ef21"
+            or self.compression.codec == "fetchsgd"
+            or self.method.name == "scaffold"
+        ):
+            raise ValueError(
+                "server.aggregator is mean, or package.module:function; error_feedback=ef21, codec=fetchsgd and"
+                " method=scaffold are defined with the mean alone"
+            )
         if self.compression.error_feedback == "ef21" and self.server.weighting != "uniform":
             raise ValueError("compression.error_feedback=ef21 needs server.weighting=uniform")
         if self.stack > self.num_clients:
             raise ValueError(f"stack ({self.stack}) must not exceed num_clients ({self.num_clients})")
         if self.compile and self.stack > 1:
             raise ValueError("compile=true trains clients one at a time: set stack=1, or compile=false")
-        if self.method == "centralized" and self.num_clients != 1:
+        if self.method.name == "centralized" and self.num_clients != 1:
             raise ValueError("method=centralized trains one model on all data: set num_clients=1")
-        if self.method == "scaffold" and (self.server.weighting != "uniform" or self.server.buffers != "average"):
+        if self.method.name == "scaffold" and (self.server.weighting != "uniform" or self.server.buffers != "average"):
             raise ValueError("method=scaffold needs server.weighting=uniform and server.buffers=average")
-        if self.method == "scaffold" and (self.exchange != "delta" or self.server.optimizer != "sgd"):
+        if self.method.name == "scaffold" and (self.exchange != "delta" or self.server.optimizer != "sgd"):
             raise ValueError("method=scaffold needs exchange=delta and server.optimizer=sgd")
         return self
 
@@ -137,7 +155,7 @@ class Config(Section):
     @property
     def averages(self) -> bool:
         """Whether the method trains and exchanges one network, without a teacher."""
-        return methods.averages(self.method)
+        return methods.averages(self.method.name)
 
     @property
     def clients_per_round(self) -> int:
@@ -162,7 +180,10 @@ class Config(Section):
         return self.student if role == "student" else self.architectures[0]
 
     def threshold(self, round_index: int) -> float:
-        """Return the energy threshold T of a round (0-based): linear from t_start in the first to t_end in the last."""
+        """Return the energy threshold T of a round (0-based) by schedule linear.
+
+        T is t_start in the first round and t_end in the last.
+        """
         share = round_index / max(self.rounds - 1, 1)
         return self.compression.t_start + (self.compression.t_end - self.compression.t_start) * share
 

@@ -10,9 +10,17 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from fedkd_mpi.common.options import WIDE, Strict
+from fedkd_mpi.config import methods
 
 MANY = 10**7  # clients, rounds, samples, steps: what is made a list of
 BYTES = 2**62  # what sums of int64 can hold
@@ -92,6 +100,32 @@ class NetworkConfig(Strict):
         return dict(self.model_extra or {})
 
 
+class MethodConfig(Strict):
+    """A method by its name, or a mapping of its name and its options; text stands for a method without options."""
+
+    model_config = ConfigDict(extra="allow")
+    name: Annotated[str, AfterValidator(methods.known)] = Field(pattern=PART)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": methods.known(value)} if isinstance(value, str) else value
+
+    @model_serializer(mode="wrap")
+    def _to_name(self, serialize: SerializerFunctionWrapHandler) -> Any:
+        return serialize(self) if self.model_extra else self.name
+
+    @model_validator(mode="after")
+    def _built_in_ones_have_no_options(self) -> MethodConfig:
+        if self.model_extra and ":" not in self.name:
+            raise ValueError(f"method={self.name} has no option {next(iter(self.model_extra))}")
+        return self
+
+    def options(self) -> dict[str, Any]:
+        """Return the options of the method."""
+        return dict(self.model_extra or {})
+
+
 class OptimizerConfig(Section):
     name: Literal["sgd", "adam"] = "sgd"
     momentum: float = Field(0.0, ge=0, lt=1, description="for sgd")
@@ -128,6 +162,9 @@ class FedAdam(NamedTuple):
 class ServerConfig(Section):
     learning_rate: float = Field(1.0, ge=TINY, le=HUGE)
     weighting: Literal["uniform", "samples"] = "uniform"
+    aggregator: str = Field(
+        "mean", pattern=PART, description="mean of the updates, or package.module:function, which gets all of them"
+    )
     buffers: Literal["average", "local"] = Field(
         "average", description="BatchNorm statistics: exchanged, or kept local"
     )
@@ -163,76 +200,11 @@ class DistillationConfig(Section):
     shared_map: bool = Field(False, description="one W_h for all layer pairs (equal widths) instead of one per pair")
 
 
-class CompressionConfig(Section):
-    codec: str = Field(
-        "svd",
-        pattern=PART,
-        description="svd, rdsvd, none, float16, quantize, topk, powersgd, fetchsgd, submatrix or package.module:Codec",
-    )
-    t_start: float = Field(0.95, gt=0, le=1, description="energy threshold of the first round")
-    t_end: float = Field(0.98, gt=0, le=1, description="energy threshold of the last round")
-    error_feedback: Literal["none", "ef", "ef21"] = Field(
-        "none", description="send compression errors later; up and down"
-    )
-    energy_scope: Literal["tensor", "model"] = Field(
-        "tensor", description="the threshold applies to each matrix, or to the whole update"
-    )
-    byte_budget: int | None = Field(
-        None, ge=1, le=BYTES, description="largest payload per message; determines the threshold"
-    )
-    run_budget: int | None = Field(
-        None, ge=1, le=BYTES, description="largest sum of uplink and downlink of the run, headers included"
-    )
-    budget_growth: float | None = Field(
-        None, ge=1e-6, le=1e6, description="ratio of the last round's share of run_budget to the first's; default 1"
-    )
-    warm_start: bool | None = Field(
-        None, description="svd: start from the last round's directions; faster, K a few % above the smallest"
-    )
-    bits: Literal[4, 8, 16] | None = Field(None, description="quantize: bits per number; default 8")
-    density: float | None = Field(None, gt=0, le=1, description="topk, fetchsgd: share of entries; default 0.01")
-    rank: int | None = Field(None, ge=1, le=WIDE, description="powersgd: rank; default 4")
-    sketch_rows: int | None = Field(None, ge=1, le=1000, description="fetchsgd: hash functions; default 5")
-    sketch_share: float | None = Field(None, gt=0, le=1, description="fetchsgd: sketch size / update size; default 0.5")
-
-    @model_validator(mode="after")
-    def _rising(self) -> CompressionConfig:
-        if self.t_start > self.t_end:
-            raise ValueError(f"compression.t_start ({self.t_start}) must not exceed compression.t_end ({self.t_end})")
-        return self
-
-    @model_validator(mode="after")
-    def _keys_belong_to_the_codec(self) -> CompressionConfig:
-        owners = {
-            "warm_start": ("svd",),
-            "bits": ("quantize",),
-            "density": ("topk", "fetchsgd"),
-            "rank": ("powersgd",),
-            "sketch_rows": ("fetchsgd",),
-            "sketch_share": ("fetchsgd",),
-            "byte_budget": ("svd", "rdsvd"),
-            "run_budget": ("svd", "rdsvd"),
-        }
-        for key, codecs in owners.items():
-            if getattr(self, key) is not None and self.codec not in codecs and ":" not in self.codec:
-                named = " or ".join(codecs)
-                raise ValueError(f"compression.{key} belongs to compression.codec={named}, not {self.codec}")
-        if self.byte_budget is not None and self.run_budget is not None:
-            raise ValueError("give one of compression.byte_budget (per message) and compression.run_budget (per run)")
-        if self.budget_growth is not None and self.run_budget is None:
-            raise ValueError("compression.budget_growth divides compression.run_budget among rounds; give that too")
-        if self.energy_scope == "model" and (self.codec != "rdsvd" or self.error_feedback == "none"):
-            raise ValueError(
-                "compression.energy_scope=model needs compression.codec=rdsvd and compression.error_feedback=ef or"
-                " ef21: layers with little energy would never be sent"
-            )
-        if self.codec == "fetchsgd" and self.error_feedback != "none":
-            raise ValueError("compression.codec=fetchsgd keeps its own residual; set compression.error_feedback=none")
-        return self
-
-
 class EvaluateConfig(Section):
     every: int = Field(1, ge=1, le=MANY, description="rounds between evaluations; the last round is always evaluated")
+    metrics: list[Annotated[str, Field(pattern=PART)]] = Field(
+        [], max_length=100, description="further metrics beside the task's, each package.module:Class"
+    )
     global_teachers: bool = Field(False, description="score every teacher on the global test set after the last round")
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from fedkd_mpi import models
+from fedkd_mpi.common.options import own_options
 from fedkd_mpi.common.registry import resolve, subclass_of
 from fedkd_mpi.common.remembered import Kind
 from fedkd_mpi.config.methods import METHODS
@@ -22,7 +24,8 @@ class Method:
     """Created once per process as Method(config, task); contains no state of clients.
 
     The trainable parameters and floating-point buffers of the network of student() are exchanged. `role` is the section
-    of the configuration with its learning rate.
+    of the configuration with its learning rate. `options` are the keys of `method` beside its name, with the defaults
+    of the class `Options` of a user's own method, if it has one.
     """
 
     exchanges = True  # whether there is a student that is exchanged
@@ -30,6 +33,7 @@ class Method:
 
     def __init__(self, config: Config, task: Task):
         self.config, self.task = config, task
+        self.options = own_options(type(self), config.method.options(), config.method.name, "method")
         self.notes: list[str] = []  # what a user is told once, when the run begins
 
     def private(self, architecture: int = 0) -> nn.ModuleDict:
@@ -51,7 +55,10 @@ class Method:
         """Prepare for local training in a round; called before each local training."""
 
     def loss(self, private: nn.ModuleDict, student: nn.Module | None, batch: Examples) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the loss to differentiate for all networks, and the losses of teacher and student for the log."""
+        """Return the loss to differentiate for all networks, and the losses of teacher and student for the log.
+
+        A fourth parameter named `start` gets the global student of the round: its tensors by name.
+        """
         raise NotImplementedError
 
     def correct(self, student: FlatModel, start: Tensor, state: dict[str, Tensor]) -> None:
@@ -62,6 +69,11 @@ class Method:
 
     def finish(self, student: FlatModel, start: Tensor, state: dict[str, Tensor]) -> None:
         """Modify the student after the last step of local training, before the update is computed."""
+
+
+def wants_start(method: Method) -> bool:
+    """Return whether a method's loss has the parameter `start`."""
+    return "start" in inspect.signature(method.loss).parameters
 
 
 def make_model(config: Config, task: Task, role: str) -> nn.Module:
@@ -100,4 +112,5 @@ def _started(config: Config, role: str, module: nn.Module) -> nn.Module:
 def build(config: Config, task: Task) -> Method:
     """Return the method that the configuration names."""
     paths = {name: entry.path for name, entry in METHODS.items()}
-    return resolve(config.method, paths, "method", subclass_of(Method, "method"))(config, task)
+    method: type[Method] = resolve(config.method.name, paths, "method", subclass_of(Method, "method"))
+    return method(config, task)

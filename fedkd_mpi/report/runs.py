@@ -72,7 +72,8 @@ class Run:
     @property
     def method(self) -> str:
         """The method, with the network that it averages if there is a choice."""
-        method, network = self._setting("method"), self._setting("averaging", "network")
+        method = self._setting("method") or self._setting("method", "name")
+        network = self._setting("averaging", "network")
         return f"{method} ({network})" if network and averages(method) else method
 
     @property

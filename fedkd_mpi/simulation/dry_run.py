@@ -106,7 +106,7 @@ def _table(config: Config, run: Simulation, world_size: int) -> str:
     data = sum(array.nbytes for part in (run.data.train, run.data.test) for array in part.values())
     table = Table(title=f"dry run of {config.name}", show_header=False, title_justify="left")
     table.add_row(
-        "method, codec", f"{config.method}, {config.compression.codec if run.exchange else 'nothing is exchanged'}"
+        "method, codec", f"{config.method.name}, {config.compression.codec if run.exchange else 'nothing is exchanged'}"
     )
     table.add_row(
         "processes",

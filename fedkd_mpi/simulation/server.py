@@ -14,6 +14,7 @@ from fedkd_mpi.common.random_streams import generator
 from fedkd_mpi.config.sections import ServerConfig as Settings
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.models.flat import FlatModel
+from fedkd_mpi.simulation.aggregation import Collection, find_aggregator
 
 
 @dataclass
@@ -29,14 +30,19 @@ class Server:
     codec_state: dict[str, Tensor] = field(default_factory=dict)  # of the sender of the downlink
     uplink_state: dict[str, Tensor] = field(default_factory=dict)  # of the receiver of the uplink
 
+    def __post_init__(self) -> None:
+        self._aggregator = find_aggregator(self.settings.aggregator)
+
     def aggregate(self, round_index: int, messages: Iterable[tuple[wire.Header, list[wire.Record]]]) -> Tensor | None:
         """Return sum_i w_i decode(payload_i), flat, over the messages with an update; None if there is none.
 
         Updates are added in the given order (by client), so that the bits do not depend on the order of arrival. The
-        weights w_i are uniform as in the paper, or proportional to the training samples. Raises RunFault naming the
-        client if a message is invalid.
+        weights w_i are uniform as in the paper, or proportional to the training samples. A user's aggregator takes
+        the place of the sum. Raises RunFault naming the client if a message is invalid.
         """
-        total, statistics = self.codec.sum(self.device), BufferMean(self.student.exchanged_buffers, self.device)
+        own, name = self._aggregator, self.settings.aggregator
+        total = Collection(self.codec, self.device, own, name) if own else self.codec.sum(self.device)
+        statistics = BufferMean(self.student.exchanged_buffers, self.device)
         weights, senders, count = 0, 0, len(self.student.parameter_layers)
         for header, records in messages:
             if header.kind == wire.SKIPPED:
@@ -51,7 +57,7 @@ class Server:
             senders += 1
         if not senders:
             return None
-        mean = [part.div_(weights) for part in total.take()]
+        mean = total.take() if own else [part.div_(weights) for part in total.take()]
         mean = self.codec.receive(mean, self.uplink_state, senders / self.num_clients)
         flat = torch.zeros_like(self.student.state)
         for view, tensor in zip(self.student.exchanged(flat), mean + statistics.take(), strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -74,6 +74,14 @@ class Task(Protocol):
 def find(name: str) -> Callable[[Mapping[str, Any], Mapping[str, np.ndarray]], Task]:
     """Return the class of the task that the configuration key `task` names; raises UserError if there is none."""
     return resolve(name, TASKS, "task", TASK)
+
+
+def build(name: str, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray], metrics: Sequence[str] = ()) -> Task:
+    """Return the task of a data set, with a user's further metrics."""
+    from fedkd_mpi.tasks.own_metrics import WithMetrics
+
+    task = find(name)(meta, arrays)
+    return WithMetrics(task, metrics) if metrics else task
 
 
 def check_data(task: str, name: str, train: checks.Part, test: checks.Part, meta: Mapping[str, Any]) -> None:

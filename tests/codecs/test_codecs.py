@@ -15,7 +15,7 @@ from matrices import MATRICES, energy, random, smallest_ranks, with_spectrum
 from fedkd_mpi.codecs import CODECS, factory
 from fedkd_mpi.codecs.tags import LOW_RANK, RAW
 from fedkd_mpi.codecs.wire import RECORD_BYTES, Record, WireError, pack
-from fedkd_mpi.config.sections import CompressionConfig
+from fedkd_mpi.config.compression import CompressionConfig
 from fedkd_mpi.errors import RunFault, UserError
 from fedkd_mpi.models.layer import Layer
 

@@ -9,7 +9,7 @@ import torch
 from fedkd_mpi.codecs import Codec, factory
 from fedkd_mpi.codecs.tags import RAW, SUBMATRIX
 from fedkd_mpi.codecs.wire import Record, WireError
-from fedkd_mpi.config.sections import CompressionConfig
+from fedkd_mpi.config.compression import CompressionConfig
 from fedkd_mpi.models.layer import Layer
 
 

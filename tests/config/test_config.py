@@ -79,6 +79,10 @@ SETTINGS = [
     "compression.codec=powersgd compression.rank=2",
     "compression.codec=fetchsgd compression.sketch_rows=3",
     "compression.codec=fetchsgd compression.sketch_share=0.25",
+    "compression.schedule=mine:schedule",
+    "cohort_size=2 sampler=mine:sampler",
+    "server.aggregator=mine:rule",
+    'evaluate.metrics=["mine:Metric"]',
     "data.augment=true",
     "evaluate.every=3",
     "evaluate.global_teachers=true",
@@ -136,6 +140,7 @@ def test_the_settings_above_name_every_key():
         "teacher.features",
         "student.name",
         "student.features",
+        "compression.options",
     }
 
 

@@ -36,7 +36,7 @@ def test_runs_grid_and_seeds_are_all_combined_seed_by_seed(tmp_path):
     names = [f"{run}-t_end{end}-s{seed}.h5" for seed in (3, 5) for run in "ab" for end in (0.96, 0.99)]
     assert [item.log.name for item in items] == names
     config = load(items[-1].config, items[-1].overrides)
-    assert (config.seed, config.method, config.compression.t_end, config.rounds) == (5, "local", 0.99, 2)
+    assert (config.seed, config.method.name, config.compression.t_end, config.rounds) == (5, "local", 0.99, 2)
     assert config.student.options()["hidden"] == [8]
     assert len({item.digest for item in items}) == 8
 
@@ -174,7 +174,7 @@ def test_a_log_of_another_configuration_is_never_replaced(tmp_path, capsys):
 @pytest.mark.parametrize("name", ["digits.yaml", "fashion_mnist.yaml"])
 def test_the_shipped_tables_are_valid_and_hold_every_method(name):
     items = sweep.read(Path("table1") / name)
-    methods = {load(item.config, item.overrides).method for item in items}
+    methods = {load(item.config, item.overrides).method.name for item in items}
     assert methods == {"centralized", "local", "fedavg", "fedprox", "scaffold", "feddropout", "fedkd"}
 
 

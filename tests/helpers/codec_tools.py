@@ -10,7 +10,7 @@ import torch
 
 from fedkd_mpi.codecs import Codec, factory
 from fedkd_mpi.codecs.wire import Record, pack, pack_header, unpack, unpack_header
-from fedkd_mpi.config.sections import CompressionConfig
+from fedkd_mpi.config.compression import CompressionConfig
 from fedkd_mpi.models.layer import Layer
 
 

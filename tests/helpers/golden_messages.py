@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from fedkd_mpi.codecs import CODECS, Codec, factory, wire
-from fedkd_mpi.config.sections import CompressionConfig
+from fedkd_mpi.config.compression import CompressionConfig
 from fedkd_mpi.models.layer import Layer
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedkd_mpi.codecs import Codec, State, raw, read_floats
 from fedkd_mpi.codecs.wire import Record
-from fedkd_mpi.config.sections import CompressionConfig
+from fedkd_mpi.config.compression import CompressionConfig
 from fedkd_mpi.models.layer import Layer
 
 

@@ -13,7 +13,7 @@ from fedkd_mpi.codecs import factory, svd
 from fedkd_mpi.codecs.message import make_message
 from fedkd_mpi.codecs.tags import LOW_RANK, RAW
 from fedkd_mpi.codecs.wire import SKIPPED, Header, Record
-from fedkd_mpi.config.sections import CompressionConfig
+from fedkd_mpi.config.compression import CompressionConfig
 from fedkd_mpi.config.sections import ServerConfig as Settings
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.models.flat import FlatModel
