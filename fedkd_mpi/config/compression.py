@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from fedkd_mpi.config.sections import BYTES, PART, WIDE, Section
+from fedkd_mpi.common.options import WIDE
+from fedkd_mpi.config.sections import BYTES, PART, Section
 
 
 class CompressionConfig(Section):

@@ -17,7 +17,6 @@ from fedkd_mpi.common.random_streams import generator
 from fedkd_mpi.common.stopwatch import Stopwatch
 from fedkd_mpi.communication.exchange import downlink, uplink
 from fedkd_mpi.errors import RunFault, located
-from fedkd_mpi.scheduling import cohort
 from fedkd_mpi.simulation.accounting import Accounting, Round
 from fedkd_mpi.simulation.server import apply
 from fedkd_mpi.simulation.state import Exchange, Simulation
@@ -65,8 +64,8 @@ def play_round(run: Simulation, accounting: Accounting, index: int, watch: Stopw
     accounting.settle()
     this = Round(
         index=index,
-        threshold=run.config.threshold(index),
-        cohort=cohort.sample(run.config.seed, index, run.config.num_clients, run.config.clients_per_round),
+        threshold=run.plan.threshold(index),
+        cohort=run.plan.cohort(index),
         evaluated=run.evaluates(index),
     )
     own = take_part(run, watch, this, accounting)

@@ -28,6 +28,7 @@ from fedkd_mpi.errors import UserError
 from fedkd_mpi.methods import Method
 from fedkd_mpi.models import module_tensors
 from fedkd_mpi.scheduling import cohort
+from fedkd_mpi.scheduling.plan import Plan
 from fedkd_mpi.scheduling.schedule import OwnClients
 from fedkd_mpi.scheduling.state_cache import ClientStateCache
 from fedkd_mpi.simulation import capacity
@@ -70,14 +71,14 @@ def load_data(config: Config, world: World, read: Callable[..., datasets.Dataset
     if config.partition.kind == "file":
         clients = partition_file.unflat(shared["clients/indices"], shared["clients/sizes"])
     else:
-        task = tasks.find(config.task)(meta, train)
+        task = tasks.build(config.task, meta, train, config.evaluate.metrics)
         clients = divide(config, task.labels(train), train.get("group"), train.get("document"))
     return Data(train, test, meta, clients)
 
 
 def read_partition(config: Config, train: dict[str, np.ndarray], meta: dict[str, Any]) -> partition_file.Clients:
     """Return every client's own (train, test) indices as the file partition.path says; raises UserError."""
-    task = tasks.find(config.task)(meta, train)
+    task = tasks.build(config.task, meta, train, config.evaluate.metrics)
     checked = not meta.get("stand_in")  # whose classes are not those of the data
     return partition_file.read(
         str(config.partition.path), config.num_clients, partitioned(task, train), check_labels=checked
@@ -124,7 +125,7 @@ def prepare(config: Config, world: World, data: Data) -> Simulation:
     """Build this process's networks, codec and clients; raises UserError if configuration and data do not match."""
     device = choose_device(config.device, world.local_rank)
     set_threads(config, world.node_size)
-    task = tasks.find(config.task)(data.meta, data.train)
+    task = tasks.build(config.task, data.meta, data.train, config.evaluate.metrics)
     if config.data.augment and getattr(task, "augment", None) is None:
         raise UserError(f"data.augment: task={config.task} has no augmentation; set data.augment=false")
     capacity.require_networks(config, task)
@@ -144,6 +145,7 @@ def prepare(config: Config, world: World, data: Data) -> Simulation:
         families=families,
         rank_of_client=rank_of_client,
         clients=clients,
+        plan=Plan(config, [len(train) for train, _ in data.clients]),
         schedule=OwnClients(clients, ClientStateCache(config.clients_in_memory, device, len(clients))),
         exchange=prepare_exchange(config, world, method, device) if method.exchanges else None,
     )

@@ -16,6 +16,7 @@ from fedkd_mpi.config.schema import Config
 from fedkd_mpi.methods import Method
 from fedkd_mpi.models.flat import FlatModel
 from fedkd_mpi.scheduling import cohort
+from fedkd_mpi.scheduling.plan import Plan
 from fedkd_mpi.scheduling.schedule import Schedule
 from fedkd_mpi.simulation.server import Server
 from fedkd_mpi.tasks import Task
@@ -65,6 +66,7 @@ class Simulation:
     families: np.ndarray  # the family of every client; clients of one family may be trained at once
     rank_of_client: np.ndarray  # the MPI rank of every client
     clients: dict[int, Client]  # those that this process hosts
+    plan: Plan
     schedule: Schedule
     exchange: Exchange | None
     # what a dense exchange of each client's teacher would send, for comparison
