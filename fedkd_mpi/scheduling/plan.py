@@ -19,7 +19,7 @@ class Plan:
     """A pure function of configuration, sample counts and round, so that every process has the same plan.
 
     `samples` are the training samples of each client. Raises UserError naming the key if a user's function cannot be
-    loaded.
+    loaded or fails for the first or the last round.
     """
 
     def __init__(self, config: Config, samples: Sequence[int]):
@@ -31,6 +31,9 @@ class Plan:
         if config.compression.schedule != "linear":
             key, names = "compression.schedule", ("round_index", "rounds", "t_start", "t_end")
             self._schedule = _own(config.compression.schedule, key, *names)
+        for round_index in (0, config.rounds - 1):  # a rule that fails is refused before the first round
+            self.cohort(round_index)
+            self.threshold(round_index)
 
     def cohort(self, round_index: int) -> list[int]:
         """Return the ids of the clients of a round in ascending order.

@@ -16,6 +16,7 @@ from sessions import SMALL, assert_same_run
 from simulate import play
 
 from fedkd_mpi import costlog
+from fedkd_mpi.errors import RunFault
 
 PAGE = (REPOSITORY / "docs/own-methods.md").read_text(encoding="utf-8")
 PARTS = dict(re.findall(r"```python\n# (my_rules/\w+\.py)\n(.*?)```", PAGE, re.DOTALL))
@@ -45,7 +46,7 @@ def test_the_commands_of_the_page_learn(command: Command, own: Path, words: list
     code, out, err = command(*words[4:], "--output", "own.h5")
     assert (code, err) == (0, "")
     rounds = costlog.read("own.h5")["rounds"]
-    assert rounds["global_student_accuracy"][-1] > max(0.3, rounds["global_student_accuracy"][0])
+    assert rounds["global_student_accuracy"][-1] > 1.3 * rounds["global_student_accuracy"][0]
     if "evaluate.metrics" in " ".join(words):
         assert "global student, global test set: top3" in out
         assert (rounds["global_student_top3"] >= rounds["global_student_accuracy"]).all()
@@ -114,10 +115,15 @@ def test_rules_give_the_same_bits_on_any_number_of_processes(own: Path, monkeypa
 def test_rules_that_return_what_they_must_not_are_named(command: Command, own: Path, text: str, key: str, says: str):
     more(own, text)
     value = '["more_rules:f"]' if key == "evaluate.metrics" else "more_rules:f"
-    code, _, err = command("num_clients=5", "cohort_size=3", f"{key}={value}")
-    assert code in (1, 2)
+    words = "num_clients=5", "cohort_size=3", f"{key}={value}"
+    if key == "server.aggregator":  # which is called where updates are
+        with pytest.raises(RunFault) as fault:
+            command(*words)
+        assert says in str(fault.value)
+        return
+    code, _, err = command(*words)
+    assert (code, err.count("\n")) == (2, 1)
     assert says in err
-    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
