@@ -12,7 +12,7 @@ from fedkd_mpi.common.random_streams import generator
 from fedkd_mpi.common.registry import function_of, resolve
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.errors import UserError, one_line, shown
-from fedkd_mpi.scheduling.cohort import sample
+from fedkd_mpi.scheduling import cohort
 
 
 class Plan:
@@ -42,7 +42,7 @@ class Plan:
         """
         config, size = self._config, self._config.clients_per_round
         if self._sampler is None:
-            return sample(config.seed, round_index, config.num_clients, size)
+            return cohort.sample(config.seed, round_index, config.num_clients, size)
         rng = generator(config.seed, "cohort", round_index)
         chosen = _called("sampler", config.sampler, self._sampler, rng, round_index, self._samples, size)
         try:

@@ -10,6 +10,7 @@ from mpirun import REPOSITORY
 from pydantic import BaseModel
 
 from fedkd_mpi.config.schema import Config
+from fedkd_mpi.config.sections import MethodConfig
 
 PAGE = (REPOSITORY / "docs/configuration.md").read_text(encoding="utf-8")
 
@@ -17,13 +18,15 @@ PAGE = (REPOSITORY / "docs/configuration.md").read_text(encoding="utf-8")
 def section_of(annotation: Any) -> type[BaseModel] | None:
     """Return the section that a field is, if it is one (or null)."""
     kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
-    return next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
+    return next((kind for kind in kinds if issubclass(kind, BaseModel) and kind is not MethodConfig), None)
 
 
 def text_of(value: Any) -> str:
     """Return a default as it is written on a command line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, MethodConfig):
+        return value.name
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

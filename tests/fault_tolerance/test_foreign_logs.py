@@ -102,12 +102,12 @@ def test_only_a_part_is_called(log: Path, capsys: pytest.CaptureFixture, word: s
     name = other.partition(": ")[2] or other
     assert name in refusal(capsys, log)
     line = refusal(capsys, log, "--trust-log")
-    assert f"={name} is no " in line
+    assert f"={name} is not a " in line
 
 
 @pytest.mark.parametrize("name", ["os:system", "subprocess:run", "subprocess:Popen", "os:sep", "shutil:rmtree"])
 def test_what_is_no_function_of_root_and_seed_is_no_data_set(name: str):
-    with pytest.raises(UserError, match=f"data.name={name} is no function whose parameters begin root, seed"):
+    with pytest.raises(UserError, match=f"data.name={name} is not a function whose parameters begin root, seed"):
         resolve(name, {}, "data.name", function_of("root", "seed"))
 
 
