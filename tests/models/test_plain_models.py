@@ -100,8 +100,8 @@ def test_features_change_what_is_learned_and_no_hidden_equals_the_key_switched_o
     with_features, _ = play(*how, network("student", 4, FEATURES))
     without, _ = play(*how, network("student", 4))
     off, _ = play(*how, network("student", 4, FEATURES), "distillation.hidden=false")
-    assert torch.equal(without.replica, off.replica)
-    assert not torch.equal(without.replica, with_features.replica)
+    assert torch.equal(without.exchange.replica, off.exchange.replica)
+    assert not torch.equal(without.exchange.replica, with_features.exchange.replica)
 
 
 def test_stacked_features_are_those_of_one_network_after_another():
@@ -109,7 +109,7 @@ def test_stacked_features_are_those_of_one_network_after_another():
     how = [network("teacher", 8, features), network("student", 4, features), "rounds=1", "num_clients=2"]
     plain, _ = play(*how, "compression.codec=none")
     other, _ = play(*how, "compression.codec=none", "stack=2")
-    np.testing.assert_allclose(other.replica.numpy(), plain.replica.numpy(), atol=2e-5)
+    np.testing.assert_allclose(other.exchange.replica.numpy(), plain.exchange.replica.numpy(), atol=2e-5)
 
 
 def test_plain_models_give_the_same_bits_on_any_number_of_processes(tmp_path):
