@@ -142,12 +142,12 @@ class Config(Section):
     @model_validator(mode="after")
     def _files_have_a_network(self) -> Config:
         exchanged = self.averaging.network if self.averages else "student"
-        if self.init.student and self.method in ("local", "centralized"):
-            raise ValueError(f"init.student: method={self.method} has no student; give init.teacher")
+        if self.init.student and self.method.name in ("local", "centralized"):
+            raise ValueError(f"init.student: method={self.method.name} has no student; give init.teacher")
         if self.init.student and exchanged == "teacher":
-            raise ValueError(f"init.student: method={self.method} exchanges the teacher here; give init.teacher")
+            raise ValueError(f"init.student: method={self.method.name} exchanges the teacher here; give init.teacher")
         if self.init.teacher and self.averages and exchanged == "student":
-            raise ValueError(f"init.teacher: method={self.method} has no teacher; give init.student")
+            raise ValueError(f"init.teacher: method={self.method.name} has no teacher; give init.student")
         if self.init.teacher and self.teachers:
             raise ValueError("init.teacher is one network's: give teacher in place of teachers")
         return self

@@ -40,7 +40,7 @@ def card(source: Source, client: int | None) -> dict[str, Any]:
         "inputs": {key: meta[key] for key in OF_INPUTS if key in meta},
         "classes": next((meta[key] for key in OF_CLASSES if key in meta), []),
         "scores": scores,
-        "method": config.method,
+        "method": config.method.name,
         "run": config.name,
         "seed": config.seed,
         "config_digest": source.attrs["config_digest"],

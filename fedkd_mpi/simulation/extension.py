@@ -38,9 +38,11 @@ def split(path: Path, config: Config, overrides: Sequence[str]) -> tuple[Config,
 
 def why_not(config: Config) -> str | None:
     """Return what ties the rounds of a run to their number, None where nothing does."""
-    if config.method in ("local", "centralized"):
+    if config.method.name in ("local", "centralized"):
         return None
     settings = config.compression
+    if settings.schedule != "linear":
+        return f"compression.schedule={settings.schedule} is given the number of rounds"
     if settings.run_budget is not None:
         return "compression.run_budget is spread over all rounds"
     follows = settings.codec in BY_ENERGY or ":" in settings.codec

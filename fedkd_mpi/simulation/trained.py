@@ -121,7 +121,9 @@ def student(source: Source) -> nn.Module:
     """Return the global student of a checkpoint, ready for inference; raises UserError where there is none."""
     config, described = source.config, source.manifest.networks.get("student")
     if described is None:
-        raise UserError(f"{source.log}: method={config.method} has no student: name a client's teacher (--client N)")
+        raise UserError(
+            f"{source.log}: method={config.method.name} has no student: name a client's teacher (--client N)"
+        )
     if config.server.buffers == "local" and described["buffers"]:
         raise UserError(
             f"{source.log}: with server.buffers=local the student's statistics ({described['buffers'][0]}, ...) are"
@@ -141,7 +143,7 @@ def teacher(source: Source, client: int) -> nn.Module:
     """Return a client's teacher out of a checkpoint, ready for inference; raises UserError where there is none."""
     config, log = source.config, source.log
     if config.averages:
-        raise UserError(f"{log}: method={config.method} has no teachers: name the student (--student)")
+        raise UserError(f"{log}: method={config.method.name} has no teachers: name the student (--student)")
     if not 0 <= client < config.num_clients:
         raise UserError(f"{log} has clients 0 to {config.num_clients - 1}, no client {client}")
     files = [file["name"] for file in source.manifest.files if client in file["clients"]]
