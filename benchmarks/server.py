@@ -34,7 +34,7 @@ from fedkd_mpi.common.random_streams import generator
 from fedkd_mpi.common.stopwatch import Stopwatch
 from fedkd_mpi.communication import exchange
 from fedkd_mpi.config.compression import CompressionConfig
-from fedkd_mpi.config.sections import ServerConfig as Settings
+from fedkd_mpi.config.training import ServerConfig as Settings
 from fedkd_mpi.models.flat import FlatModel
 from fedkd_mpi.simulation.server import Server
 

@@ -228,7 +228,7 @@ def checkpoint_bytes(run: Simulation) -> int:
     with torch_scope(run.config.seed, "sizes"), torch.device("meta"):
         networks = [run.method.private(kind) for kind in range(len(run.config.architectures))]
         sizes = [sum(t.nbytes for t in (*own.parameters(), *own.buffers())) for own in networks]
-    copies = 3 if settings.name == "adam" else 1 + (settings.momentum > 0)  # weights and moments of the optimiser
+    copies = 3 if settings.name != "sgd" else 1 + (settings.momentum > 0)  # weights and moments of the optimiser
     students = (run.config.num_clients * (copies + 1) + 3) * student  # including the state of a codec
     return (KEPT + 1) * (copies * sum(run.config.by_client(sizes)) + students)
 

@@ -12,10 +12,10 @@ from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
 from fedkd_mpi.common.remembered import Kind, like
-from fedkd_mpi.config import sections
+from fedkd_mpi.config.training import OptimizerConfig
 from fedkd_mpi.models.flat import gradient_of
 
-BETAS, EPSILON = (0.9, 0.999), 1e-8  # Kingma and Ba 2015
+BETAS, EPSILON = [0.9, 0.999], 1e-8  # Kingma and Ba 2015
 
 
 class Optimizer(ABC):
@@ -26,9 +26,9 @@ class Optimizer(ABC):
     long as importing torch itself, in every process.
     """
 
-    def __init__(self, vector: Tensor, settings: sections.OptimizerConfig, learning_rate: float):
+    def __init__(self, vector: Tensor, settings: OptimizerConfig, learning_rate: float):
         self.vector, self.learning_rate = vector, learning_rate
-        self.weight_decay, self.momentum = settings.weight_decay, settings.momentum
+        self.settings = settings
         self.state: dict[str, Tensor] = {}
 
     def step(self) -> None:
@@ -46,16 +46,16 @@ class Optimizer(ABC):
 
 
 class SGD(Optimizer):
-    """Stochastic gradient descent with momentum, as in torch.optim.SGD."""
+    """Stochastic gradient descent with momentum or Nesterov's momentum, as in torch.optim.SGD."""
 
     def remembers(self) -> dict[str, Kind]:
         """Return the momentum, where there is one."""
-        return {"momentum_buffer": like(self.vector)} if self.momentum else {}
+        return {"momentum_buffer": like(self.vector)} if self.settings.momentum else {}
 
     @staticmethod
     @torch.no_grad()
     def step_all(optimizers: Sequence[SGD]) -> None:
-        settings = optimizers[0]
+        settings, rate = optimizers[0].settings, optimizers[0].learning_rate
         moving = [one for one in optimizers if "momentum_buffer" in one.state]
         for group in (moving, [one for one in optimizers if "momentum_buffer" not in one.state]):
             if not group:
@@ -68,9 +68,9 @@ class SGD(Optimizer):
                 fused=True,
                 weight_decay=settings.weight_decay,
                 momentum=settings.momentum,
-                lr=settings.learning_rate,
+                lr=rate,
                 dampening=0.0,
-                nesterov=False,
+                nesterov=settings.nesterov,
                 maximize=False,
             )
             if settings.momentum:
@@ -80,7 +80,7 @@ class SGD(Optimizer):
 
 
 class Adam(Optimizer):
-    """Adam (Kingma and Ba 2015), as in torch.optim.Adam."""
+    """Adam (Kingma and Ba 2015) and AdamW (Loshchilov and Hutter 2019), as in torch.optim.Adam and AdamW."""
 
     def remembers(self) -> dict[str, Kind]:
         """Return the number of steps and both moments."""
@@ -89,7 +89,8 @@ class Adam(Optimizer):
     @staticmethod
     @torch.no_grad()
     def step_all(optimizers: Sequence[Adam]) -> None:
-        settings = optimizers[0]
+        settings, rate = optimizers[0].settings, optimizers[0].learning_rate
+        beta1, beta2 = settings.betas or BETAS
         for one in optimizers:
             if not one.state:
                 zeros = torch.zeros((), device=one.vector.device), *(torch.zeros_like(one.vector) for _ in range(2))
@@ -103,12 +104,13 @@ class Adam(Optimizer):
             [one.state["step"] for one in optimizers],
             fused=True,
             amsgrad=False,
-            beta1=BETAS[0],
-            beta2=BETAS[1],
-            lr=settings.learning_rate,
+            beta1=beta1,
+            beta2=beta2,
+            lr=rate,
             weight_decay=settings.weight_decay,
-            eps=EPSILON,
+            eps=settings.eps or EPSILON,
             maximize=False,
+            decoupled_weight_decay=settings.name == "adamw",
         )
 
 
@@ -122,6 +124,7 @@ def clip_(gradient: Tensor, longest: float) -> None:
     gradient.mul_((longest / (norms + 1e-6)).clamp_(max=1.0))
 
 
-def make_optimizer(vector: Tensor, settings: sections.OptimizerConfig, learning_rate: float) -> Optimizer:
+def make_optimizer(vector: Tensor, settings: OptimizerConfig, learning_rate: float) -> Optimizer:
     """Return the optimiser that the configuration names, for a flat vector."""
-    return {"sgd": SGD, "adam": Adam}[settings.name](vector, settings, learning_rate)
+    kind: type[SGD] | type[Adam] = SGD if settings.name == "sgd" else Adam
+    return kind(vector, settings, learning_rate)

@@ -26,13 +26,12 @@ from fedkd_mpi.config.sections import (
     LogConfig,
     MethodConfig,
     NetworkConfig,
-    OptimizerConfig,
     PartitionConfig,
     Section,
-    ServerConfig,
     WatchdogConfig,
     seconds_of,
 )
+from fedkd_mpi.config.training import OptimizerConfig, ServerConfig
 
 # Keys that do not affect results; a resumed run may have other values.
 CARE = ("checkpoint", "watchdog", "time_limit", "clients_in_memory", "balance")
@@ -137,6 +136,8 @@ class Config(Section):
             raise ValueError("method=scaffold needs server.weighting=uniform and server.buffers=average")
         if self.method.name == "scaffold" and (self.exchange != "delta" or self.server.optimizer != "sgd"):
             raise ValueError("method=scaffold needs exchange=delta and server.optimizer=sgd")
+        if self.method.name == "scaffold" and self.server.momentum:
+            raise ValueError("method=scaffold needs server.momentum=null")
         return self
 
     @model_validator(mode="after")

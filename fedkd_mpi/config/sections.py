@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -126,21 +126,6 @@ class MethodConfig(Strict):
         return dict(self.model_extra or {})
 
 
-class OptimizerConfig(Section):
-    name: Literal["sgd", "adam"] = "sgd"
-    momentum: float = Field(0.0, ge=0, lt=1, description="for sgd")
-    weight_decay: float = Field(0.0, ge=0, le=HUGE)
-    clip_norm: float | None = Field(
-        None, ge=TINY, le=HUGE, description="largest 2-norm of one network's gradient; null = no clipping"
-    )
-
-    @model_validator(mode="after")
-    def _momentum_is_of_sgd(self) -> OptimizerConfig:
-        if self.name == "adam" and self.momentum:
-            raise ValueError("optimizer.momentum belongs to optimizer.name=sgd; remove it or set it to 0")
-        return self
-
-
 class LocalConfig(Section):
     epochs: int | None = Field(None, ge=1, le=MANY, description="passes over the client's samples per round")
     steps: int | None = Field(None, ge=1, le=10**9, description="mini-batches per round, instead of epochs")
@@ -150,44 +135,6 @@ class LocalConfig(Section):
     def _epochs_or_steps(self) -> LocalConfig:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give one of local.epochs and local.steps (set the other to null)")
-        return self
-
-
-class FedAdam(NamedTuple):
-    beta1: float = 0.9
-    beta2: float = 0.99
-    tau: float = 1e-3
-
-
-class ServerConfig(Section):
-    learning_rate: float = Field(1.0, ge=TINY, le=HUGE)
-    weighting: Literal["uniform", "samples"] = "uniform"
-    aggregator: str = Field(
-        "mean", pattern=PART, description="mean of the updates, or package.module:function, which gets all of them"
-    )
-    buffers: Literal["average", "local"] = Field(
-        "average", description="BatchNorm statistics: exchanged, or kept local"
-    )
-    optimizer: Literal["sgd", "fedadam"] = Field(
-        "sgd", description="the server's step with the mean update of the clients; sgd adds it"
-    )
-    beta1: float | None = Field(None, ge=0, lt=1, description="fedadam: decay of the first moment; default 0.9")
-    beta2: float | None = Field(None, ge=0, lt=1, description="fedadam: decay of the second moment; default 0.99")
-    tau: float | None = Field(None, ge=1e-12, le=1e3, description="fedadam: adaptivity; default 1e-3")
-
-    @property
-    def rates(self) -> FedAdam:
-        """Return the constants of fedadam (defaults of Reddi et al. 2021)."""
-        own = FedAdam()
-        return FedAdam(*(getattr(own, k) if getattr(self, k) is None else getattr(self, k) for k in own._fields))
-
-    @model_validator(mode="after")
-    def _keys_belong_to_the_optimizer(self) -> ServerConfig:
-        for key in FedAdam._fields:
-            if getattr(self, key) is not None and self.optimizer != "fedadam":
-                raise ValueError(f"server.{key} belongs to server.optimizer=fedadam, not {self.optimizer}")
-        if self.optimizer == "fedadam" and "learning_rate" not in self.model_fields_set:
-            raise ValueError("server.optimizer=fedadam needs server.learning_rate, a step of the weights (e.g. 0.01)")
         return self
 
 

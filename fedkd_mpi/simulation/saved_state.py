@@ -12,6 +12,7 @@ from fedkd_mpi.errors import UserError, shown
 from fedkd_mpi.fault_tolerance.manifest import FILE, Manifest
 
 if TYPE_CHECKING:
+    from fedkd_mpi.config.training import ServerConfig
     from fedkd_mpi.simulation.state import Exchange, Simulation
 
 SERVER = "server.safetensors"
@@ -65,12 +66,11 @@ def of_client(run: Simulation, client: int) -> Memory:
     return Memory(kinds | with_prefix("codec.", codec.tensors), codec.complete)
 
 
-def of_server(exchange: Exchange, optimizer: str) -> dict[str, Memory]:
+def of_server(exchange: Exchange, settings: ServerConfig) -> dict[str, Memory]:
     """Return what the parts of the server's file hold once a round had an update."""
     codec, answer = exchange.codec, exchange.codec.downlink()
-    moments = ("server.first", "server.second") if optimizer == "fedadam" else ()
     received = answer.receiver_memory()
-    kept = dict(received.tensors) | dict.fromkeys(moments, like(exchange.student.trainable))
+    kept = dict(received.tensors) | dict.fromkeys(settings.keeps, like(exchange.student.trainable))
     return {
         "downlink": Memory(kept, received.complete),
         "sender": answer.sender_memory(),
@@ -82,7 +82,7 @@ def _check_server(run: Simulation, exchange: Exchange, path: Path, *, used: bool
     saved = _kinds(path)
     replica = {name: kind for name, kind in saved.items() if name == "replica"}
     _require(path, fault(replica, Memory({"replica": like(exchange.replica)}), required=True))
-    parts = of_server(exchange, run.config.server.optimizer)
+    parts = of_server(exchange, run.config.server)
     for key in saved.keys() - replica.keys():
         if key.partition("/")[0] not in parts:
             raise UserError(f"{path} contains the tensor {shown(key)}, which no run writes")

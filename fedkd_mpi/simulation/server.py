@@ -11,7 +11,7 @@ from torch import Tensor
 from fedkd_mpi.codecs import Codec, buffers, wire
 from fedkd_mpi.codecs.buffers import BufferMean
 from fedkd_mpi.common.random_streams import generator
-from fedkd_mpi.config.sections import ServerConfig as Settings
+from fedkd_mpi.config.training import ServerConfig as Settings
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.models.flat import FlatModel
 from fedkd_mpi.simulation.aggregation import Collection, find_aggregator
@@ -86,14 +86,14 @@ def apply(
 ) -> None:
     """Apply a downlink update to a replica of the student (flat), in the same way on the server and every client.
 
-    `update` changes the parameters; `statistics` replace the buffers. Optimiser sgd adds learning_rate * update.
-    fedadam is Algorithm 2 of Reddi et al. 2021 on the parameters (m and v are "server.first" and "server.second" in
-    `state`; v starts at tau^2, without bias correction).
+    `update` changes the parameters; `statistics` replace the buffers. Optimiser sgd adds learning_rate * update; with
+    momentum it adds learning_rate times the decaying sum of updates (FedAvgM, Hsu et al. 2019). The others are
+    Algorithm 2 of Reddi et al. 2021. `state` holds what the optimiser keeps: m is "server.first", v "server.second".
     """
     parameters, own_statistics = student.exchanged_parts(replica)
     for view, tensor in zip(own_statistics, statistics, strict=True):
         view.copy_(tensor)
-    if settings.optimizer == "sgd":
+    if not settings.keeps:
         for view, tensor in zip(parameters, update, strict=True):
             view.add_(tensor, alpha=settings.learning_rate)
         return
@@ -101,19 +101,40 @@ def apply(
     for view, tensor in zip(student.exchanged_parts(step)[0], update, strict=True):
         view.copy_(tensor)
     moved = step[: student.trainable.numel()]
-    first = state.setdefault("server.first", torch.zeros_like(moved))
-    second = state.setdefault("server.second", torch.full_like(moved, settings.rates.tau**2))
-    first.mul_(settings.rates.beta1).add_(moved, alpha=1 - settings.rates.beta1)
-    second.mul_(settings.rates.beta2).addcmul_(moved, moved, value=1 - settings.rates.beta2)
-    moved.copy_(settings.learning_rate * first / (second.sqrt() + settings.rates.tau))
+    moved.copy_(_momentum(moved, settings, state) if settings.optimizer == "sgd" else _adaptive(moved, settings, state))
     replica.add_(step)
+
+
+def _momentum(moved: Tensor, settings: Settings, state: dict[str, Tensor]) -> Tensor:
+    """Return the step of FedAvgM with the mean update `moved`; does not modify it."""
+    first = state.setdefault("server.first", torch.zeros_like(moved))
+    first.mul_(settings.momentum or 0.0).add_(moved)
+    return settings.learning_rate * first
+
+
+def _adaptive(moved: Tensor, settings: Settings, state: dict[str, Tensor]) -> Tensor:
+    """Return the step of Algorithm 2 of Reddi et al. 2021 (without bias correction); does not modify `moved`."""
+    beta1, beta2, tau = settings.rates
+    first = moved
+    if beta1:
+        first = state.setdefault("server.first", torch.zeros_like(moved))
+        first.mul_(beta1).add_(moved, alpha=1 - beta1)
+    second = state.setdefault("server.second", torch.full_like(moved, tau**2))
+    if settings.optimizer == "fedadagrad":
+        second.addcmul_(moved, moved)
+    elif settings.optimizer == "fedadam":
+        second.mul_(beta2).addcmul_(moved, moved, value=1 - beta2)
+    else:  # fedyogi
+        square = moved.square()
+        second.sub_(square * torch.sign(second - square), alpha=1 - beta2)
+    return settings.learning_rate * first / (second.sqrt() + tau)
 
 
 def catchup_state_bytes(student: FlatModel, codec: Codec, settings: Settings) -> int:
     """Return the bytes of the state (float32) that a receiver keeps between rounds in addition to its replica.
 
-    It consists of the codec's estimates (ef21) and the optimiser's moments (fedadam). A client that missed rounds also
+    It consists of the codec's estimates (ef21) and what the server's optimiser keeps. A client that missed rounds also
     fetches this state if it fetches the dense student instead of the broadcasts.
     """
-    moments = 2 * sum(parameter.numel() for parameter in student.module.parameters() if parameter.requires_grad)
-    return 4 * (codec.receiver_numbers + (moments if settings.optimizer == "fedadam" else 0))
+    weights = sum(parameter.numel() for parameter in student.module.parameters() if parameter.requires_grad)
+    return 4 * (codec.receiver_numbers + len(settings.keeps) * weights)

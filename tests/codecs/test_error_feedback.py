@@ -15,7 +15,7 @@ from fedkd_mpi.codecs.factory import build
 from fedkd_mpi.codecs.message import make_message
 from fedkd_mpi.config.compression import CompressionConfig
 from fedkd_mpi.config.load import parse
-from fedkd_mpi.config.sections import ServerConfig as Settings
+from fedkd_mpi.config.training import ServerConfig as Settings
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.models.flat import FlatModel
 from fedkd_mpi.simulation.server import Server, apply

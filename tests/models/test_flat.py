@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fedkd_mpi.client.optimizer import clip_, make_optimizer
-from fedkd_mpi.config.sections import OptimizerConfig
+from fedkd_mpi.config.training import OptimizerConfig
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.models.flat import FlatModel
 
@@ -108,8 +108,20 @@ def test_gradients_arrive_in_the_flat_vector_and_zero_grad_clears_them_in_place(
             OptimizerConfig(name="adam", weight_decay=0.01),
             lambda tensors: torch.optim.Adam(tensors, 0.05, weight_decay=0.01),
         ),
+        (
+            OptimizerConfig(momentum=0.9, weight_decay=0.01, nesterov=True),
+            lambda tensors: torch.optim.SGD(tensors, 0.05, 0.9, weight_decay=0.01, nesterov=True),
+        ),
+        (
+            OptimizerConfig(name="adam", betas=[0.5, 0.75], eps=0.01),
+            lambda tensors: torch.optim.Adam(tensors, 0.05, (0.5, 0.75), 0.01),
+        ),
+        (
+            OptimizerConfig(name="adamw", weight_decay=0.1),
+            lambda tensors: torch.optim.AdamW(tensors, 0.05, weight_decay=0.1),
+        ),
     ],
-    ids=["sgd", "momentum", "adam"],
+    ids=["sgd", "momentum", "adam", "nesterov", "betas and eps", "adamw"],
 )
 def test_a_flat_step_is_the_step_over_a_list_of_parameters(settings: OptimizerConfig, make):
     original = module()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from fedkd_mpi.codecs.message import make_message
 from fedkd_mpi.codecs.tags import LOW_RANK, RAW
 from fedkd_mpi.codecs.wire import SKIPPED, Header, Record
 from fedkd_mpi.config.compression import CompressionConfig
-from fedkd_mpi.config.sections import ServerConfig as Settings
+from fedkd_mpi.config.training import ServerConfig as Settings
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.models.flat import FlatModel
 from fedkd_mpi.models.layer import Layer
@@ -150,11 +152,24 @@ def test_apply_moves_the_replica_by_the_learning_rate():
     assert not torch.equal(replica, server.student.state)
 
 
+PUBLISHED = {  # the second moment of Algorithm 2 of Reddi et al. 2021
+    "fedadagrad": lambda v, square, beta2: v + square,
+    "fedadam": lambda v, square, beta2: beta2 * v + (1 - beta2) * square,
+    "fedyogi": lambda v, square, beta2: v - (1 - beta2) * square * np.sign(v - square),
+}
+
+
 @pytest.mark.parametrize("rates", [{}, {"beta1": 0.5, "beta2": 0.9, "tau": 0.1}, {"beta1": 0.0, "tau": 1e-9}])
-def test_fedadam_is_algorithm_2_of_its_paper_on_the_parameters_alone(rates: dict[str, float]):
+@pytest.mark.parametrize("optimizer", PUBLISHED)
+def test_adaptive_servers_are_algorithm_2_of_their_paper_on_the_parameters_alone(
+    optimizer: str, rates: dict[str, float]
+):
     student = FlatModel(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), "cpu")
-    settings, state = Settings(optimizer="fedadam", learning_rate=0.01, **rates), {}
-    beta1, beta2, tau = ({"beta1": 0.9, "beta2": 0.99, "tau": 1e-3} | rates).values()
+    given = {key: value for key, value in rates.items() if (key, optimizer) != ("beta2", "fedadagrad")}
+    settings, state = Settings(optimizer=optimizer, learning_rate=0.01, **given), {}
+    beta1, beta2, tau = (
+        {"beta1": 0.0 if optimizer == "fedadagrad" else 0.9, "beta2": 0.99, "tau": 1e-3} | rates
+    ).values()
     replica = student.state.clone()
     truth = [view.double().numpy() for view in student.views(replica.clone())]
     m, v = [np.zeros_like(x) for x in truth[:4]], [np.full_like(x, tau**2) for x in truth[:4]]
@@ -166,25 +181,50 @@ def test_fedadam_is_algorithm_2_of_its_paper_on_the_parameters_alone(rates: dict
         delta = [tensor.double().numpy() for tensor in update]
         for i in range(4):
             m[i] = beta1 * m[i] + (1 - beta1) * delta[i]
-            v[i] = beta2 * v[i] + (1 - beta2) * delta[i] ** 2
+            v[i] = PUBLISHED[optimizer](v[i], delta[i] ** 2, beta2)
             truth[i] = truth[i] + 0.01 * m[i] / (np.sqrt(v[i]) + tau)
         truth[4:] = delta[4:]
     for view, expected in zip(student.views(replica), truth, strict=True):
         np.testing.assert_allclose(view.detach(), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_server_with_momentum_is_torchs_sgd_on_the_negative_mean_update():
+    student = FlatModel(nn.Linear(5, 4), "cpu")
+    settings, state, replica = Settings(learning_rate=0.5, momentum=0.9), {}, student.state.clone()
+    truth = [view.clone() for view in student.exchanged_parts(replica)[0]]
+    plain = torch.optim.SGD(truth, 0.5, 0.9)
+    for seed in range(4):
+        update = [torch.randn(view.shape, generator=torch.Generator().manual_seed(seed)) for view in truth]
+        apply(student, replica, update, settings, state)
+        for tensor, change in zip(truth, update, strict=True):
+            tensor.grad = -change
+        plain.step()
+    for view, expected in zip(student.exchanged_parts(replica)[0], truth, strict=True):
+        torch.testing.assert_close(view, expected, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("feedback", ["none", "ef", "ef21"])
-@pytest.mark.parametrize("optimizer", ["sgd", "fedadam"])
-def test_what_a_newcomer_must_fetch_is_what_a_receiver_keeps(optimizer: str, feedback: str):
+@pytest.mark.parametrize(
+    ("server", "vectors"),
+    [
+        ({}, 0),
+        ({"momentum": 0.5}, 1),
+        ({"optimizer": "fedadagrad"}, 1),
+        ({"optimizer": "fedadam"}, 2),
+        ({"optimizer": "fedyogi"}, 2),
+        ({"optimizer": "fedyogi", "beta1": 0.0}, 1),
+    ],
+)
+def test_what_a_newcomer_must_fetch_is_what_a_receiver_keeps(server: dict[str, Any], vectors: int, feedback: str):
     student = FlatModel(nn.Linear(5, 4), "cpu")
     codec = factory.build(
         CompressionConfig(codec="topk", density=0.5, error_feedback=feedback), student.exchanged_layers
     )
-    settings, state = Settings(optimizer=optimizer, learning_rate=0.1), {}
+    settings, state = Settings(learning_rate=0.1, **server), {}
     update = [torch.ones(layer.shape) for layer in student.exchanged_layers]
     decoded = codec.decode(codec.encode(update, 0.9, {}, np.random.default_rng(0)), "cpu")
     apply(student, student.state.clone(), codec.receive(decoded, state, 1.0), settings, state)
-    padding = 4 * 2 * (student.trainable.numel() - 24) * (optimizer == "fedadam")
+    padding = 4 * vectors * (student.trainable.numel() - 24)
     assert catchup_state_bytes(student, codec, settings) == sum(t.nbytes for t in state.values()) - padding
 
 
