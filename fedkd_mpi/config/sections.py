@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from fedkd_mpi.common.options import WIDE, Strict
+from fedkd_mpi.common.registry import nearest
 from fedkd_mpi.config import methods
 
 MANY = 10**7  # clients, rounds, samples, steps: what is made a list of
@@ -56,9 +57,15 @@ class DataConfig(Strict):
 KIND_OF = {"alpha": "dirichlet", "classes_per_client": "pathological", "path": "file"}  # keys that one kind has
 
 
+KINDS = ("iid", "dirichlet", "pathological", "natural", "file")
+
+
 class PartitionConfig(Section):
-    kind: Literal["iid", "dirichlet", "pathological", "natural", "file"] = Field(
-        "iid", description="who holds what: natural = the data's own owners, file = as partition.path says"
+    kind: str = Field(
+        "iid",
+        pattern=PART,
+        description="iid, dirichlet, pathological, natural (the data's own owners), file (as partition.path says)"
+        " or package.module:function",
     )
     alpha: float | None = Field(
         None, ge=1e-4, le=1e8, description="Dirichlet concentration; small = each client sees few classes"
@@ -71,6 +78,18 @@ class PartitionConfig(Section):
     test_fraction: float = Field(
         0.2, gt=0, lt=1, description="share of each client's samples for its local score; not for kind=file"
     )
+
+    options: dict[str, Any] | None = Field(None, description="options of a partitioner of a user's own")
+
+    @model_validator(mode="after")
+    def _kind_is_known(self) -> PartitionConfig:
+        if self.kind not in KINDS and ":" not in self.kind:
+            near = nearest(self.kind, KINDS)
+            hint = f"did you mean {near}?" if near else f"known are {', '.join(KINDS)} and package.module:function"
+            raise ValueError(f"partition.kind={self.kind} is unknown; {hint}")
+        if self.options is not None and ":" not in self.kind:
+            raise ValueError(f"partition.options belongs to a partitioner of a user's own, not to {self.kind}")
+        return self
 
     @model_validator(mode="after")
     def _kind_has_its_key(self) -> PartitionConfig:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from fedkd_mpi.common.registry import function_of, resolve
-from fedkd_mpi.errors import UserError
+from fedkd_mpi.errors import UserError, one_line
 
 # A partitioner is called as (labels, num_clients, rng, alpha=, classes_per_client=, groups=, min_samples=) and returns
 # the owner of every sample, int64 [n] in 0..num_clients-1.
@@ -36,12 +37,14 @@ def partition(
     classes_per_client: int | None = None,
     groups: np.ndarray | None = None,
     min_samples: int = 1,
+    options: Mapping[str, Any] | None = None,
 ) -> list[np.ndarray]:
     """Return the samples of every client: sorted, disjoint int64 indices into `labels` that cover all samples.
 
     `labels` is [n], one class per sample (iid and natural use only its length), `groups` int64 [n] is the natural owner
     of each sample, `kind` is a key of PARTITIONERS or a dotted path. The same state of `rng` gives the same partition.
-    Raises UserError with feasible values if a client would have fewer than `min_samples` samples.
+    A user's partitioner gets `options` too. Raises UserError with feasible values if a client would have fewer than
+    `min_samples` samples.
     """
     labels = np.asarray(labels)
     if num_clients < 1:
@@ -55,17 +58,19 @@ def partition(
     partitioner: Partitioner = resolve(
         kind, PARTITIONERS, "partition.kind", function_of("labels", "num_clients", "rng")
     )
-    owner = np.asarray(
-        partitioner(
-            labels,
-            num_clients,
-            rng,
-            alpha=alpha,
-            classes_per_client=classes_per_client,
-            groups=groups,
-            min_samples=min_samples,
-        )
-    )
+    given: dict[str, Any] = {"groups": groups, "min_samples": min_samples}
+    if ":" in kind:
+        given |= {"options": dict(options or {})}
+    else:
+        given |= {"alpha": alpha, "classes_per_client": classes_per_client}
+    try:
+        owner = np.asarray(partitioner(labels, num_clients, rng, **given))
+    except UserError:
+        raise
+    except Exception as error:
+        if ":" not in kind:
+            raise
+        raise UserError(f"partition.kind={kind}: {one_line(error)}") from error
     whole = owner.shape == labels.shape[:1] and np.issubdtype(owner.dtype, np.integer)
     if not whole or owner.min() < 0 or owner.max() >= num_clients:
         raise UserError(

@@ -114,6 +114,7 @@ def divide(
         classes_per_client=settings.classes_per_client,
         groups=groups,
         min_samples=settings.min_samples,
+        options=settings.options,
     )
     return [
         partitions.split(indices, labels, settings.test_fraction, generator(config.seed, "split", client), documents)

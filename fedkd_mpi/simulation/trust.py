@@ -22,7 +22,7 @@ def own_parts(config: Config) -> dict[str, str]:
     """Return the code outside this package that a configuration names: key -> package.module:Name."""
     named = {"task": config.task, "data.name": config.data.name, "compression.codec": config.compression.codec}
     named |= {"method": config.method.name, "sampler": config.sampler, "server.aggregator": config.server.aggregator}
-    named |= {"compression.schedule": config.compression.schedule}
+    named |= {"partition.kind": config.partition.kind, "compression.schedule": config.compression.schedule}
     named |= {f"evaluate.metrics.{index}": name for index, name in enumerate(config.evaluate.metrics)}
     named |= {f"{key}.name": getattr(config, key).name for key in ("teacher", "student") if getattr(config, key)}
     named |= {f"teachers.{index}.name": network.name for index, network in enumerate(config.teachers or [])}

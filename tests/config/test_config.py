@@ -146,6 +146,7 @@ def test_the_settings_above_name_every_key():
         "student.name",
         "student.features",
         "compression.options",
+        "partition.options",
     }
 
 

@@ -50,6 +50,9 @@ def test_the_commands_of_the_page_learn(command: Command, own: Path, words: list
     if "evaluate.metrics" in " ".join(words):
         assert "global student, global test set: top3" in out
         assert (rounds["global_student_top3"] >= rounds["global_student_accuracy"]).all()
+        samples = costlog.read("own.h5")["clients"]["train_samples"]
+        assert samples.argmax() == 0
+        assert samples.sum() > 3 * np.sort(samples)[:3].sum()  # half of the clients hold less than a third
         np.testing.assert_array_equal(rounds["threshold"], [0.95] * 3 + [0.98] * 3)
 
 
@@ -109,12 +112,17 @@ def test_rules_give_the_same_bits_on_any_number_of_processes(own: Path, monkeypa
         ("def f(updates, weights): return updates @ weights", "server.aggregator", "more_rules.py, line 1"),
         ("def f(round_index, rounds, t_start, t_end): return 1.5", "compression.schedule", "T in (0, 1]"),
         ("def f(round_index, rounds, t_start, t_end): return 'x'", "compression.schedule", "returned x"),
+        ("def f(labels, num_clients, rng, **keys): return labels * 0", "partition", "leaves client 1 with 0 samples"),
+        ("def f(labels, num_clients, rng, **keys): return 'a'", "partition", "must give each of the"),
+        ("def f(labels, num_clients, rng, **keys): return keys['x']", "partition", "KeyError: "),
         ("class f:\n def score(s, o, b): pass\n def finish(s, x): pass", "evaluate.metrics", "f has no metrics"),
     ],
 )
 def test_rules_that_return_what_they_must_not_are_named(command: Command, own: Path, text: str, key: str, says: str):
     more(own, text)
     value = '["more_rules:f"]' if key == "evaluate.metrics" else "more_rules:f"
+    if key == "partition":
+        value = "{kind: more_rules:f}"
     words = "num_clients=5", "cohort_size=3", f"{key}={value}"
     if key == "server.aggregator":  # which is called where updates are
         with pytest.raises(RunFault) as fault:
