@@ -51,4 +51,5 @@ setup(
         "safetensors>=0.4.3",
     ],
     extras_require=extras,
+    entry_points={"console_scripts": ["fedkd = fedkd_mpi.__main__:main"]},
 )

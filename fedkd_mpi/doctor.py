@@ -13,17 +13,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedkd_mpi.common.command_line import Parser
+from fedkd_mpi.common.command_line import add_json, json_text
 from fedkd_mpi.common.console import drawn, tell
 from fedkd_mpi.common.torch_streams import torch_scope
 from fedkd_mpi.common.units import bytes_text
-from fedkd_mpi.communication.launch import launched, launcher, leave, open_world
+from fedkd_mpi.communication.launch import LaunchedParser, launched, launcher, leave, open_world
 from fedkd_mpi.communication.shared_memory import FOLDER
 from fedkd_mpi.config import load as configuration
 from fedkd_mpi.config.schema import Config
@@ -275,12 +275,21 @@ def table(findings: Sequence[Finding]) -> str:
     return drawn(rows, 140)
 
 
+def answer(findings: Sequence[Finding], *, as_json: bool) -> str:
+    """Return the findings as a text table or as JSON."""
+    if not as_json:
+        return table(findings)
+    ready = all(finding.status != ERROR for finding in findings)
+    return json_text({"ready": ready, "findings": [asdict(finding) for finding in findings]})
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Print all findings and return the exit code: 0, or 1 if there is an error."""
-    parser = Parser(prog="python -m fedkd_mpi.doctor", description="Check whether this job is ready for a run.")
+    parser = LaunchedParser("doctor", "Check whether this job is ready for a run.")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--config", type=Path, metavar="FILE", help="as for the run (default digits.yaml)")
     parser.add_argument("--output", type=Path, default=Path("runs/log.h5"), metavar="FILE", help="as for the run")
+    add_json(parser)
     chosen = parser.parse_intermixed_args(argv)
     try:
         config = configuration.load(chosen.config, chosen.overrides)
@@ -290,13 +299,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         world = open_world()
     except UserError as error:
         if launched()[0] == 0:
-            tell(table([Finding("MPI", ERROR, f"started by {launcher()}", str(error))]))
+            tell(answer([Finding("MPI", ERROR, f"started by {launcher()}", str(error))], as_json=chosen.json))
         return 1
     findings = examine(world, config, chosen.output.parent)
     failed = world.first_message("failed" if any(finding.status == ERROR for finding in findings) else None)
     world.close()
     if world.is_root:
-        tell(table(findings))
+        tell(answer(findings, as_json=chosen.json))
     return 1 if failed else 0
 
 

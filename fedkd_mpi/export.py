@@ -22,7 +22,7 @@ MOST = 10**9
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, or 2 where the network is not there or cannot be written so."""
     open_standard_streams()
-    parser = Parser(prog="python -m fedkd_mpi.export", description="Write a trained network to a file.")
+    parser = Parser("export", "Write a trained network to a file.")
     parser.add_argument("log", type=Path, metavar="LOG", help="the log of a run, its checkpoints beside it")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--student", action="store_true", help="the global student (the default)")

@@ -209,7 +209,7 @@ def check_time(text: str) -> str:
 
 def arguments() -> Parser:
     """Return the parser of the command line."""
-    parser = Parser(prog="python -m fedkd_mpi.job", description="Write a Slurm script for a configuration.")
+    parser = Parser("job", "Write a Slurm script for a configuration.")
     parser.add_argument("config", nargs="?", default="digits.yaml", metavar="CONFIG", help="as --config for the run")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--nodes", type=count(1, 100_000), default=1)

@@ -21,10 +21,11 @@ from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from fedkd_mpi.common.command_line import add_json
 from fedkd_mpi.common.console import open_standard_streams, say, tell
-from fedkd_mpi.communication.launch import leave
+from fedkd_mpi.communication.launch import LaunchedParser, leave
 from fedkd_mpi.config import load as configuration
 from fedkd_mpi.config import pairs
 from fedkd_mpi.config.schema import Config
@@ -40,19 +41,9 @@ if TYPE_CHECKING:
 EX_TEMPFAIL = 75  # exit code of a run that stopped early with a checkpoint and can be requeued
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        leave(2, f"{self.prog}: {shown(message, 300)}; --help shows the usage")
-
-    def print_help(self, file: object = None) -> None:
-        leave(0, self.format_help())
-
-
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the parsed command line; exits with code 2 and one line if it is invalid."""
-    parser = _Parser(
-        prog="python -m fedkd_mpi.run", description="Simulate FedKD over MPI and log every exchanged byte."
-    )
+    parser = LaunchedParser("run", "Simulate FedKD over MPI and log every exchanged byte.")
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="override a key, e.g. rounds=50 compression.t_end=0.99"
     )
@@ -73,7 +64,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     action.add_argument(
         "--dry-run", action="store_true", help="print sizes, placement, bytes per round and memory, and stop"
     )
+    add_json(parser, "with --dry-run: print JSON, for programs")
     chosen = parser.parse_intermixed_args(argv)
+    if chosen.json and not chosen.dry_run:
+        parser.error("--json belongs to --dry-run")
     if chosen.resume and (chosen.config or chosen.output or chosen.overwrite):
         parser.error("--resume takes configuration and output from the log: omit --config, --output, --overwrite")
     if chosen.resume and chosen.save_partition:
@@ -152,7 +146,7 @@ def dry_run(config: Config, chosen: argparse.Namespace) -> int:
         from fedkd_mpi.simulation.dry_run import forecast
 
         try:
-            text = forecast(config, world_size, chosen.save_partition, chosen.overwrite)
+            text = forecast(config, world_size, chosen.save_partition, chosen.overwrite, as_json=chosen.json)
         except UserError as error:
             leave(2, f"fedkd_mpi: {error}")
         tell(text)

@@ -28,7 +28,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from fedkd_mpi.common import yaml_loader
-from fedkd_mpi.common.command_line import Parser, count
+from fedkd_mpi.common.command_line import Parser, add_json, count, json_text
 from fedkd_mpi.common.console import say, tell
 from fedkd_mpi.common.options import Hint, validated
 from fedkd_mpi.common.units import seconds_text
@@ -221,6 +221,24 @@ def _start(item: Item, launch: Sequence[str], began: float) -> int:
     return done.returncode
 
 
+def listed(items: Sequence[Item], *, as_json: bool) -> str:
+    """Return index, state and log of every run, one line each or as JSON."""
+    if not as_json:
+        return "\n".join(f"{index:3}  {item.state():9}  {item.log}" for index, item in enumerate(items))
+    runs = [
+        {
+            "index": index,
+            "name": item.name,
+            "state": item.state(),
+            "log": str(item.log),
+            "config": str(item.config),
+            "overrides": list(item.overrides),
+        }
+        for index, item in enumerate(items)
+    ]
+    return json_text({"runs": runs})
+
+
 def _words(launch: str) -> list[str]:
     try:
         return shlex.split(launch)
@@ -230,21 +248,24 @@ def _words(launch: str) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns 0, 1 if a run failed, 2 for invalid usage, 75 if a run stopped early."""
-    parser = Parser(prog="python -m fedkd_mpi.sweep", description="Run a list or grid of configurations.")
+    parser = Parser("sweep", "Run a list or grid of configurations.")
     parser.add_argument(
         "sweep", type=Path, metavar="SWEEP.yaml", help="file, or a shipped one such as table1/digits.yaml"
     )
     parser.add_argument("--list", action="store_true", help="print index, state and log of every run and stop")
+    add_json(parser, "with --list: print JSON, for programs")
     parser.add_argument(
         "--index", type=count(0, MOST), metavar="I", help="run only this run, as a task of a Slurm array"
     )
     parser.add_argument("--jobs", type=count(1, 1000), default=1, metavar="N", help="runs at a time (default 1)")
     parser.add_argument("--launch", default="", metavar="CMD", help="launcher of each run, e.g. 'mpirun -n 33'")
     chosen = parser.parse_args(argv)
+    if chosen.json and not chosen.list:
+        parser.error("--json belongs to --list")
     try:
         items = read(chosen.sweep)
         if chosen.list:
-            tell("\n".join(f"{index:3}  {item.state():9}  {item.log}" for index, item in enumerate(items)))
+            tell(listed(items, as_json=chosen.json))
             return 0
         if chosen.index is not None and not 0 <= chosen.index < len(items):
             raise UserError(f"--index {chosen.index}: the sweep has the runs 0 to {len(items) - 1}")

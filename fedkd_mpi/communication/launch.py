@@ -15,6 +15,7 @@ from contextlib import suppress
 from types import ModuleType, TracebackType
 from typing import NoReturn
 
+from fedkd_mpi.common.command_line import Parser
 from fedkd_mpi.common.console import say, tell
 from fedkd_mpi.communication.abort import GRACE
 from fedkd_mpi.communication.counters import Counters
@@ -22,7 +23,17 @@ from fedkd_mpi.communication.mpi_world import PRINTING, MpiWorld
 from fedkd_mpi.communication.world import SingleProcessWorld, World
 from fedkd_mpi.errors import UserError, shown
 
-__all__ = ["Counters", "World", "install_excepthook", "launched", "launcher", "leave", "open_world"]
+__all__ = [
+    "Counters",
+    "LaunchedParser",
+    "World",
+    "install_excepthook",
+    "launched",
+    "launcher",
+    "leave",
+    "mpi_library",
+    "open_world",
+]
 
 # The variables in which each launcher passes rank and size. srun is last: an mpirun inside a job step inherits its
 # variables.
@@ -101,6 +112,25 @@ def _abort_hydra(code: int) -> None:
         time.sleep(GRACE)
 
 
+class LaunchedParser(Parser):
+    """A command line that a launcher may start many times: rank 0 alone answers and reports errors."""
+
+    def error(self, message: str) -> NoReturn:
+        leave(2, f"{self.prog}: {shown(message, 300)}; --help shows the usage")
+
+    def answer(self, text: str) -> None:
+        """Print the answer to --help or --version and end the process."""
+        leave(0, text)
+
+
+def mpi_library() -> str:
+    """Return name and version of the MPI library that mpi4py loads; raises UserError if there is none."""
+    try:
+        return _name(_load_mpi())
+    except (ImportError, RuntimeError) as error:
+        raise UserError(f"no MPI library was found ({str(error).splitlines()[-1]})") from None
+
+
 def open_world() -> World:
     """Return the World of all processes that the launcher started, or of this process alone without a launcher.
 
@@ -120,7 +150,7 @@ def open_world() -> World:
             raise UserError(f"{launcher()} started {size} processes, but {reason}") from None
         say(f"fedkd-mpi: {reason}; the run continues with one process", error=True)
         return SingleProcessWorld()
-    library = " ".join(mpi.Get_library_version().splitlines()[0].strip("\0").split(",")[0].split())
+    library = _name(mpi)
     if launcher() is None:
         return SingleProcessWorld(library)
     if reason := _mismatch(library):
@@ -157,6 +187,10 @@ def _load_mpi() -> ModuleType:
         from mpi4py import MPI
 
     return MPI
+
+
+def _name(mpi: ModuleType) -> str:
+    return " ".join(mpi.Get_library_version().splitlines()[0].strip("\0").split(",")[0].split())
 
 
 def _mismatch(library: str) -> str | None:

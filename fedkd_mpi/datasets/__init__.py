@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from fedkd_mpi.common.registry import function_of, resolve
+from fedkd_mpi.datasets.folders import FOLDERS
 from fedkd_mpi.errors import UserError
 
 LOADERS = {
@@ -164,8 +165,9 @@ def stand_in(train: int, test: int, shape: Sequence[int], classes: Sequence[str]
     return Dataset(part(train), part(test), meta)
 
 
-def data_folder(root: Path | None, name: str, folder: str) -> Path:
-    """Return root/folder; raise MissingData if no root is set or the folder cannot be listed."""
+def data_folder(root: Path | None, name: str, part: int = 0) -> Path:
+    """Return the folder of a data set under root; raise MissingData if no root is set or it cannot be listed."""
+    folder = FOLDERS[name][part]
     if root is None:
         raise MissingData(
             f"data.name={name} reads files: set FEDKD_DATA or data.root to the folder that contains {folder}/"

@@ -18,7 +18,7 @@ from fedkd_mpi.datasets.corpora import Span, Tagged, by_document
 from fedkd_mpi.datasets.tokens import Tokens, blank_texts, read_lines
 from fedkd_mpi.errors import UserError
 
-FOLDER, POSITIVE, NEGATIVE = "ade-corpus-v2", "DRUG-AE.rel", "ADE-NEG.txt"
+POSITIVE, NEGATIVE = "DRUG-AE.rel", "ADE-NEG.txt"
 CLASSES = ["no adverse effect", "adverse effect"]
 
 
@@ -46,7 +46,7 @@ def load(
     "ids" int32 [n, length], "y" int64 [n], "group" and "document" int64 [n] (the PubMed id). Every sentence is used
     once. The test set is a fifth of the documents, the same for every seed.
     """
-    folder = data_folder(root, "ade", FOLDER)
+    folder = data_folder(root, "ade")
     found: dict[str, tuple[int, int]] = {}
     for relation in relations(folder / POSITIVE):
         found.setdefault(relation.sentence, (relation.document, 1))
@@ -74,7 +74,7 @@ def stand_in(
 def tagged(root: Path | None) -> Tagged:
     """Return the sentences of DRUG-AE.rel with all their drugs and effects; raises UserError."""
     sentences: dict[str, tuple[int, set[Span]]] = {}
-    for relation in relations(data_folder(root, "ade", FOLDER) / POSITIVE):
+    for relation in relations(data_folder(root, "ade") / POSITIVE):
         sentences.setdefault(relation.sentence, (relation.document, set()))[1].update((relation.effect, relation.drug))
     documents, spans = zip(*sentences.values(), strict=True)
     return Tagged(list(sentences), [sorted(found) for found in spans], np.array(documents, np.int64))

@@ -17,7 +17,6 @@ from fedkd_mpi.datasets.corpora import Span, Tagged
 from fedkd_mpi.datasets.tokens import read_lines, read_text
 from fedkd_mpi.errors import UserError
 
-FOLDER = "cadec"
 KINDS = {"ADR": "effect", "Drug": "drug", "Disease": "disease", "Symptom": "symptom", "Finding": "finding"}
 # Lines of the published corpus whose words are not at their offsets; other such lines are refused.
 KNOWN_FAULTS = {("DICLOFENAC-SODIUM.7", 7), ("DICLOFENAC-SODIUM.7", 8), ("LIPITOR.944", 4), ("VOLTAREN.34", 5)}
@@ -30,7 +29,7 @@ def tagged(root: Path | None) -> Tagged:
 
     A discontinuous entity is one span from its first to its last character. No sentence ends within an entity.
     """
-    folder = data_folder(root, "cadec", FOLDER)
+    folder = data_folder(root, "cadec")
     names = sorted(path.stem for path in (folder / "text").glob("*.txt") if not is_stray(path))
     if not names:
         raise UserError(f"{folder}: has no text/*.txt; unpack the corpus there")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from fedkd_mpi.datasets import Dataset, check_labels, data_folder, expanded, image_dataset, read_file, stand_in
+from fedkd_mpi.datasets.folders import FOLDERS
 from fedkd_mpi.errors import UserError
 
 SHAPE = (3, 32, 32)
@@ -35,7 +36,6 @@ class Layout:
     """The files of one CIFAR: its folder, the folder of the pickled variant, archive, files, and ranges of labels."""
 
     name: str
-    folder: str
     pickled: str
     archive: str
     train: tuple[str, ...]
@@ -44,10 +44,14 @@ class Layout:
     default_names: str
     label_ranges: tuple[int, ...]
 
+    @property
+    def folder(self) -> str:
+        """The folder of the binary files."""
+        return FOLDERS[self.name][0]
+
 
 CIFAR10 = Layout(
     name="cifar10",
-    folder="cifar-10-batches-bin",
     pickled="cifar-10-batches-py",
     archive="cifar-10-binary.tar.gz",
     train=tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
@@ -58,7 +62,6 @@ CIFAR10 = Layout(
 )
 CIFAR100 = Layout(
     name="cifar100",
-    folder="cifar-100-binary",
     pickled="cifar-100-python",
     archive="cifar-100-binary.tar.gz",
     train=("train.bin",),
@@ -94,7 +97,7 @@ def _load(root: Path | None, layout: Layout) -> Dataset:
         pickled = expanded(root) / layout.pickled
         if pickled.is_dir() and not (expanded(root) / layout.folder).is_dir():
             raise _pickled(pickled, layout)
-    folder = data_folder(root, layout.name, layout.folder)
+    folder = data_folder(root, layout.name)
     missing = [file for file in (*layout.train, layout.test) if not (folder / file).exists()]
     if missing:
         raise UserError(f"{folder}: lacks {', '.join(missing)}; unpack {layout.archive} there")

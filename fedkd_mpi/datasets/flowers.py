@@ -25,7 +25,7 @@ def load_flowers102(root: Path | None, seed: int, *, size: int) -> Dataset:
 
     Raises UserError naming the file that is missing or malformed.
     """
-    folder = data_folder(root, "flowers102", "flowers-102")
+    folder = data_folder(root, "flowers102")
     path = folder / "imagelabels.mat"
     (labels,) = _read_mat(path, ("labels",))
     wrong = np.flatnonzero((labels < 1) | (labels > CLASSES))

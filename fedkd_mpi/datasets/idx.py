@@ -21,12 +21,12 @@ GARMENTS = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Sh
 
 def load_mnist(root: Path | None, seed: int) -> Dataset:
     """Return MNIST from root/mnist; raises UserError. Source: LeCun et al. 1998."""
-    return _load("mnist", data_folder(root, "mnist", "mnist"), DIGITS)
+    return _load("mnist", data_folder(root, "mnist"), DIGITS)
 
 
 def load_fashion_mnist(root: Path | None, seed: int) -> Dataset:
     """Return Fashion-MNIST from root/fashion-mnist; raises UserError. Source: Xiao et al. 2017, arXiv:1708.07747."""
-    return _load("fashion_mnist", data_folder(root, "fashion_mnist", "fashion-mnist"), GARMENTS)
+    return _load("fashion_mnist", data_folder(root, "fashion_mnist"), GARMENTS)
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:

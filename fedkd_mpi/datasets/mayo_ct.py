@@ -18,7 +18,6 @@ from fedkd_mpi.common.random_streams import generator
 from fedkd_mpi.datasets import Dataset, data_folder, is_stray
 from fedkd_mpi.errors import UserError, shown
 
-FOLDER = "mayo-2016"
 SAME_PLACE = 0.01  # mm: positions are decimal text
 SIDE, PATIENTS, SLICES, TEST_SLICES = 512, 9, 2167, 211  # the challenge's 3mm series with test patient L506
 
@@ -68,7 +67,7 @@ def load_mayo_ct(
     `drop_constant`, patches whose full-dose pixels are constant within the window (air) are omitted. Raises UserError
     naming the file or folder that is missing, malformed or without its counterpart.
     """
-    folder = data_folder(root, "mayo_ct", FOLDER)
+    folder = data_folder(root, "mayo_ct")
     full, quarter = folder / f"full_{thickness}", folder / f"quarter_{thickness}"
     patients = _patients(full)
     strangers = [name for name in test_patients if name not in patients]

@@ -50,7 +50,7 @@ def _load(
     "titles" int32 [news + 1, length], in which row 0 is no news. "clicked" int8 [n, most] are the clicks. "group"
     int64 [n] is the user.
     """
-    folders = [data_folder(root, f"mind_{size}", f"MIND{size}_{part}") for part in ("train", "dev")]
+    folders = [data_folder(root, f"mind_{size}", part) for part in (0, 1)]
     seen, unseen = (_titles(folder / NEWS) for folder in folders)
     titles = seen | unseen
     rows = {name: row for row, name in enumerate(titles, 1)}

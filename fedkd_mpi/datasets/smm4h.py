@@ -18,7 +18,6 @@ from fedkd_mpi.datasets.tokens import Tokens, blank_texts, read_lines
 from fedkd_mpi.errors import UserError
 
 QUOTED = re.compile(r'"(?:[^"]|"")*"')
-FOLDER = "smm4h"
 TRAIN, TEST, SPANS = "train.tsv", "test.tsv", "spans.tsv"
 CLASSES = ["no adverse effect", "adverse effect"]
 LABELS = {"0": 0, "1": 1, "noade": 0, "ade": 1}
@@ -44,7 +43,7 @@ def load(
 
     Raises UserError naming the file and line that are malformed.
     """
-    folder = data_folder(root, "smm4h", FOLDER)
+    folder = data_folder(root, "smm4h")
     parts = []
     for name in (TRAIN, TEST):
         rows = list(_rows(folder / name, TEXT | LABEL))
@@ -68,7 +67,7 @@ def stand_in(
 
 def tagged(root: Path | None) -> Tagged:
     """Return the tweets of train.tsv with the spans of spans.tsv; adverse reactions are "effect". Raises UserError."""
-    folder = data_folder(root, "smm4h", FOLDER)
+    folder = data_folder(root, "smm4h")
     texts: dict[str, str] = {}
     for number, row in _rows(folder / TRAIN, ID | TEXT):
         if texts.setdefault(row["id"], row["text"]) != row["text"]:

@@ -25,7 +25,7 @@ def load_tiny_imagenet(root: Path | None, seed: int) -> Dataset:
 
     There may be fewer classes and pictures than in the official archive.
     """
-    folder = data_folder(root, "tiny_imagenet", "tiny-imagenet-200")
+    folder = data_folder(root, "tiny_imagenet")
     classes = _classes(folder / "wnids.txt")
     train, test = (
         {"x": read_pictures(paths, SIZE, resize=False), "y": np.array(y, np.int64)}

@@ -26,9 +26,7 @@ from fedkd_mpi.report.runs import SCORES, Run, Target
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the parsed command line."""
-    parser = Parser(
-        prog="python -m fedkd_mpi.report", description="Tables, plots and replays from the HDF5 logs of runs."
-    )
+    parser = Parser("report", "Tables, plots and replays from the HDF5 logs of runs.")
     parser.add_argument(
         "logs",
         nargs="+",

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.table import Table
 
 from fedkd_mpi import datasets
 from fedkd_mpi.client.client import Client
+from fedkd_mpi.common.command_line import json_text
 from fedkd_mpi.common.console import drawn
 from fedkd_mpi.common.units import bytes_text
 from fedkd_mpi.communication.world import SingleProcessWorld
@@ -26,8 +28,15 @@ from fedkd_mpi.simulation.setup import assign_clients, load_data, prepare
 from fedkd_mpi.simulation.state import Simulation
 
 
-def forecast(config: Config, world_size: int, save_partition: Path | None = None, overwrite: bool = False) -> str:
-    """Return the text of a dry run for `world_size` processes; raises UserError as the run itself would.
+def forecast(
+    config: Config,
+    world_size: int,
+    save_partition: Path | None = None,
+    overwrite: bool = False,
+    *,
+    as_json: bool = False,
+) -> str:
+    """Return a dry run for `world_size` processes as a table or JSON; raises UserError as the run itself would.
 
     The partition is written to the file `save_partition`. Memory is the measured peak of this process after the batches
     plus the states of the clients of the fullest process.
@@ -37,7 +46,8 @@ def forecast(config: Config, world_size: int, save_partition: Path | None = None
     run = _train_each_kind(config)
     if save_partition:
         write_partition(run, save_partition, overwrite)
-    return _table(config, run, world_size)
+    facts = _facts(config, run, world_size)
+    return json_text(facts) if as_json else _table(config, facts)
 
 
 def process_bytes(config: Config, world_size: int) -> int:
@@ -91,53 +101,83 @@ def _state(run: Simulation, client: int) -> int:
     return sum(tensor.nbytes for tensor in run.clients[run.config.architecture(client)].tensors.values())
 
 
-def _span(values: list[int], text: Callable[[int], str]) -> str:
-    low, high = text(min(values)), text(max(values))
-    return low if low == high else f"{low} to {high}"
-
-
-def _table(config: Config, run: Simulation, world_size: int) -> str:
+def _facts(config: Config, run: Simulation, world_size: int) -> dict[str, Any]:
+    """Return what a dry run has found; docs/reference.md describes the keys."""
     hosted = _hosted(config, run, world_size)
-    most = max(map(len, hosted))
     samples = np.array([len(train) for train, _ in run.data.clients])
     loads = np.array([samples[own].sum() for own in hosted])
-    layers = run.exchange.student.exchanged_layers if run.exchange else []
+    alone = not config.balance or run.device != "cpu"  # as scheduling/work_queue.py has it
+    states = [_state(run, kind) for kind in range(_kinds(config))]
+    return {
+        "name": config.name,
+        "method": config.method.name,
+        "codec": config.compression.codec if run.exchange else None,
+        "processes": world_size,
+        "clients": config.num_clients,
+        "clients_per_round": config.clients_per_round,
+        "clients_on_fullest_process": max(map(len, hosted)),
+        "imbalance": float(loads.max() / loads.mean()) if alone and config.local.epochs and len(hosted) > 1 else None,
+        "device": run.device,
+        "stand_in": bool(run.data.meta.get("stand_in")),
+        "training_samples": {"least": int(min(samples)), "most": int(max(samples)), "total": int(sum(samples))},
+        "test_samples": run.test_size,
+        "teachers": [
+            {"name": config.architectures[kind].name, "numbers": int(run.teacher_numbers[kind])}
+            for kind in range(_kinds(config))
+        ],
+        "exchanged": _exchanged(config, run),
+        "data_bytes": sum(array.nbytes for part in (run.data.train, run.data.test) for array in part.values()),
+        "client_state_bytes": {"least": min(states), "most": max(states)},
+        "process_bytes": _fullest(config, run, world_size),
+        "measured_bytes": _peak(),
+    }
+
+
+def _exchanged(config: Config, run: Simulation) -> dict[str, Any] | None:
+    """Return the exchanged network, and what dense exchanges of it and of the teacher cost all clients in a round."""
+    if not run.exchange:
+        return None
+    layers = run.exchange.student.exchanged_layers
     numbers = sum(layer.numel for layer in layers)
-    data = sum(array.nbytes for part in (run.data.train, run.data.test) for array in part.values())
-    table = Table(title=f"dry run of {config.name}", show_header=False, title_justify="left")
-    table.add_row(
-        "method, codec", f"{config.method.name}, {config.compression.codec if run.exchange else 'nothing is exchanged'}"
-    )
+    teachers = sum(run.teacher_numbers) * config.clients_per_round // config.num_clients
+    return {
+        "name": config.network(run.method.role).name,
+        "numbers": int(numbers),
+        "layers": len(layers),
+        "dense_bytes_per_round": int(2 * 4 * numbers * config.clients_per_round),
+        "teacher_dense_bytes_per_round": int(2 * 4 * teachers),
+    }
+
+
+def _table(config: Config, facts: Mapping[str, Any]) -> str:
+    table = Table(title=f"dry run of {facts['name']}", show_header=False, title_justify="left")
+    exchanged, samples, states = facts["exchanged"], facts["training_samples"], facts["client_state_bytes"]
+    table.add_row("method, codec", f"{facts['method']}, {facts['codec'] or 'nothing is exchanged'}")
     table.add_row(
         "processes",
-        f"{world_size}: {most} of {config.num_clients} clients on the fullest, {config.clients_per_round} per round",
+        f"{facts['processes']}: {facts['clients_on_fullest_process']} of {facts['clients']} clients on the fullest, "
+        f"{facts['clients_per_round']} per round",
     )
-    alone = not config.balance or run.device != "cpu"  # as scheduling/work_queue.py has it
-    if alone and config.local.epochs and len(hosted) > 1:
-        table.add_row("imbalance", f"{loads.max() / loads.mean():.2f} times the mean work on the busiest process")
-    table.add_row("device of this process", run.device)
-    if run.data.meta.get("stand_in"):
+    if facts["imbalance"]:
+        table.add_row("imbalance", f"{facts['imbalance']:.2f} times the mean work on the busiest process")
+    table.add_row("device of this process", facts["device"])
+    if facts["stand_in"]:
         table.add_row("data", f"{config.data.name} is missing: blank samples of the official number and size are used")
-    table.add_row("training samples per client", f"{min(samples)} to {max(samples)}, {sum(samples):,} in total")
-    table.add_row("samples in the global test set", f"{run.test_size:,}")
-    for kind in range(_kinds(config)):
+    span = f"{samples['least']} to {samples['most']}, {samples['total']:,} in total"
+    table.add_row("training samples per client", span)
+    table.add_row("samples in the global test set", f"{facts['test_samples']:,}")
+    for kind, teacher in enumerate(facts["teachers"]):
         who = f"teacher of client {kind}, {kind + len(config.architectures)}, ..." if config.teachers else "teacher"
-        table.add_row(who, f"{config.architectures[kind].name}, {run.teacher_numbers[kind]:,} numbers")
-    teachers = sum(run.teacher_numbers) * config.clients_per_round // config.num_clients
-    if run.exchange:
-        table.add_row(
-            "exchanged network",
-            f"{config.network(run.method.role).name}, {numbers:,} numbers in {len(layers)} layers",
-        )
-        for what, count in (("it", numbers * config.clients_per_round), ("the teacher", teachers)):
-            table.add_row(
-                f"a dense exchange of {what}, per round", f"{bytes_text(2 * 4 * count)} up and down, all clients"
-            )
-    table.add_row("data, once per node", bytes_text(data))
-    states = [_state(run, kind) for kind in range(_kinds(config))]
-    table.add_row("state of a client", _span(states, bytes_text))
-    table.add_row(
-        "memory of the fullest process",
-        f"about {bytes_text(_fullest(config, run, world_size))} (measured here, {bytes_text(_peak())}, plus states)",
-    )
+        table.add_row(who, f"{teacher['name']}, {teacher['numbers']:,} numbers")
+    if exchanged:
+        network = f"{exchanged['name']}, {exchanged['numbers']:,} numbers in {exchanged['layers']} layers"
+        table.add_row("exchanged network", network)
+        for what, key in (("it", "dense_bytes_per_round"), ("the teacher", "teacher_dense_bytes_per_round")):
+            label = f"a dense exchange of {what}, per round"
+            table.add_row(label, f"{bytes_text(exchanged[key])} up and down, all clients")
+    table.add_row("data, once per node", bytes_text(facts["data_bytes"]))
+    low, high = bytes_text(states["least"]), bytes_text(states["most"])
+    table.add_row("state of a client", low if low == high else f"{low} to {high}")
+    measured = f"(measured here, {bytes_text(facts['measured_bytes'])}, plus states)"
+    table.add_row("memory of the fullest process", f"about {bytes_text(facts['process_bytes'])} {measured}")
     return drawn(table, 120)
