@@ -118,7 +118,7 @@ def test_a_wrong_sweep_is_one_line_before_any_run(tmp_path, keys, word):
         ({"runs": {"a b": {}, "a_b": {}}}, "the runs a b and a_b have the same log, "),
         ({"grid": {"student.hidden": [[1, 2], "1_2"]}}, "student.hidden"),
         ({"seeds": [3, 5, 3]}, "the run run is given twice with the same log, "),
-        ({"grid": {"rounds": [2, 3, 2]}}, "the run run-rounds=2 is there twice"),
+        ({"grid": {"rounds": [2, 3, 2]}}, "the run run-rounds=2 is given twice"),
         ({"grid": {"student.learning_rate": [1, 1.0]}}, "one run twice, as run-learning_rate=1 and as run-learning_r"),
     ],
 )
