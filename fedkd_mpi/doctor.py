@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +20,7 @@ import numpy as np
 
 from fedkd_mpi.common.command_line import add_json, json_text
 from fedkd_mpi.common.console import drawn, tell
+from fedkd_mpi.common.probe import probe
 from fedkd_mpi.common.torch_streams import torch_scope
 from fedkd_mpi.common.units import bytes_text
 from fedkd_mpi.communication.launch import LaunchedParser, launched, launcher, leave, open_world
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 OK, WARNING, ERROR = "ok", "warning", "error"
 MESSAGE_BYTES, REPEATS = 2**23, 5  # for the bandwidth measurement
-PROBE_SECONDS = 60.0
 SCARCE = 10**9  # bytes of free disk space below which a log may not fit
 CUDA_PROBE = """
 import torch
@@ -127,21 +126,6 @@ def gpus(world: World, config: Config) -> list[Finding]:
         # Messages are packed in host memory, so a run does not need CUDA-aware MPI.
         findings.append(Finding("CUDA-aware MPI", OK, found + "; a run does not need it"))
     return findings
-
-
-def probe(code: str) -> tuple[bool, str]:
-    """Return whether a program succeeds in a separate process without a launcher, and otherwise how it failed."""
-    strip = ("OMPI_", "PMIX_", "PRTE_", "PMI_", "HYD", "SLURM_", "MPI_LOCAL")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(strip)}
-    command = [sys.executable, "-c", code]
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PROBE_SECONDS)
-    except subprocess.TimeoutExpired:
-        return False, f"the probe hung for {PROBE_SECONDS:.0f} s"
-    if done.returncode == 0:
-        return True, ""
-    last = (done.stderr.strip().splitlines() or [""])[-1]
-    return False, f"the probe crashed with signal {-done.returncode}" if done.returncode < 0 else last
 
 
 def shared_memory(world: World) -> list[Finding]:

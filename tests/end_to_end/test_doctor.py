@@ -14,7 +14,7 @@ from sessions import SMALL
 from fedkd_mpi import doctor
 from fedkd_mpi.communication.world import SingleProcessWorld
 from fedkd_mpi.config.load import load
-from fedkd_mpi.doctor import ERROR, OK, WARNING, probe, room
+from fedkd_mpi.doctor import ERROR, OK, WARNING, room
 from fedkd_mpi.run import main
 
 DOCTOR = ("-m", "fedkd_mpi.doctor")
@@ -60,17 +60,6 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path, in_process:
     code, said, _ = in_process(doctor.main, *SMALL, "--output", tmp_path / "file" / "own.h5")
     assert code == 1
     assert statuses(said)["HDF5"] == ERROR
-
-
-def test_a_probe_that_crashes_is_a_finding() -> None:
-    assert probe("pass") == (True, "")
-    assert probe("import os; os.kill(os.getpid(), 11)") == (False, "the probe crashed with signal 11")
-    assert probe("raise ValueError('no GPU buffers')") == (False, "ValueError: no GPU buffers")
-
-
-def test_a_probe_that_hangs_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "PROBE_SECONDS", 0.5)
-    assert probe("import time; time.sleep(100)") == (False, "the probe hung for 0 s")
 
 
 def test_the_disk_is_compared_with_the_checkpoints(tmp_path: Path) -> None:
