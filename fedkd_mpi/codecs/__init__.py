@@ -10,22 +10,11 @@ import numpy as np
 from fedkd_mpi.codecs.tags import RAW
 from fedkd_mpi.codecs.wire import Record, WireError
 from fedkd_mpi.common.remembered import Memory
+from fedkd_mpi.config.codecs import CODECS as CODECS
 from fedkd_mpi.models.layer import Layer
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-CODECS = {
-    "svd": "fedkd_mpi.codecs.svd:Svd",
-    "none": "fedkd_mpi.codecs.none:Raw",
-    "rdsvd": "fedkd_mpi.codecs.rdsvd:RateDistortionSvd",
-    "float16": "fedkd_mpi.codecs.quantize:Float16",
-    "quantize": "fedkd_mpi.codecs.quantize:Quantize",
-    "topk": "fedkd_mpi.codecs.topk:TopK",
-    "powersgd": "fedkd_mpi.codecs.powersgd:PowerSgd",
-    "fetchsgd": "fedkd_mpi.codecs.fetchsgd:FetchSgd",
-    "submatrix": "fedkd_mpi.codecs.submatrix:Submatrix",
-}
 
 State = dict[str, "Tensor"]
 

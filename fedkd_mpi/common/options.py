@@ -36,8 +36,8 @@ def check(
     `key` is the section of the configuration that errors name, `others` are the other keys of the section. Raises
     UserError for an unknown option or an invalid value.
     """
-    known = [*others, *kind.model_fields]
-    hint = Hint(known, f"keys of {name}: {', '.join(known)}", f"{key}.")
+    known = [*kind.model_fields, *others]
+    hint = Hint(known, f"keys of {name}: {', '.join(known)}", f"{key}.", {"lr": ["learning_rate"]})
     return validated(kind, dict(options), hint, section=key).model_dump(mode="json")
 
 
@@ -55,15 +55,23 @@ def own_options(part: Any, given: Mapping[str, Any], name: str, key: str) -> dic
 
 
 class Hint(NamedTuple):
-    """What is said of an unknown key: the nearest of the known ones, behind a prefix, or else something else."""
+    """What is said of an unknown key: the nearest of the known ones, behind a prefix, or else something else.
+
+    `usual` are the keys that are meant by the last part of a key, under which they are known elsewhere.
+    """
 
     known: Sequence[str]
     otherwise: str
     prefix: str = ""
+    usual: Mapping[str, Sequence[str]] = {}
 
     def __call__(self, key: str) -> str:
-        near = nearest(key, self.known)
-        return f"did you mean {self.prefix}{near}?" if near else self.otherwise
+        last = key.rpartition(".")[2]
+        meant = [name for name in self.usual.get(last, ()) if name in self.known]
+        meant = meant or [name for name in self.known if name.rpartition(".")[2] == last]
+        if not 1 <= len(meant) <= 3:
+            meant = [near for near in [nearest(key, self.known)] if near]
+        return f"did you mean {' and '.join(self.prefix + name for name in meant)}?" if meant else self.otherwise
 
 
 def validated(kind: type[Model], tree: Mapping[str, Any], hint: Hint, *, section: str = "", where: str = "") -> Model:

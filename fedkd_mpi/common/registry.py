@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fedkd_mpi.errors import UserError
@@ -42,12 +42,8 @@ def resolve(name: str, known: Mapping[str, str], key: str, *kinds: Kind) -> Any:
     A name may come from a log or a configuration of another person: an object that is not of one of the `kinds` is
     refused and never called. Raises UserError naming the configuration key and the nearest known name.
     """
-    path = known.get(name, name)
-    module, colon, attribute = path.partition(":")
-    if not colon:
-        near = nearest(name, list(known))
-        hint = f"did you mean {near}?" if near else f"known are {', '.join(known)}."
-        raise UserError(f"{key}={name} is unknown; {hint} Name an own one as package.module:Name")
+    require_known(name, known, key)
+    module, _, attribute = known.get(name, name).partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError, TypeError, SyntaxError) as error:
@@ -55,6 +51,15 @@ def resolve(name: str, known: Mapping[str, str], key: str, *kinds: Kind) -> Any:
     if not any(kind.fits(found) for kind in kinds):
         raise UserError(f"{key}={name} is not a {' or '.join(kind.words for kind in kinds)} (docs/extending.md)")
     return found
+
+
+def require_known(name: str, known: Collection[str], key: str) -> None:
+    """Raise UserError naming the key and the nearest known name if `name` is neither known nor a dotted path."""
+    if name in known or ":" in name:
+        return
+    near = nearest(name, list(known))
+    hint = f"did you mean {near}?" if near else f"known are {', '.join(known)}."
+    raise UserError(f"{key}={name} is unknown; {hint} Name an own one as package.module:Name")
 
 
 def nearest(word: str, known: Sequence[str]) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,9 +13,15 @@ from pydantic import BaseModel
 
 from fedkd_mpi.common import yaml_loader
 from fedkd_mpi.common.options import Hint, validated
+from fedkd_mpi.common.registry import require_known
+from fedkd_mpi.config import pairs
+from fedkd_mpi.config.codecs import CODECS
 from fedkd_mpi.config.schema import CARE, Config
-from fedkd_mpi.config.sections import KIND_OF, DataConfig, InitConfig, NetworkConfig
+from fedkd_mpi.config.sections import KIND_OF, OPTIMIZER_OF, DataConfig, InitConfig, NetworkConfig
+from fedkd_mpi.datasets.options import OPTIONS
+from fedkd_mpi.datasets.own_options import OWN
 from fedkd_mpi.errors import UserError, shown
+from fedkd_mpi.models.options import FAMILIES
 
 
 def presets() -> Path:
@@ -36,19 +42,23 @@ def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
     except FileNotFoundError:
         known = ", ".join(sorted(str(file.relative_to(presets())) for file in presets().rglob("*.yaml")))
         raise UserError(f"--config {shown(path)} does not exist; shipped configurations: {known}") from None
-    _let_go_of_other_kinds(tree, overrides)
+    for chosen, owners in (("partition.kind", KIND_OF), ("optimizer.name", OPTIMIZER_OF)):
+        _let_go_of_others(tree, overrides, chosen, owners)
     for override in overrides:
         apply(tree, override)
     return parse(tree)
 
 
-def _let_go_of_other_kinds(tree: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Take those keys of a file's partition away that belong to another kind than an override partition.kind names."""
-    named = [value for key, _, value in (override.partition("=") for override in overrides) if key == "partition.kind"]
-    section = tree.get("partition")
+def _let_go_of_others(tree: dict[str, Any], overrides: Sequence[str], chosen: str, owners: Mapping[str, str]) -> None:
+    """Take those keys of a file's section away that belong to another value of the key `chosen` than an override's.
+
+    `owners` contains the value that each key belongs to. Keys that are overridden themselves are checked as usual.
+    """
+    named = [value for key, _, value in (override.partition("=") for override in overrides) if key == chosen]
+    section = tree.get(chosen.partition(".")[0])
     if named and isinstance(section, dict):
-        for key, kind in KIND_OF.items():
-            if kind != named[-1]:
+        for key, owner in owners.items():
+            if owner != named[-1]:
                 section.pop(key, None)
 
 
@@ -62,8 +72,12 @@ def shipped(path: Path) -> Path:
 
 def parse(tree: dict[str, Any]) -> Config:
     """Return the configuration of a nested mapping; raises UserError as load() does."""
-    config = validated(Config, tree, Hint(list(_keys()), "--print-config shows all keys"))
+    config = validated(Config, tree, Hint([*_keys(), *_own_keys(tree)], "--print-config shows all keys", "", USUAL))
     from fedkd_mpi import datasets, models
+
+    require_known(config.task, pairs.TASKS, "task")
+    require_known(config.data.name, datasets.LOADERS, "data.name")
+    require_known(config.compression.codec, CODECS, "compression.codec")
 
     def fill(network: NetworkConfig, key: str) -> NetworkConfig:
         options = models.check(network.name, network.options(), key)
@@ -122,6 +136,37 @@ def apply(tree: dict[str, Any], text: str) -> None:
         tree[last] = yaml_loader.parse_override(value)
     except ValueError as error:
         raise UserError(f"override '{shown(text)}': the value is not YAML: {error}") from None
+
+
+# What keys are called elsewhere, and the keys that are meant.
+RATES = ("teacher.learning_rate", "student.learning_rate")
+USUAL = {
+    "lr": RATES,
+    "learning_rate": RATES,
+    "wd": ("optimizer.weight_decay",),
+    "bs": ("local.batch_size",),
+    "batch": ("local.batch_size",),
+    "grad_clip": ("optimizer.clip_norm",),
+    "max_grad_norm": ("optimizer.clip_norm",),
+    "clients": ("num_clients",),
+    "num_rounds": ("rounds",),
+    "dataset": ("data.name",),
+    "model": ("teacher.name", "student.name"),
+    "hidden": ("teacher.hidden", "student.hidden"),
+    "threads": ("threads_per_rank",),
+}
+
+
+def _own_keys(tree: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the keys of the networks and of the data set that a configuration names, apart from those of all."""
+    for section, kinds in (
+        ("data", {**OPTIONS, **OWN}),
+        *((role, {name: family.options for name, family in FAMILIES.items()}) for role in ("teacher", "student")),
+    ):
+        part = tree.get(section)
+        name = part.get("name") if isinstance(part, dict) else None
+        kind = kinds.get(name) if isinstance(name, str) else None
+        yield from (f"{section}.{key}" for key in (kind.model_fields if kind else ()))
 
 
 def _keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:

@@ -10,6 +10,13 @@ from fedkd_mpi.config.sections import HUGE, PART, TINY, Section
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
+OPTIMIZERS_OF = {  # optimizer.name by the keys that belong to some alone
+    "momentum": ("sgd",),
+    "nesterov": ("sgd",),
+    "betas": ("adam", "adamw"),
+    "eps": ("adam", "adamw"),
+}
+
 
 class OptimizerConfig(Section):
     name: Literal["sgd", "adam", "adamw"] = "sgd"

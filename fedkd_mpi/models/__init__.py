@@ -35,7 +35,7 @@ def check(name: str, options: Mapping[str, Any], key: str) -> dict[str, Any]:
         return dict(options)
     if name not in FAMILIES:
         resolve(name, _PATHS, f"{key}.name")  # raises UserError with the common message for unknown names
-    return check_options(FAMILIES[name].options, options, name, key)
+    return check_options(FAMILIES[name].options, options, name, key, ("name", "learning_rate", "features"))
 
 
 def build(

@@ -150,6 +150,12 @@ def test_the_settings_above_name_every_key():
     }
 
 
+def test_another_optimiser_lets_go_of_the_momentum_of_a_file():
+    config = load(overrides=["optimizer.name=adam"])
+    assert (config.optimizer.name, config.optimizer.momentum, config.optimizer.clip_norm) == ("adam", 0.0, 1.0)
+    assert load(overrides=["optimizer.name=sgd"]).digest() == load().digest()
+
+
 def test_a_section_can_be_replaced_as_a_whole():
     config = load(overrides=["teacher={name: resnet, norm: batch, learning_rate: 0.5}"])
     assert config.teacher.options() == {"depth": 20, "width": None, "norm": "batch"}
@@ -197,6 +203,14 @@ def test_a_configuration_is_frozen():
         ("compresion.t_start=0.9", "unknown key compresion; did you mean compression?"),
         ("student.hiden=[3]", "unknown key student.hiden; did you mean student.hidden?"),
         ("student.depth=3", "unknown key student.depth; keys of mlp: hidden, activation"),
+        ("lr=0.1", "unknown key lr; did you mean teacher.learning_rate and student.learning_rate?"),
+        ("local.lr=0.1", "unknown key local.lr; did you mean teacher.learning_rate and student.learning_rate?"),
+        ("teacher.lr=0.1", "unknown key teacher.lr; did you mean teacher.learning_rate?"),
+        ("batch_size=8", "unknown key batch_size; did you mean local.batch_size?"),
+        ("activation=relu", "unknown key activation; did you mean teacher.activation and student.activation?"),
+        ("compression.codec=svdd", "compression.codec=svdd is unknown; did you mean svd?"),
+        ("task=denoise", "task=denoise is unknown; did you mean denoising?"),
+        ("data.name=cifar_10", "data.name=cifar_10 is unknown; did you mean cifar10?"),
         ("zzz=1", "unknown key zzz; --print-config shows all keys"),
         ("teacher.name=mpl", "teacher.name=mpl is unknown; did you mean mlp?"),
         ("cohort_size=33", "cohort_size (33) must not exceed num_clients (32)"),
@@ -216,7 +230,7 @@ def test_a_configuration_is_frozen():
         ("partition.kind=pathological partition.alpha=null", "needs partition.classes_per_client"),
         ("partition.classes_per_client=2", "partition.classes_per_client belongs to partition.kind=pathological"),
         ("partition.alpha=0", "partition.alpha=0"),
-        ("optimizer.name=adam", "optimizer.momentum belongs to optimizer.name=sgd"),
+        ("optimizer.name=adam optimizer.momentum=0.9", "optimizer.momentum belongs to optimizer.name=sgd"),
         ("server.tau=0.01", "server.tau belongs to server.optimizer=fedadagrad or fedadam or fedyogi, not sgd"),
         (
             "server.optimizer=fedadagrad server.learning_rate=0.1 server.beta2=0.9",

@@ -1,0 +1,15 @@
+"""The table of codecs, which configuration and codecs use."""
+
+from __future__ import annotations
+
+CODECS = {
+    "svd": "fedkd_mpi.codecs.svd:Svd",
+    "none": "fedkd_mpi.codecs.none:Raw",
+    "rdsvd": "fedkd_mpi.codecs.rdsvd:RateDistortionSvd",
+    "float16": "fedkd_mpi.codecs.quantize:Float16",
+    "quantize": "fedkd_mpi.codecs.quantize:Quantize",
+    "topk": "fedkd_mpi.codecs.topk:TopK",
+    "powersgd": "fedkd_mpi.codecs.powersgd:PowerSgd",
+    "fetchsgd": "fedkd_mpi.codecs.fetchsgd:FetchSgd",
+    "submatrix": "fedkd_mpi.codecs.submatrix:Submatrix",
+}
