@@ -17,7 +17,8 @@ from fedkd_mpi.common.registry import require_known
 from fedkd_mpi.config import pairs
 from fedkd_mpi.config.codecs import CODECS
 from fedkd_mpi.config.schema import CARE, Config
-from fedkd_mpi.config.sections import KIND_OF, OPTIMIZER_OF, DataConfig, InitConfig, NetworkConfig
+from fedkd_mpi.config.sections import KIND_OF, DataConfig, InitConfig, NetworkConfig
+from fedkd_mpi.config.training import OPTIMIZERS_OF
 from fedkd_mpi.datasets.options import OPTIONS
 from fedkd_mpi.datasets.own_options import OWN
 from fedkd_mpi.errors import UserError, shown
@@ -42,23 +43,26 @@ def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
     except FileNotFoundError:
         known = ", ".join(sorted(str(file.relative_to(presets())) for file in presets().rglob("*.yaml")))
         raise UserError(f"--config {shown(path)} does not exist; shipped configurations: {known}") from None
-    for chosen, owners in (("partition.kind", KIND_OF), ("optimizer.name", OPTIMIZER_OF)):
+    kinds = {key: (kind,) for key, kind in KIND_OF.items()}
+    for chosen, owners in (("partition.kind", kinds), ("optimizer.name", OPTIMIZERS_OF)):
         _let_go_of_others(tree, overrides, chosen, owners)
     for override in overrides:
         apply(tree, override)
     return parse(tree)
 
 
-def _let_go_of_others(tree: dict[str, Any], overrides: Sequence[str], chosen: str, owners: Mapping[str, str]) -> None:
+def _let_go_of_others(
+    tree: dict[str, Any], overrides: Sequence[str], chosen: str, owners: Mapping[str, Sequence[str]]
+) -> None:
     """Take those keys of a file's section away that belong to another value of the key `chosen` than an override's.
 
-    `owners` contains the value that each key belongs to. Keys that are overridden themselves are checked as usual.
+    `owners` contains the values that each key belongs to. Keys that are overridden themselves are checked as usual.
     """
     named = [value for key, _, value in (override.partition("=") for override in overrides) if key == chosen]
     section = tree.get(chosen.partition(".")[0])
     if named and isinstance(section, dict):
-        for key, owner in owners.items():
-            if owner != named[-1]:
+        for key, values in owners.items():
+            if named[-1] not in values:
                 section.pop(key, None)
 
 
