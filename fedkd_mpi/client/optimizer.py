@@ -27,7 +27,8 @@ class Optimizer(ABC):
     """
 
     def __init__(self, vector: Tensor, settings: OptimizerConfig, learning_rate: float):
-        self.vector, self.learning_rate = vector, learning_rate
+        self.vector, self.learning_rate = vector, learning_rate  # of the configuration
+        self.factor = 1.0  # on the learning rate: that of the round
         self.settings = settings
         self.state: dict[str, Tensor] = {}
 
@@ -55,7 +56,7 @@ class SGD(Optimizer):
     @staticmethod
     @torch.no_grad()
     def step_all(optimizers: Sequence[SGD]) -> None:
-        settings, rate = optimizers[0].settings, optimizers[0].learning_rate
+        settings, rate = optimizers[0].settings, optimizers[0].learning_rate * optimizers[0].factor
         moving = [one for one in optimizers if "momentum_buffer" in one.state]
         for group in (moving, [one for one in optimizers if "momentum_buffer" not in one.state]):
             if not group:
@@ -89,7 +90,7 @@ class Adam(Optimizer):
     @staticmethod
     @torch.no_grad()
     def step_all(optimizers: Sequence[Adam]) -> None:
-        settings, rate = optimizers[0].settings, optimizers[0].learning_rate
+        settings, rate = optimizers[0].settings, optimizers[0].learning_rate * optimizers[0].factor
         beta1, beta2 = settings.betas or BETAS
         for one in optimizers:
             if not one.state:

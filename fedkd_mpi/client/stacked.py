@@ -109,7 +109,7 @@ class Stack:
         """Copy the client whose state `networks` hold into a row."""
         for rows, (network, optimizer) in zip(self._rows, networks, strict=True):
             rows.state[row].copy_(network.state)
-            rows.optimizers[row].state = optimizer.state
+            rows.optimizers[row].state, rows.optimizers[row].factor = optimizer.state, optimizer.factor
 
     def get(self, row: int, networks: Sequence[tuple[FlatModel, Optimizer]], gradient_sum: Tensor | None) -> None:
         """Copy a row back into `networks`, and the sum of its student's gradients into `gradient_sum`."""

@@ -107,7 +107,7 @@ class LocalTrainer:
         """
         began = time.perf_counter()
         keep = self._keep(client)
-        self._load(client, student)
+        self._load(client, student, round_index)
         self.method.begin(round_index, self.device)
         batches = self._batches(client, round_index)
         with torch_scope(self.config.seed, "training", round_index, client.id, device=self.device):
@@ -125,7 +125,7 @@ class LocalTrainer:
         keeps = {client.id: self._keep(client) for client in clients}
         rows = sorted(clients, key=lambda client: -stack.full_batches(batches[client.id]))
         for row, client in enumerate(rows):
-            self._load(client, student)
+            self._load(client, student, round_index)
             stack.put(row, self._in_training())
         losses = stack.train([batches[client.id] for client in rows], self._precision)
         shared = (time.perf_counter() - began) / len(clients)
@@ -170,7 +170,7 @@ class LocalTrainer:
         self.private.load(client.tensors["private"])
         _take(self.private, client, "others.private")
 
-    def _load(self, client: Client, student: Tensor | None) -> None:
+    def _load(self, client: Client, student: Tensor | None, round_index: int) -> None:
         self._load_private(client)
         self.private_optimizer.state = client.part("optimizer.private.")
         if (self.student is None) != (student is None):
@@ -181,6 +181,8 @@ class LocalTrainer:
             if self.student.local_buffers is not None and "buffers" in client.tensors:
                 self.student.local_buffers.copy_(client.tensors["buffers"])
             self.student_optimizer.state = client.part("optimizer.student.")
+        for _, optimizer in self._in_training():
+            optimizer.factor = self.config.rate_factor(round_index)
 
     def _store(self, client: Client) -> None:
         for name, (network, optimizer) in zip(("private", "student"), self._in_training(), strict=False):

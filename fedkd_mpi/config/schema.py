@@ -31,7 +31,7 @@ from fedkd_mpi.config.sections import (
     WatchdogConfig,
     seconds_of,
 )
-from fedkd_mpi.config.training import OptimizerConfig, ServerConfig
+from fedkd_mpi.config.training import OptimizerConfig, ScheduleConfig, ServerConfig
 
 # Keys that do not affect results; a resumed run may have other values.
 CARE = ("checkpoint", "watchdog", "time_limit", "clients_in_memory", "balance")
@@ -86,6 +86,7 @@ class Config(Section):
     student: NetworkConfig
     init: InitConfig = InitConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
     local: LocalConfig
     server: ServerConfig = ServerConfig()
     distillation: DistillationConfig = DistillationConfig()
@@ -126,6 +127,10 @@ class Config(Section):
             )
         if self.compression.error_feedback == "ef21" and self.server.weighting != "uniform":
             raise ValueError("compression.error_feedback=ef21 needs server.weighting=uniform")
+        if self.schedule.warmup_rounds >= self.rounds:
+            raise ValueError(
+                f"schedule.warmup_rounds ({self.schedule.warmup_rounds}) must be below rounds ({self.rounds})"
+            )
         if self.stack > self.num_clients:
             raise ValueError(f"stack ({self.stack}) must not exceed num_clients ({self.num_clients})")
         if self.compile and self.stack > 1:
@@ -187,6 +192,10 @@ class Config(Section):
         """
         share = round_index / max(self.rounds - 1, 1)
         return self.compression.t_start + (self.compression.t_end - self.compression.t_start) * share
+
+    def rate_factor(self, round_index: int) -> float:
+        """Return the factor on the learning rates of teacher and student in a round (0-based)."""
+        return self.schedule.factor(round_index, self.rounds)
 
     def to_yaml(self) -> str:
         """Return the resolved configuration as YAML text that load() reads back."""

@@ -149,6 +149,9 @@ class LocalConfig(Section):
     epochs: int | None = Field(None, ge=1, le=MANY, description="passes over the client's samples per round")
     steps: int | None = Field(None, ge=1, le=10**9, description="mini-batches per round, instead of epochs")
     batch_size: int = Field(32, ge=1, le=MANY)
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of each label that is spread over all classes, in training alone"
+    )
 
     @model_validator(mode="after")
     def _epochs_or_steps(self) -> LocalConfig:

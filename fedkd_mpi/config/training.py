@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from fedkd_mpi.config.sections import HUGE, PART, TINY, Section
+from fedkd_mpi.config.sections import HUGE, MANY, PART, TINY, Section
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -42,6 +43,42 @@ class OptimizerConfig(Section):
         if self.nesterov and not self.momentum:
             raise ValueError("optimizer.nesterov=true needs optimizer.momentum above 0")
         return self
+
+
+class ScheduleConfig(Section):
+    name: Literal["constant", "step", "cosine"] = Field(
+        "constant", description="learning rates over the rounds, as torch.optim.lr_scheduler has them"
+    )
+    warmup_rounds: int = Field(0, ge=0, le=MANY, description="first rounds, in which the rates rise in equal steps")
+    step_rounds: int | None = Field(None, ge=1, le=MANY, description="step: rounds between two falls of the rates")
+    gamma: float | None = Field(None, ge=TINY, le=1, description="step: factor of each fall; default 0.1")
+    minimum: float | None = Field(None, ge=0, le=1, description="cosine: final share of the rates; default 0")
+
+    @model_validator(mode="after")
+    def _keys_belong_to_the_name(self) -> ScheduleConfig:
+        for key, name in (("step_rounds", "step"), ("gamma", "step"), ("minimum", "cosine")):
+            if getattr(self, key) is not None and self.name != name:
+                raise ValueError(f"schedule.{key} belongs to schedule.name={name}, not {self.name}")
+        if self.name == "step" and self.step_rounds is None:
+            raise ValueError("schedule.name=step needs schedule.step_rounds")
+        return self
+
+    def factor(self, round_index: int, rounds: int) -> float:
+        """Return the factor on the learning rates in a round (0-based) of a run: a pure function of its arguments.
+
+        With W warm-up rounds, round r < W has (r + 1) / (W + 1), and round W has 1. The others equal StepLR and
+        CosineAnnealingLR(T_max = rounds - W) of torch, counted from round W on.
+        """
+        if round_index < self.warmup_rounds:
+            return (round_index + 1) / (self.warmup_rounds + 1)
+        after = round_index - self.warmup_rounds
+        if self.name == "step":
+            falls = after // (self.step_rounds or 1)
+            return float((0.1 if self.gamma is None else self.gamma) ** falls)
+        if self.name == "cosine":
+            least = self.minimum or 0.0
+            return least + (1 - least) * (1 + math.cos(math.pi * after / (rounds - self.warmup_rounds))) / 2
+        return 1.0
 
 
 class Adaptive(NamedTuple):

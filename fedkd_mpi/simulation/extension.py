@@ -38,6 +38,8 @@ def split(path: Path, config: Config, overrides: Sequence[str]) -> tuple[Config,
 
 def why_not(config: Config) -> str | None:
     """Return what ties the rounds of a run to their number, None where nothing does."""
+    if config.schedule.name == "cosine":
+        return "schedule.name=cosine spreads the fall of the learning rates over all rounds"
     if config.method.name in ("local", "centralized"):
         return None
     settings = config.compression

@@ -126,7 +126,7 @@ def prepare(config: Config, world: World, data: Data) -> Simulation:
     """Build this process's networks, codec and clients; raises UserError if configuration and data do not match."""
     device = choose_device(config.device, world.local_rank)
     set_threads(config, world.node_size)
-    task = tasks.build(config.task, data.meta, data.train, config.evaluate.metrics)
+    task = tasks.build(config.task, data.meta, data.train, config.evaluate.metrics, config.local.label_smoothing)
     if config.data.augment and getattr(task, "augment", None) is None:
         raise UserError(f"data.augment: task={config.task} has no augmentation; set data.augment=false")
     capacity.require_networks(config, task)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from torch import Tensor, nn
 
 from fedkd_mpi.common.registry import class_with, resolve
 from fedkd_mpi.datasets import checks
+from fedkd_mpi.errors import UserError
 from fedkd_mpi.models.output import Output
 
 Examples = dict[str, Tensor]  # tensors with a common first dimension, on the device
@@ -29,7 +30,8 @@ class Task(Protocol):
 
     `metrics` are the names in the result of finish(), `sums` is the number of sums that score() returns. Models are
     built from `input_shape` and `num_classes`. Optional attributes: `lower_is_better` are the metrics for which less is
-    better. augment(batch, rng), needed for data.augment=true, returns a randomly varied training batch; rng is a NumPy
+    better. `label_smoothing`, needed for local.label_smoothing, is a number that is set before loss() is first called.
+    augment(batch, rng), needed for data.augment=true, returns a randomly varied training batch; rng is a NumPy
     generator of the client and round. `inputs` are the names of the arrays that must be finite (default "x" and "ids").
     The static method check(name, train, test, meta) raises UserError if arrays or meta of the data set `name` are
     invalid for the task. `inputs` and check() are used before the data are shared, for a user's data set or task.
@@ -76,11 +78,28 @@ def find(name: str) -> Callable[[Mapping[str, Any], Mapping[str, np.ndarray]], T
     return resolve(name, TASKS, "task", TASK)
 
 
-def build(name: str, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray], metrics: Sequence[str] = ()) -> Task:
-    """Return the task of a data set, with a user's further metrics."""
+class _Smoothing(Protocol):
+    label_smoothing: float
+
+
+def build(
+    name: str,
+    meta: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray],
+    metrics: Sequence[str] = (),
+    label_smoothing: float = 0.0,
+) -> Task:
+    """Return the task of a data set, with a user's further metrics.
+
+    Raises UserError naming local.label_smoothing for a task without label smoothing.
+    """
     from fedkd_mpi.tasks.own_metrics import WithMetrics
 
     task = find(name)(meta, arrays)
+    if label_smoothing:
+        if getattr(task, "label_smoothing", None) is None:
+            raise UserError(f"local.label_smoothing: task={name} has no label smoothing; set local.label_smoothing=0")
+        cast("_Smoothing", task).label_smoothing = label_smoothing
     return WithMetrics(task, metrics) if metrics else task
 
 

@@ -17,6 +17,7 @@ class Classification:
 
     metrics = ("accuracy",)
     sums = 2  # correct predictions, samples
+    label_smoothing = 0.0
 
     def labels(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         return arrays["y"]
@@ -25,7 +26,7 @@ class Classification:
         return model(batch["x"])
 
     def loss(self, output: Output, batch: dict[str, Tensor]) -> Tensor:
-        return functional.cross_entropy(output.logits, batch["y"])
+        return functional.cross_entropy(output.logits, batch["y"], label_smoothing=self.label_smoothing)
 
     def distance(self, reference: Output, output: Output, batch: dict[str, Tensor]) -> Tensor:
         return kl_divergence(reference.logits, output.logits)

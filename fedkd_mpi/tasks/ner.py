@@ -29,6 +29,7 @@ class NamedEntityRecognition:
 
     metrics = ("f1", "precision", "recall")
     sums = 3  # entities: correctly predicted, predicted, true
+    label_smoothing = 0.0
     check = staticmethod(checks.check_entities)
 
     def __init__(self, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]):
@@ -53,7 +54,8 @@ class NamedEntityRecognition:
 
     def loss(self, output: Output, batch: dict[str, Tensor]) -> Tensor:
         tags = _tags(output, batch)
-        total = functional.cross_entropy(output.logits[tags >= 0], tags[tags >= 0], reduction="sum")
+        logits, labels = output.logits[tags >= 0], tags[tags >= 0]
+        total = functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.label_smoothing)
         return total / (tags >= 0).sum().clamp_min(1)
 
     def distance(self, reference: Output, output: Output, batch: dict[str, Tensor]) -> Tensor:

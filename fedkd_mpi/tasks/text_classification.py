@@ -28,6 +28,7 @@ class TextClassification:
 
     metrics = ("f1", "precision", "recall", "accuracy")
     sums = 5  # positives: correctly predicted, predicted, actual; then correct predictions, samples
+    label_smoothing = 0.0
 
     def __init__(self, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]):
         self.input_shape = Texts.of(meta, "text")
@@ -60,7 +61,8 @@ class TextClassification:
 
     def loss(self, output: Output, batch: dict[str, Tensor]) -> Tensor:
         weights = None if self._weights is None else self._weights.to(output.logits)
-        return functional.cross_entropy(output.logits, batch["y"], weight=weights)
+        smoothing = self.label_smoothing
+        return functional.cross_entropy(output.logits, batch["y"], weight=weights, label_smoothing=smoothing)
 
     def distance(self, reference: Output, output: Output, batch: dict[str, Tensor]) -> Tensor:
         return kl_divergence(reference.logits, output.logits)

@@ -60,6 +60,7 @@ def make(*overrides: str, side: int = 3) -> LocalSetup:
     draw = np.random.default_rng(0)
     arrays = {"x": draw.integers(0, 17, (90, 1, side, side), dtype=np.uint8), "y": draw.integers(0, 4, 90)}
     task = ImageClassification(META, arrays)
+    task.label_smoothing = config.local.label_smoothing
     method = methods.build(config, task)
     student = initial_student(config, method, "cpu") if method.exchanges else None
     clients = [Client(i, np.arange(30 * i, 30 * i + 21), np.arange(30 * i + 21, 30 * i + 30)) for i in range(3)]

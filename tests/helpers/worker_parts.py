@@ -56,6 +56,12 @@ class Bare(ImageClassification):
     augment = None
 
 
+class Unsmoothed(ImageClassification):
+    """Knows no label smoothing."""
+
+    label_smoothing = None
+
+
 class Forgetful(nn.Module):
     """A model with dropout."""
 
