@@ -211,3 +211,17 @@ def test_the_papers_presets_are_planned_without_their_data(command, name, monkey
     code, out, err = command("--config", f"paper/{name}", "--dry-run", "device=cpu", "data.vocabulary=99", *small)
     assert (code, err) == (0, "")
     assert "is missing: blank samples" in out
+
+
+@pytest.mark.parametrize("weight", [1.0, 5.0])
+def test_smoothed_losses_are_those_of_torch(weight: float):
+    generator = torch.Generator().manual_seed(0)
+    text = {"vocabulary": 9, "length": 6, "pad": 0}
+    one = tasks.build("text_classification", {**text, "classes": ["a", "b"], "positive_weight": weight}, {}, (), 0.2)
+    logits, y = torch.randn(5, 2, generator=generator), torch.tensor([0, 1, 1, 0, 1])
+    expected = torch.nn.CrossEntropyLoss(torch.tensor([1.0, weight]), label_smoothing=0.2)(logits, y)
+    torch.testing.assert_close(one.loss(Output(logits), {"y": y}), expected)
+    ner = tasks.build("ner", {**text, "kinds": ["K"]}, {}, (), 0.2)
+    logits, tags = torch.randn(4, 6, 3, generator=generator), torch.tensor([[0, 1, 2, -1, -1, -1]] * 4)
+    expected = torch.nn.CrossEntropyLoss(ignore_index=-1, label_smoothing=0.2)(logits.flatten(0, 1), tags.flatten())
+    torch.testing.assert_close(ner.loss(Output(logits), {"tags": tags}), expected)
