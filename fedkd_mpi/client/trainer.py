@@ -16,6 +16,7 @@ from fedkd_mpi.client.batches import Batches
 from fedkd_mpi.client.client import Client
 from fedkd_mpi.client.compiled import compiled
 from fedkd_mpi.client.optimizer import Optimizer, clip_, make_optimizer
+from fedkd_mpi.client.scoring import Arrays, score
 from fedkd_mpi.common.torch_streams import torch_scope
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.errors import RunFault, UserError
@@ -26,10 +27,8 @@ from fedkd_mpi.tasks import Task
 if TYPE_CHECKING:
     from fedkd_mpi.client.stacked import Stack
 
-Arrays = dict[str, np.ndarray]
 Losses = Callable[..., tuple[Tensor, Tensor, Tensor]]  # a method's loss, as it is or compiled
 PRIVATE = "private networks"  # the stream from which networks begin that take the place of every client's
-EVALUATION_BATCH = 512  # samples; not configurable, because another batch size could change the bits of scores
 
 
 @dataclass
@@ -291,26 +290,6 @@ def under_key(key: str) -> Iterator[None]:
     except UserError as error:
         text = str(error)
         raise UserError(text if text.startswith(key) else f"{key}: {text}") from None
-
-
-@torch.no_grad()
-def score(task: Task, model: torch.nn.Module, arrays: Arrays, indices: np.ndarray, device: str) -> np.ndarray:
-    """Return the task's sums of a model on the samples `indices` of `arrays`: float64 [task.sums].
-
-    All sums are NaN if a logit is NaN.
-    """
-    model.eval()
-    sums = np.zeros(task.sums)
-    for start in range(0, len(indices), EVALUATION_BATCH):
-        batch = task.prepare(arrays, indices[start : start + EVALUATION_BATCH], device)
-        output = task.predict(model, batch)
-        logits = getattr(output, "logits", None)
-        if logits is not None and torch.isnan(logits).any():  # argmax would return class 0
-            sums[:] = np.nan
-            break
-        sums += task.score(output, batch)
-    model.train()
-    return sums
 
 
 def initial_student(config: Config, method: Method, device: str) -> FlatModel:

@@ -9,7 +9,8 @@ import numpy as np
 
 from fedkd_mpi.client.client import Client
 from fedkd_mpi.client.result import ClientResult
-from fedkd_mpi.client.trainer import EVALUATION_BATCH, Trained, score
+from fedkd_mpi.client.scoring import EVALUATION_BATCH, score
+from fedkd_mpi.client.trainer import Trained
 from fedkd_mpi.codecs import buffers
 from fedkd_mpi.codecs.message import Message, Receipt, make_message
 from fedkd_mpi.codecs.wire import SERVER, UPDATE, Header, Record, WireError

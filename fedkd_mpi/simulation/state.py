@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedkd_mpi.client.client import Client
-from fedkd_mpi.client.trainer import EVALUATION_BATCH, Arrays, LocalTrainer
+from fedkd_mpi.client.scoring import EVALUATION_BATCH, Arrays
+from fedkd_mpi.client.trainer import LocalTrainer
 from fedkd_mpi.codecs import Codec
 from fedkd_mpi.communication.world import World
 from fedkd_mpi.config.schema import Config
