@@ -15,7 +15,14 @@ extras = {
     "ct": ["pydicom>=3", "scikit-image>=0.22"],
     "report": ["pandas>=2", "matplotlib>=3.8"],
     "export": ["onnx>=1.17", "onnxscript>=0.2"],
-    "test": ["pytest>=8", "pytest-mpi>=0.6", "pytest-timeout>=2.2", "hypothesis>=6.135", "psutil>=5.9.4"],
+    "test": [
+        "pytest>=8",
+        "pytest-mpi>=0.6",
+        "pytest-timeout>=2.2",
+        "hypothesis>=6.135",
+        "psutil>=5.9.4",
+        "jsonschema>=4",
+    ],
     # Another release of mypy or ruff finds other faults: a new one is taken by hand.
     "dev": ["mypy==2.4.*", "types-PyYAML", "ruff==0.17.*", "codespell>=2.4", "import-linter>=2.17", "build>=1.2"],
     "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 from fedkd_mpi.common.command_line import add_json
 from fedkd_mpi.common.console import open_standard_streams, say, tell
 from fedkd_mpi.communication.launch import LaunchedParser, leave
+from fedkd_mpi.config import explain, pairs
 from fedkd_mpi.config import load as configuration
-from fedkd_mpi.config import pairs
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.errors import RunFault, UserError, shown
 
@@ -60,12 +60,18 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--save-partition", type=Path, metavar="FILE", help="write who holds what, as partition.kind=file reads it"
     )
     action = parser.add_mutually_exclusive_group()
-    action.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+    action.add_argument("--print-config", action="store_true", help="print the resolved configuration, explained")
+    action.add_argument(
+        "--print-schema", action="store_true", help="print the JSON schema of a configuration, for editors"
+    )
     action.add_argument(
         "--dry-run", action="store_true", help="print sizes, placement, bytes per round and memory, and stop"
     )
+    parser.add_argument("--bare", action="store_true", help="with --print-config: without explanations")
     add_json(parser, "with --dry-run: print JSON, for programs")
     chosen = parser.parse_intermixed_args(argv)
+    if chosen.bare and not chosen.print_config:
+        parser.error("--bare belongs to --print-config")
     if chosen.json and not chosen.dry_run:
         parser.error("--json belongs to --dry-run")
     if chosen.resume and (chosen.config or chosen.output or chosen.overwrite):
@@ -84,6 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     open_standard_streams()
     chosen = arguments(argv)
+    if chosen.print_schema:
+        early_signals.let_go()
+        leave(0, explain.schema_text())
     try:
         check_names(chosen)
         if chosen.resume:
@@ -96,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if chosen.print_config or chosen.dry_run:
         early_signals.let_go()
     if chosen.print_config:
-        leave(0, config.to_yaml().rstrip())
+        leave(0, (config.to_yaml() if chosen.bare else explain.commented(config)).rstrip())
     if chosen.dry_run:
         return dry_run(config, chosen)
     return run(config, chosen)

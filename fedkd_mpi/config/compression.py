@@ -14,7 +14,7 @@ class CompressionConfig(Section):
     codec: str = Field(
         "svd",
         pattern=PART,
-        description="svd, rdsvd, none, float16, quantize, topk, powersgd, fetchsgd, submatrix or package.module:Codec",
+        description="how updates are compressed (docs/codecs.md)",
     )
     t_start: float = Field(0.95, gt=0, le=1, description="energy threshold of the first round")
     t_end: float = Field(0.98, gt=0, le=1, description="energy threshold of the last round")

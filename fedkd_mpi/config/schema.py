@@ -40,10 +40,12 @@ CARE = ("checkpoint", "watchdog", "time_limit", "clients_in_memory", "balance")
 class Config(Section):
     """Everything that determines the results of a run, apart from the build and the data files, and its safeguards."""
 
-    name: str = Field("run", max_length=NAME, pattern=r"^[A-Za-z0-9._-]+$")
-    seed: int = Field(0, ge=0, lt=2**63)
-    rounds: int = Field(ge=1, le=MANY)
-    num_clients: int = Field(ge=1, le=MANY)
+    name: str = Field(
+        "run", max_length=NAME, pattern=r"^[A-Za-z0-9._-]+$", description="name of the run, and of its log"
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of all random streams")
+    rounds: int = Field(ge=1, le=MANY, description="rounds of the run")
+    num_clients: int = Field(ge=1, le=MANY, description="clients of the run")
     cohort_size: int | None = Field(None, ge=1, le=MANY, description="clients per round; null = all")
     sampler: str = Field(
         "uniform", pattern=PART, description="who takes part in a round: uniform, or package.module:function"
@@ -60,7 +62,11 @@ class Config(Section):
     exchange: Literal["delta", "gradient_sum"] = Field(
         "delta", description="the update a client sends: the student's change, or minus the sum of its gradients"
     )
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:[0-9]{1,4})?)$")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:[0-9]{1,4})?)$",
+        description="auto, cpu, cuda or cuda:N; auto takes a GPU where there is one",
+    )
     stack: int = Field(
         1, ge=1, le=MANY, description="clients trained at once in a process as one stacked network; for small networks"
     )
@@ -72,8 +78,12 @@ class Config(Section):
     balance: bool = Field(
         True, description="free processes of a node train any of its clients, not only their own; on CPUs only"
     )
-    on_nonfinite: Literal["abort", "skip"] = "abort"
-    task: str = Field("image_classification", pattern=PART)
+    on_nonfinite: Literal["abort", "skip"] = Field(
+        "abort", description="an update that is not finite ends the run, or is left out"
+    )
+    task: str = Field(
+        "image_classification", pattern=PART, description="what is learned (docs/images.md, docs/tasks.md)"
+    )
     data: DataConfig
     partition: PartitionConfig = PartitionConfig()
     teacher: NetworkConfig | None = Field(None, description="the same architecture for every client")

@@ -42,7 +42,7 @@ class DataConfig(Strict):
     model_config = ConfigDict(extra="allow")
     name: str = Field(
         pattern=PART,
-        description="name of a data set (docs/images.md, docs/tasks.md, docs/own-data.md), or package.module:function",
+        description="the data set (docs/images.md, docs/tasks.md, docs/own-data.md)",
     )
     root: Annotated[Path | None, Field(strict=False)] = Field(
         None, description="folder of the data sets; default $FEDKD_DATA"
@@ -105,8 +105,8 @@ class NetworkConfig(Strict):
     """A teacher or a student; all other keys are options of the model family, which validates them."""
 
     model_config = ConfigDict(extra="allow")
-    name: str = Field(pattern=PART, description="mlp, cnn, resnet, bert or package.module:Class")
-    learning_rate: float = Field(ge=TINY, le=HUGE)
+    name: str = Field(pattern=PART, description="model family; the other keys of the section are its options")
+    learning_rate: float = Field(ge=TINY, le=HUGE, description="learning rate of the network; a teacher's also of W_h")
     features: list[Annotated[str, Field(min_length=1, max_length=NAME)]] | None = Field(
         None,
         min_length=1,
@@ -148,7 +148,7 @@ class MethodConfig(Strict):
 class LocalConfig(Section):
     epochs: int | None = Field(None, ge=1, le=MANY, description="passes over the client's samples per round")
     steps: int | None = Field(None, ge=1, le=10**9, description="mini-batches per round, instead of epochs")
-    batch_size: int = Field(32, ge=1, le=MANY)
+    batch_size: int = Field(32, ge=1, le=MANY, description="samples per mini-batch")
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="share of each label that is spread over all classes, in training alone"
     )

@@ -20,7 +20,9 @@ OPTIMIZERS_OF = {  # optimizer.name by the keys that belong to some alone
 
 
 class OptimizerConfig(Section):
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    name: Literal["sgd", "adam", "adamw"] = Field(
+        "sgd", description="optimiser of the local training, as in torch.optim"
+    )
     momentum: float = Field(0.0, ge=0, lt=1, description="for sgd")
     nesterov: bool = Field(False, description="for sgd: Nesterov's momentum, as in torch.optim.SGD")
     betas: list[Decay] | None = Field(
@@ -101,8 +103,12 @@ OWNERS = {  # server.optimizer by the keys that belong to some alone
 
 
 class ServerConfig(Section):
-    learning_rate: float = Field(1.0, ge=TINY, le=HUGE)
-    weighting: Literal["uniform", "samples"] = "uniform"
+    learning_rate: float = Field(
+        1.0, ge=TINY, le=HUGE, description="factor on the mean update; of the adaptive optimisers the step"
+    )
+    weighting: Literal["uniform", "samples"] = Field(
+        "uniform", description="weights of the clients in the mean: equal, or by their samples"
+    )
     aggregator: str = Field(
         "mean", pattern=PART, description="mean of the updates, or package.module:function, which gets all of them"
     )

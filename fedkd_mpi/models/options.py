@@ -12,18 +12,18 @@ from fedkd_mpi.common.options import Count, Options
 class MLPOptions(Options):
     """Fully connected layers of widths `hidden`; an empty list is a softmax regression."""
 
-    hidden: list[Count] = Field([128, 64], max_length=1000)
-    activation: Literal["relu", "gelu", "tanh"] = "relu"
+    hidden: list[Count] = Field([128, 64], max_length=1000, description="widths of the hidden layers")
+    activation: Literal["relu", "gelu", "tanh"] = Field("relu", description="between the layers")
 
 
 class CNNOptions(Options):
     """A convolution, 2x2 max pooling and activation per entry of `channels`, then fully connected layers `hidden`."""
 
-    channels: list[Count] = Field([32, 64], min_length=1, max_length=30)
-    kernel_size: Annotated[int, Field(ge=1, le=1000)] = 5
-    padding: Annotated[int, Field(ge=0, le=1000)] = 0
-    hidden: list[Count] = Field([512], max_length=1000)
-    norm: Literal["none", "group", "batch"] = "none"
+    channels: list[Count] = Field([32, 64], min_length=1, max_length=30, description="channels of each convolution")
+    kernel_size: Annotated[int, Field(ge=1, le=1000)] = Field(5, description="kernel of the convolutions")
+    padding: Annotated[int, Field(ge=0, le=1000)] = Field(0, description="padding of the convolutions")
+    hidden: list[Count] = Field([512], max_length=1000, description="widths of the fully connected layers that follow")
+    norm: Literal["none", "group", "batch"] = Field("none", description="normalisation after each convolution")
 
     @model_validator(mode="after")
     def _padding_is_less_than_the_kernel(self) -> CNNOptions:
@@ -35,9 +35,9 @@ class CNNOptions(Options):
 class ResNetOptions(Options):
     """`depth` 6n+2 has three stages (CIFAR), 18 has four; `width` is that of the first stage (null: 16 or 64)."""
 
-    depth: Annotated[int, Field(ge=1, le=1202)] = 20
-    width: Count | None = None
-    norm: Literal["group", "batch"] = "group"
+    depth: Annotated[int, Field(ge=1, le=1202)] = Field(20, description="6n+2 (three stages), or 18 (four)")
+    width: Count | None = Field(None, description="channels of the first stage; null = 16, or 64 for depth 18")
+    norm: Literal["group", "batch"] = Field("group", description="normalisation after each convolution")
 
     @field_validator("depth")
     @classmethod
