@@ -124,9 +124,9 @@ def measure(config: Config, result: Path, *, apart: bool) -> None:
             seconds[part.__name__] = part(round_index)
         slowest = world.allgather(np.array([seconds["bare"], own(round_index) if apart else 0.0])).view(np.float64)
         if writer:
-            trained, alone = slowest.max(axis=0).tolist()
+            trained, of_own = slowest.max(axis=0).tolist()
             row = {"round": round_index, "round_over_training": seconds["whole"] / trained}
-            rows.append(row | {"whole": seconds["whole"], "bare": trained} | ({"apart": alone} if apart else {}))
+            rows.append(row | {"whole": seconds["whole"], "bare": trained} | ({"apart": of_own} if apart else {}))
     accounting.settle()
     for row, of_round in zip(rows, logged, strict=False):
         row |= {name.removeprefix("seconds_"): value for name, value in of_round.items() if name.startswith("seconds_")}
