@@ -89,6 +89,8 @@ def allowed(key: Schema) -> str:
         return ", ".join(str(value) for value in key["enum"])
     if "const" in key:
         return str(key["const"])
+    if "prefixItems" in key:
+        return f"[{', '.join(map(allowed, key['prefixItems']))}]"
     if key.get("type") == "array":
         return f"list of {allowed(key.get('items', {}))}"
     if "$ref" in key or key.get("type") == "object":
@@ -110,7 +112,7 @@ def _lines(tree: Mapping[str, Any], part: Schema, parts: Mapping[str, Schema], i
             keys.update(rule["then"]["properties"])
     for name, value in tree.items():
         key = keys.get(name, {})
-        inner = _section(key, parts)
+        inner = section_of(key, parts)
         if isinstance(value, dict) and "properties" in inner:
             yield from ([f"{indent}# {plain(key['description'])}"] if "description" in key else [])
             yield f"{indent}{name}:"
@@ -121,7 +123,7 @@ def _lines(tree: Mapping[str, Any], part: Schema, parts: Mapping[str, Schema], i
         yield from (f"{indent}{line}" for line in yaml_loader.dump({name: value}).rstrip("\n").split("\n"))
 
 
-def _section(key: Schema, parts: Mapping[str, Schema]) -> Schema:
+def section_of(key: Schema, parts: Mapping[str, Schema]) -> Schema:
     """Return the schema of a section that a key is, if it is one (or null); else an empty one."""
     for choice in (key, *key.get("anyOf", ())):
         if "$ref" in choice:

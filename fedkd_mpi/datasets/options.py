@@ -14,7 +14,9 @@ HU = Annotated[int, Field(strict=True, ge=-32_768, le=32_767)]
 class FlowersOptions(Options):
     """Photographs have various sizes; the central square is scaled to `size` x `size` pixels."""
 
-    size: Annotated[int, Field(ge=1, le=2048)] = 64
+    size: Annotated[int, Field(ge=1, le=2048)] = Field(
+        64, description="pixels a side, to which the middle square is scaled"
+    )
 
 
 class MayoCTOptions(Options):
@@ -24,14 +26,19 @@ class MayoCTOptions(Options):
     `drop_constant` omits patches without signal (air) from training.
     """
 
-    window: Annotated[tuple[HU, HU], Field(strict=False)] = (-160, 240)
-    patch: Annotated[int, Field(ge=11, le=4096)] = 64  # SSIM has a window of 11 pixels
-    test_patients: list[str] = Field(["L506"], min_length=1)
-    owner: Literal["patient", "scanner"] = "patient"
-    thickness: Literal["1mm", "3mm"] = "3mm"
-    photons: float | None = Field(None, ge=1, le=1e15)
-    angles: Annotated[int, Field(ge=1, le=100_000)] = 720
-    drop_constant: bool = False
+    window: Annotated[tuple[HU, HU], Field(strict=False)] = Field(
+        (-160, 240), description="HU that are 0 and 1 for the networks and in the scores"
+    )
+    # SSIM has a window of 11 pixels.
+    patch: Annotated[int, Field(ge=11, le=4096)] = Field(64, description="pixels a side of the training patches")
+    test_patients: list[str] = Field(["L506"], min_length=1, description="patients of the global test set")
+    owner: Literal["patient", "scanner"] = Field("patient", description="natural owner of a slice")
+    thickness: Literal["1mm", "3mm"] = Field("3mm", description="slices that are read")
+    photons: float | None = Field(
+        None, ge=1, le=1e15, description="per ray, to simulate a low dose; null: the quarter-dose slices are read"
+    )
+    angles: Annotated[int, Field(ge=1, le=100_000)] = Field(720, description="projections of the simulated low dose")
+    drop_constant: bool = Field(False, description="leave patches without signal (air) out of the training")
 
     @field_validator("window")
     @classmethod
@@ -56,20 +63,22 @@ class TextOptions(Options):
 class SentencesOptions(TextOptions):
     """Sentences of two classes; in the loss, the weight of a positive sentence is `positive_weight`."""
 
-    positive_weight: float = Field(1.0, ge=1e-6, le=1e6)
+    positive_weight: float = Field(1.0, ge=1e-6, le=1e6, description="weight of a positive sentence in the loss")
 
 
 class CorporaOptions(TextOptions):
     """One or more corpora with marked spans; with several corpora, each is the natural owner of its texts."""
 
-    corpora: list[Literal["ade", "cadec", "smm4h"]] = Field(["ade"], min_length=1)
+    corpora: list[Literal["ade", "cadec", "smm4h"]] = Field(
+        ["ade"], min_length=1, description="corpora that are read; each is the natural owner of its texts"
+    )
 
 
 class NewsOptions(TextOptions):
     """Titles of `length` tokens; `history` is the number of a user's last clicks that are read."""
 
-    length: Annotated[int, Field(ge=3, le=100_000)] = 30
-    history: Annotated[int, Field(ge=1, le=100_000)] = 50
+    length: Annotated[int, Field(ge=3, le=100_000)] = Field(30, description="tokens of a title; longer ones are cut")
+    history: Annotated[int, Field(ge=1, le=100_000)] = Field(50, description="last clicks of a user that are read")
 
 
 OPTIONS: dict[str, type[Options]] = {

@@ -50,20 +50,24 @@ class ResNetOptions(Options):
 class REDCNNOptions(Options):
     """`depth` convolutions of `width` channels and as many transposed ones; the defaults are those of RED-CNN."""
 
-    width: Count = 96
-    depth: Annotated[int, Field(ge=1, le=1000)] = 5
-    kernel_size: Annotated[int, Field(ge=1, le=1000)] = 5
+    width: Count = Field(96, description="channels of each inner convolution")
+    depth: Annotated[int, Field(ge=1, le=1000)] = Field(5, description="convolutions, and as many transposed ones")
+    kernel_size: Annotated[int, Field(ge=1, le=1000)] = Field(5, description="kernel of all of them")
 
 
 class BertOptions(Options):
     """An encoder from a local folder `path`, or a new one; `layers` are the first layers (null: all, or 4 if new)."""
 
-    path: str | None = None
-    layers: Annotated[int, Field(ge=1, le=1000)] | None = None
-    width: Count | None = None
-    heads: Annotated[int, Field(ge=1, le=10_000)] | None = None
-    intermediate: Count | None = None
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    path: str | None = Field(None, description="local folder of an encoder; null: a new one (docs/tasks.md)")
+    layers: Annotated[int, Field(ge=1, le=1000)] | None = Field(
+        None, description="the first layers alone; null: all, or 4 of a new one"
+    )
+    width: Count | None = Field(None, description="hidden size of a new one; null: 128")
+    heads: Annotated[int, Field(ge=1, le=10_000)] | None = Field(
+        None, description="attention heads of a new one; null: 4"
+    )
+    intermediate: Count | None = Field(None, description="inner width of a new one; null: 4 * width")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="of hidden states; attention maps have none")
 
     @model_validator(mode="after")
     def _of_a_new_one(self) -> BertOptions:
