@@ -40,8 +40,17 @@ class RunFault(Exception):
         return ", ".join(f"{name} {value}" for name, value in parts if value is not None)
 
 
-def shown(value: Any, longest: int = 80) -> str:
-    """Return a value for a message: one line of printable text, cut after about `longest` characters."""
+LONGEST_VALUE, LONGEST_PATH, LONGEST_LINE = 80, 400, 600  # characters of a message's part
+
+
+def shown(value: Any, longest: int | None = None) -> str:
+    """Return a value for a message: one line of printable text, cut after about `longest` characters.
+
+    By default a path, or a text with a slash, may be LONGEST_PATH long: a user looks for the whole of it.
+    """
+    if longest is None:
+        is_path = isinstance(value, PurePath) or (isinstance(value, str) and "/" in value)
+        longest = LONGEST_PATH if is_path else LONGEST_VALUE
     text = value if isinstance(value, str) else str(value) if isinstance(value, PurePath) else repr(value)
     if not text.isprintable():
         text = repr(text)[1:-1]
@@ -64,7 +73,7 @@ def one_line(error: BaseException) -> str:
     """Return type, text and place of an exception: 'ValueError: no such thing (mine.py, line 7)'."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({PurePath(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {shown(str(error), 300)}{place}"
+    return f"{type(error).__name__}: {shown(str(error), LONGEST_LINE)}{place}"
 
 
 @contextmanager

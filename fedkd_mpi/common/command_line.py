@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from fedkd_mpi import __version__
 from fedkd_mpi.common.console import say, tell
-from fedkd_mpi.errors import shown
+from fedkd_mpi.errors import LONGEST_LINE, shown
 
 VERSION = f"fedkd_mpi {__version__}"
 
@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--version", action=_Version, help="print the version and stop")
 
     def error(self, message: str) -> NoReturn:
-        say(f"{self.prog}: {shown(message, 300)}; --help shows the usage", error=True)
+        say(f"{self.prog}: {shown(message, LONGEST_LINE)}; --help shows the usage", error=True)
         sys.exit(2)
 
     def answer(self, text: str) -> None:

@@ -21,7 +21,7 @@ from fedkd_mpi.communication.abort import GRACE
 from fedkd_mpi.communication.counters import Counters
 from fedkd_mpi.communication.mpi_world import PRINTING, MpiWorld
 from fedkd_mpi.communication.world import SingleProcessWorld, World
-from fedkd_mpi.errors import UserError, shown
+from fedkd_mpi.errors import LONGEST_LINE, UserError, shown
 
 __all__ = [
     "Counters",
@@ -116,7 +116,7 @@ class LaunchedParser(Parser):
     """A command line that a launcher may start many times: rank 0 alone answers and reports errors."""
 
     def error(self, message: str) -> NoReturn:
-        leave(2, f"{self.prog}: {shown(message, 300)}; --help shows the usage")
+        leave(2, f"{self.prog}: {shown(message, LONGEST_LINE)}; --help shows the usage")
 
     def answer(self, text: str) -> None:
         """Print the answer to --help or --version and end the process."""

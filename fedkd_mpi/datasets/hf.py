@@ -15,7 +15,7 @@ from fedkd_mpi.datasets.own import PARTS, Narrowing, Plan, finite, path_of, plan
 from fedkd_mpi.datasets.own_options import HfOptions
 from fedkd_mpi.datasets.pictures import Encoded, Source, read_alike
 from fedkd_mpi.datasets.tokens import Tokens
-from fedkd_mpi.errors import UserError, shown
+from fedkd_mpi.errors import LONGEST_LINE, UserError, shown
 
 if TYPE_CHECKING:
     import datasets
@@ -35,7 +35,7 @@ class Parts:
         try:
             saved = library.load_from_disk(str(path), keep_in_memory=False)
         except Exception as error:  # a damaged folder ends in any error, from JSON's to Arrow's
-            text = shown(" ".join(str(error).split()), 160)
+            text = shown(" ".join(str(error).split()), LONGEST_LINE)
             raise UserError(f"{path}: not a folder of datasets.save_to_disk ({text}); save it again") from None
         if isinstance(saved, library.Dataset):
             saved = {"train": saved}

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from fedkd_mpi.common.machine import require_memory
-from fedkd_mpi.errors import UserError, shown
+from fedkd_mpi.errors import LONGEST_LINE, UserError, shown
 
 DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError, RuntimeError, struct.error)
 Found = TypeVar("Found")
@@ -55,7 +55,7 @@ class NpzFile:
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read ({error.strerror or error})") from None
         except DAMAGE as error:
-            text = shown(" ".join(str(error).split()), 160)
+            text = shown(" ".join(str(error).split()), LONGEST_LINE)
             raise UserError(f"{self.path}: array {shown(name)!r} is damaged ({text}); write the file again") from None
 
     def _size(self, name: str, stream: IO[bytes]) -> int:

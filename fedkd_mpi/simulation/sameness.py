@@ -15,7 +15,7 @@ import numpy as np
 
 from fedkd_mpi import __version__
 from fedkd_mpi.communication.shared_memory import flat_bytes
-from fedkd_mpi.errors import UserError, shown
+from fedkd_mpi.errors import LONGEST_PATH, UserError, shown
 
 if TYPE_CHECKING:
     from fedkd_mpi.communication.world import World
@@ -70,7 +70,7 @@ def require_same(world: World, own: Mapping[str, str], remedy: str) -> None:
 def describe(world: World, reference: Mapping[str, str], own: Mapping[str, str]) -> str:
     """Return a text that names the first key in which this process differs from rank 0, with both values."""
     key = next(key for key in [*own, *reference] if own.get(key) != reference.get(key))
-    here, there = (shown(texts.get(key, "nothing"), 200) for texts in (own, reference))
+    here, there = (shown(texts.get(key, "nothing"), LONGEST_PATH) for texts in (own, reference))
     return (
         f"rank {world.mpi_rank} on {world.hostname} has {key}={here}, "
         f"but rank 0 on {world.hostnames[0]} has {key}={there}"
