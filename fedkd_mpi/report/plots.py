@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator, Sequence
-from itertools import chain, count, cycle
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fedkd_mpi.errors import UserError
-from fedkd_mpi.report import details
+from fedkd_mpi.report import details, names
 from fedkd_mpi.report.runs import SCORES, Run, Target
 
 if TYPE_CHECKING:
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 # The palette of Okabe and Ito without yellow (too pale on white); line styles and markers distinguish more runs.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 LINES, MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "D", "v", "P", "X", "*")
-LONGEST_FILE = 100  # characters of a file name without its last part
 STYLE: dict[Any, Any] = {  # matplotlib's types list every key, and take no text for one
     "font.size": 9,
     "axes.grid": True,
@@ -45,8 +43,8 @@ def draw(groups: Sequence[Sequence[Run]], target: Target) -> dict[str, Figure]:
         raise UserError("--plot and --html need matplotlib: pip install 'fedkd-mpi[report]'") from None
     with matplotlib.rc_context(STYLE):
         figures = {"scores": scores(groups, target)}
-        for name, run in zip(_names(groups), (group[0] for group in groups), strict=True):
-            figures |= {f"{name}-{part}": figure for part, figure in details.draw(run)}
+        for known, group in zip(names.name(groups), groups, strict=True):
+            figures |= {f"{known.id}-{part}": figure for part, figure in details.draw(group[0])}
     return figures
 
 
@@ -85,7 +83,8 @@ def scores(groups: Sequence[Sequence[Run]], target: Target) -> Figure:
     rows = figure.subplots(len(used), 2, squeeze=False, sharex="col", sharey="row")
     styles = zip(cycle(COLOURS), _slowly(LINES, len(COLOURS)), cycle(MARKERS))
     handles: dict[str, Any] = {}
-    for group, label, (colour, line, marker) in zip(groups, _labels(groups), styles, strict=False):
+    labels = [details.label(known.label(), 160) for known in names.name(groups)]
+    for group, label, (colour, line, marker) in zip(groups, labels, styles, strict=False):
         look = {"color": colour, "linestyle": line, "marker": marker, "markersize": 4, "linewidth": 1.4}
         for name, (over_bytes, over_rounds) in zip(used, rows, strict=True):
             if (curve := _curve(group, name)) is None:
@@ -124,29 +123,6 @@ def _curve(group: Sequence[Run], name: str) -> tuple[np.ndarray, ...] | None:
     megabytes = np.mean([run.total_bytes[known] / (run.clients or np.inf) for run in group], axis=0) / 1e6
     values = values[:, known]
     return known + 1, megabytes, values.mean(axis=0), values.min(axis=0), values.max(axis=0)
-
-
-def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """Return the legend texts: the names of the runs, with a number, method and codec if a name is not unique."""
-    names = [group[0].name for group in groups]
-    texts = [
-        name if names.count(name) == 1 else f"{name} {number}: {group[0].method}, {group[0].codec}"
-        for number, (name, group) in enumerate(zip(names, groups, strict=True), 1)
-    ]
-    return [
-        details.label(f"{text} ({len(group)} seeds)" if len(group) > 1 else text, 160)
-        for text, group in zip(texts, groups, strict=True)
-    ]
-
-
-def _names(groups: Sequence[Sequence[Run]]) -> Iterator[str]:
-    """Yield unique file names of the groups."""
-    seen: set[str] = set()
-    for group in groups:
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", group[0].name).lstrip(".-")[:LONGEST_FILE] or "run"
-        different = next(each for each in chain([name], (f"{name}-{n}" for n in count(2))) if each.lower() not in seen)
-        seen.add(different.lower())
-        yield different
 
 
 def _slowly(values: Sequence[str], times: int) -> Iterator[str]:

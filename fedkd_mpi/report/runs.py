@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -209,10 +210,16 @@ def load(paths: Iterable[Path], target: Target) -> tuple[list[Run], list[str]]:
 
 
 def groups(runs: Sequence[Run]) -> list[list[Run]]:
-    """Return lists of runs that differ only in the seed, in order of first appearance."""
-    found: dict[str, list[Run]] = {}
+    """Return lists of runs that differ only in the seed, in order of first appearance.
+
+    A second run of the same seed begins another list: it is a repetition, not another seed.
+    """
+    found: dict[tuple[str, int], list[Run]] = {}
+    repeated: Counter[tuple[str, int]] = Counter()
     for run in runs:
-        found.setdefault(run.group, []).append(run)
+        of_seed = run.group, int(run.log.attrs["seed"])
+        found.setdefault((run.group, repeated[of_seed]), []).append(run)
+        repeated[of_seed] += 1
     return list(found.values())
 
 
