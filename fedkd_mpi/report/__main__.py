@@ -3,6 +3,7 @@
 python -m fedkd_mpi.report runs/*.h5                               tables of scores, bytes and seconds
 python -m fedkd_mpi.report runs/*.h5 --target 0.9 --network 4g     bytes, and time over 4G, to a score of 0.9
 python -m fedkd_mpi.report runs/*.h5 --plot pictures --html report.html
+python -m fedkd_mpi.report --diff a.h5 b.h5                        what differs, and where the bits of two runs part
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default="table",
         help="csv and json: exact numbers, one row per log",
     )
+    parser.add_argument("--json", action="store_const", const="json", dest="format", help="the same as --format json")
     parser.add_argument(
         "--target", type=float, metavar="VALUE", help="count bytes, rounds and time until the score reaches this value"
     )
@@ -63,6 +65,12 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--plot", type=Path, metavar="DIR", help="write the plots to this folder, as PNG and SVG")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page of tables and plots")
+    parser.add_argument(
+        "--diff",
+        action="store_true",
+        help="compare two logs: configuration, provenance, data, layers, and the first round, client and layer where"
+        " their bits part",
+    )
     parser.add_argument("--follow", action="store_true", help="show a running log round by round until it ends")
     return parser.parse_args(argv)
 
@@ -91,11 +99,18 @@ def report(chosen: argparse.Namespace) -> int:
     target = Target(chosen.target, chosen.score, chosen.metric)
     profiles = [links.find(name) for name in chosen.network]
     thresholds = energy.thresholds(chosen.energy) if chosen.energy else []
+    if chosen.diff and len(paths) != 2:
+        raise UserError(f"--diff compares two logs, not {len(paths)}: name two logs")
     found, problems = runs.load(paths, target)
     for problem in problems:
         _complain(problem)
-    if not found:
+    if not found or (chosen.diff and len(found) < 2):
         return 2
+    if chosen.diff:
+        from fedkd_mpi.report import difference
+
+        tell(difference.write(found[0], found[1], chosen.format))
+        return 0
     grouped = runs.groups(found)
     replays = [(profile, {run.path: network.replay(run, profile, target) for run in found}) for profile in profiles]
     if chosen.format in ("csv", "json"):
