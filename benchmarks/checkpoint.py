@@ -59,7 +59,7 @@ def measure(config: Config, result: Path) -> None:
     session = begin(config, world, log, overwrite=True)
     accounting = Accounting(session.simulation, session.writer, lambda row: None)
     boundary = Boundary(
-        session.simulation, session.checkpoints, StopRequests(world, log, None), None, accounting.settle
+        session.simulation, session.checkpoints, StopRequests(world, log, None), None, accounting.settle, session.best
     )
     saving: list[float] = []
     other: list[float] = []

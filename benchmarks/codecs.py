@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from benchmarks.recorded import cpu_seconds, geometric_mean, matrices, smallest_rank
-from fedkd_mpi.codecs import State, factory
+from benchmarks.recorded import Recorded, cpu_seconds, geometric_mean, matrices, smallest_rank
+from fedkd_mpi.codecs import Codec, Record, State, factory
 from fedkd_mpi.codecs.wire import RECORD_BYTES
 from fedkd_mpi.common.random_streams import generator
 from fedkd_mpi.config.compression import CompressionConfig
@@ -24,7 +25,7 @@ def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """
     torch.set_num_threads(1)
     threadpool_limits(1)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for recorded in matrices():
         rows_, columns = recorded.matrix.shape
         layers = [Layer(recorded.layer, tuple(recorded.update.shape), True)]
@@ -33,16 +34,13 @@ def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
         for threshold in (0.95, 0.98):
             state: State = {}
             codec.encode([recorded.before], threshold, state, generator(0, "benchmark"))
-
-            def encode(state=state, codec=codec, recorded=recorded, threshold=threshold):
-                return codec.encode([recorded.update], threshold, dict(state), generator(0, "benchmark"))
-
+            encode = partial(_encode, codec, recorded, threshold, state)
             records = encode()
             (decoded,) = codec.decode(records, "cpu")
             numpy_seconds, encode_seconds, decode_seconds = cpu_seconds(
-                lambda array=array: np.linalg.svd(array, full_matrices=False),
+                partial(np.linalg.svd, array, full_matrices=False),
                 encode,
-                lambda codec=codec, records=records: codec.decode(records, "cpu"),
+                partial(codec.decode, records, "cpu"),
             )
             update = recorded.update.double()
             lost = float((update - decoded.double()).square().sum() / update.square().sum())
@@ -76,3 +74,7 @@ def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
         "decode_over_numpy_svd": geometric_mean([row["decode / numpy"] for row in rows]),
     }
     return claims, rows
+
+
+def _encode(codec: Codec, recorded: Recorded, threshold: float, state: State) -> list[Record]:
+    return codec.encode([recorded.update], threshold, dict(state), generator(0, "benchmark"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,14 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from benchmarks.recorded import cpu_seconds, geometric_mean, matrices, smallest_rank
-from fedkd_mpi.linalg.low_rank import LARGE, exact, exact_each, fast
+from fedkd_mpi.linalg.low_rank import LARGE, Factors, exact, exact_each, fast
 
 
 def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Return speed-ups (one thread, medians of paired CPU times) and the excess of ranks over a float64 SVD."""
     torch.set_num_threads(1)
     threadpool_limits(1)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for recorded in matrices():
         matrix, before = recorded.matrix, recorded.before.reshape(recorded.matrix.shape)
         array = matrix.numpy()
@@ -25,10 +26,10 @@ def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
             start = exact(before, threshold).left
             exact_rank, fast_rank = exact(matrix, threshold).rank, fast(matrix, threshold, start).rank
             numpy_seconds, torch_seconds, exact_seconds, fast_seconds = cpu_seconds(
-                lambda array=array: np.linalg.svd(array, full_matrices=False),
-                lambda matrix=matrix: torch.linalg.svd(matrix, full_matrices=False),
-                lambda matrix=matrix, t=threshold: exact(matrix, t),
-                lambda matrix=matrix, t=threshold, start=start: fast(matrix, t, start),
+                partial(np.linalg.svd, array, full_matrices=False),
+                partial(torch.linalg.svd, matrix, full_matrices=False),
+                partial(exact, matrix, threshold),
+                partial(fast, matrix, threshold, start),
             )
             rank = smallest_rank(matrix, threshold)
             rows.append(
@@ -59,6 +60,10 @@ def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
     return claims, rows
 
 
+def _one_by_one(group: list[torch.Tensor]) -> list[Factors]:
+    return [exact(matrix, 0.95) for matrix in group]
+
+
 def _stacked() -> Iterator[float]:
     """Yield the speed-up of factorising the matrices of one shape at once over one by one."""
     alike: dict[tuple[str, torch.Size], list[torch.Tensor]] = {}
@@ -67,7 +72,7 @@ def _stacked() -> Iterator[float]:
     for group in alike.values():
         if len(group) > 1 and min(group[0].shape) < LARGE:
             single, batched = cpu_seconds(
-                lambda group=group: [exact(matrix, 0.95) for matrix in group],
-                lambda group=group: exact_each(group, 0.95),
+                partial(_one_by_one, group),
+                partial(exact_each, group, 0.95),
             )
             yield single / batched

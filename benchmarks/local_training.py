@@ -53,7 +53,9 @@ class _Way:
         """Train every client once."""
         from fedkd_mpi.simulation.rounds import stack_groups
 
-        trainer, replica = self.run.trainer, self.run.exchange.replica
+        trainer, exchange = self.run.trainer, self.run.exchange
+        assert exchange is not None  # FedKD exchanges
+        replica = exchange.replica
         began = time.perf_counter()
         for clients in stack_groups(self.run, range(self.run.config.num_clients)):
             if len(clients) > 1:

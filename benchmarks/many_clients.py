@@ -41,7 +41,8 @@ def load(root: Path | None, seed: int) -> Dataset:
     count = SAMPLES * int(os.environ["FEDKD_CLIENTS"])
     labels = rng.integers(10, size=count)
     pixels = (rng.integers(0, 8, (count, 1, 8, 8)) + labels[:, None, None, None]).astype(np.uint8)
-    train, test = {"x": pixels, "y": labels}, {"x": pixels[:512], "y": labels[:512]}
+    train: dict[str, np.ndarray] = {"x": pixels, "y": labels}
+    test = {name: array[:512] for name, array in train.items()}
     return image_dataset(train, test, [str(label) for label in range(10)], scale=1 / 16)
 
 

@@ -30,7 +30,7 @@ from fedkd_mpi.simulation.setup import load_data
 Compressed = list[tuple[np.ndarray, ...]]
 
 
-class Samples(torch.utils.data.Dataset):
+class Samples(torch.utils.data.Dataset[dict[str, Tensor]]):
     """The samples of a client, prepared one at a time."""
 
     def __init__(self, task: tasks.Task, arrays: dict[str, np.ndarray], indices: np.ndarray):
@@ -52,10 +52,13 @@ class Peer:
         with torch_scope(config.seed, "teacher", index):
             self.private = method.private()
         self.student = method.student()
-        settings = {"momentum": config.optimizer.momentum, "weight_decay": config.optimizer.weight_decay}
+        rule = config.optimizer
         self.optimizers = [
-            torch.optim.SGD(network.parameters(), lr=section.learning_rate, **settings)
-            for network, section in ((self.private, config.teacher), (self.student, config.student))
+            torch.optim.SGD(network.parameters(), lr=rate, momentum=rule.momentum, weight_decay=rule.weight_decay)
+            for network, rate in (
+                (self.private, config.network("teacher").learning_rate),
+                (self.student, config.network("student").learning_rate),
+            )
         ]
 
     def train(self, round_index: int, student: dict[str, Tensor]) -> list[np.ndarray]:
@@ -69,7 +72,7 @@ class Peer:
             features = self.private["hidden_map"](teacher.hidden, own.hidden)
             if teacher.attention:
                 features = features + attention_error(teacher.attention, own.attention)
-            scale = sum(labels).detach().clamp_min(self.config.distillation.floor)
+            scale = (labels[0] + labels[1]).detach().clamp_min(self.config.distillation.floor)
             losses = (
                 labels[0] + (self.task.distance(own, teacher, batch) + features) / scale,
                 labels[1] + (self.task.distance(teacher, own, batch) + features) / scale,
@@ -132,7 +135,7 @@ def seconds(config: Config) -> list[float]:
         downlink = rebuild(compress(mean, threshold), mean)
         with torch.no_grad():
             for parameter, change in zip(student.parameters(), downlink, strict=True):
-                parameter += torch.from_numpy(np.ascontiguousarray(change))
+                parameter.add_(torch.from_numpy(np.ascontiguousarray(change)))
         taken.append(time.perf_counter() - began)
     return taken
 

@@ -31,7 +31,7 @@ WORDS, LENGTH, WIDTH, DEPTH, HEADS = 12000, 48, 768, 4, 12
 class Bert(nn.Module):
     """A new text classifier with the shape of the paper's 4-layer student (width 768, 12 heads, 3072 hidden units)."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.words = nn.Embedding(WORDS, WIDTH, padding_idx=0)
         self.places = nn.Embedding(LENGTH, WIDTH)
@@ -51,7 +51,7 @@ class Bert(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.query, self.key, self.value, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
         self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
@@ -168,7 +168,7 @@ def main(names: list[str]) -> None:
         print(name)
         kept = [(r, c, {k: t.clone() for k, t in update.items()}) for r, c, update in _last(RECORDINGS[name](root))]
         arrays = {f"{c}/{r}/{layer}": t.numpy() for r, c, update in kept for layer, t in update.items()}
-        np.savez(FOLDER / f"{name}.npz", **arrays)
+        np.savez(FOLDER / f"{name}.npz", allow_pickle=False, **arrays)
 
 
 def _last(rounds: Iterator[tuple[int, int, dict[str, Tensor]]]) -> list[tuple[int, int, dict[str, Tensor]]]:

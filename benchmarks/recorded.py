@@ -42,7 +42,7 @@ def matrices(client: int = FIGURES) -> Iterator[Recorded]:
             rounds = sorted({int(name.split("/")[1]) for name in file.files})
             last, before = f"{client}/{rounds[-1]}/", f"{client}/{rounds[-2]}/"
             for name in file.files:
-                shape = file[name].shape if name.startswith(last) else ()
+                shape = list(file[name].shape) if name.startswith(last) else []
                 if len(shape) >= 2 and min(shape[0], int(np.prod(shape[1:]))) >= SMALLEST:
                     layer = name.removeprefix(last)
                     yield Recorded(student, layer, torch.from_numpy(file[name]), torch.from_numpy(file[before + layer]))

@@ -84,6 +84,8 @@ def measure(config: Config, result: Path, *, apart: bool) -> None:
     log = result.with_suffix(".h5")
     session = begin(config, world, log, overwrite=True)
     simulation, writer = session.simulation, session.writer
+    assert simulation.exchange is not None  # FedKD exchanges
+    replica = simulation.exchange.replica
     rows: list[dict[str, Any]] = []
     logged: list[dict[str, Any]] = []
     accounting = Accounting(simulation, writer, logged.append)
@@ -100,7 +102,7 @@ def measure(config: Config, result: Path, *, apart: bool) -> None:
         began = time.perf_counter()
         for group in schedule.each(groups):
             for client in group:
-                simulation.trainer.train(copies[client.id], round_index, simulation.exchange.replica, evaluate=False)
+                simulation.trainer.train(copies[client.id], round_index, replica, evaluate=False)
         return time.perf_counter() - began
 
     def bare(round_index: int) -> float:

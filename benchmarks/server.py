@@ -18,6 +18,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,8 @@ def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
         sent = [message(server, student, client, threshold) for client in range(CLIENTS)]
         layers = len(server.student.layers)
         seconds = cpu_seconds(
-            lambda server=server, sent=sent: _ours(server, sent, threshold),
-            lambda server=server, sent=sent: _rebuilt(server, sent, threshold),
+            partial(_ours, server, sent, threshold),
+            partial(_rebuilt, server, sent, threshold),
             repetitions=1,
         )
         totals += seconds
@@ -122,6 +123,7 @@ def message(server: Server, student: str, client: int, threshold: float) -> Mess
 def _ours(server: Server, sent: list[Message], threshold: float) -> None:
     layers = len(server.student.layers)
     update = server.aggregate(0, ((m.parsed, m.records(layers)) for m in sent))
+    assert update is not None  # every message has an update
     server.encode(0, update, threshold)
 
 
@@ -168,6 +170,7 @@ def measure(student: str, clients: int, threshold: float, result: Path) -> None:
     arriving = exchange.uplink(world, Stopwatch(), own, np.ones(clients, np.int64))
     if world.is_root:
         update = server.aggregate(0, ((m.parsed, m.records(layers)) for m in arriving))
+        assert update is not None  # every message has an update
         server.encode(0, update, threshold)
     else:
         list(arriving)

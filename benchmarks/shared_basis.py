@@ -109,5 +109,5 @@ def _wide(tensor: Tensor) -> Tensor:
 def _coded(coefficients: Tensor, threshold: float) -> list[Record]:
     wide = _wide(coefficients / coefficients.abs().max()).contiguous()
     basis, energies = directions(wide, threshold)
-    candidate = rdsvd.Candidate(0, wide, None, basis, energies, plan(energies, *wide.shape, threshold))
+    candidate = rdsvd.Candidate(0, wide, None, basis, energies, plan(energies, wide.shape[0], wide.shape[1], threshold))
     return rdsvd._quantized(candidate, 0, threshold)

@@ -15,7 +15,6 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +44,9 @@ def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
     seeds = range(chosen.first_seed, chosen.first_seed + chosen.seeds)
     tasks = [(name, seed) for seed in seeds for name in variants]
     with ThreadPoolExecutor(chosen.jobs) as pool:
-        play = partial(_play, chosen.logs)
-        logs = pool.map(lambda task: play(*task, [*shared, *variants[task[0]], f"seed={task[1]}"]), tasks)
+        logs = pool.map(
+            lambda task: _play(chosen.logs, task[0], task[1], [*shared, *variants[task[0]], f"seed={task[1]}"]), tasks
+        )
         found = dict(zip(tasks, logs, strict=True))
     curves = {name: [found[name, seed] for seed in seeds] for name in variants}
     rows = [_row(name, curves[name], curves["none"]) for name in variants]

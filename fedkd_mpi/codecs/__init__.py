@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedkd_mpi.codecs.tags import RAW
-from fedkd_mpi.codecs.wire import Record, WireError
+from fedkd_mpi.codecs.wire import Record as Record
+from fedkd_mpi.codecs.wire import WireError
 from fedkd_mpi.common.remembered import Memory
 from fedkd_mpi.config.codecs import CODECS as CODECS
-from fedkd_mpi.models.layer import Layer
+from fedkd_mpi.models.layer import Layer as Layer
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,7 +15,7 @@ from fedkd_mpi.common.options import check as check_options
 from fedkd_mpi.common.registry import function_of, resolve, subclass_of
 from fedkd_mpi.errors import UserError, one_line
 from fedkd_mpi.models.options import FAMILIES
-from fedkd_mpi.models.output import Output
+from fedkd_mpi.models.output import Output as Output
 
 if TYPE_CHECKING:
     from torch import nn
