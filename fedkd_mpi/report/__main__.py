@@ -9,20 +9,16 @@ python -m fedkd_mpi.report --diff a.h5 b.h5                        what differs,
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import json
-import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedkd_mpi.common.command_line import Parser
 from fedkd_mpi.common.console import say, tell
 from fedkd_mpi.errors import UserError, plain
-from fedkd_mpi.report import energy, links, network, runs, sheets, tables
-from fedkd_mpi.report.runs import SCORES, Run, Target
+from fedkd_mpi.report import baseline, energy, exact, links, names, network, runs, sheets, tables
+from fedkd_mpi.report.runs import SCORES, Target
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -39,7 +35,17 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--format",
         choices=[*sheets.RENDERERS, "csv", "json"],
         default="table",
-        help="csv and json: exact numbers, one row per log",
+        help="markdown: exact numbers; latex: one table of at most 7 columns; csv and json: exact, one row per log",
+    )
+    parser.add_argument(
+        "--columns",
+        metavar="KEY,KEY,...",
+        help="one table of these columns in this order: run, settings such as codec, columns of csv",
+    )
+    parser.add_argument(
+        "--baseline",
+        metavar="RUN",
+        help="differences to this run, paired by seed, with 95 %% intervals: an id of the tables or a name",
     )
     parser.add_argument("--json", action="store_const", const="json", dest="format", help="the same as --format json")
     parser.add_argument(
@@ -101,7 +107,7 @@ def report(chosen: argparse.Namespace) -> int:
     thresholds = energy.thresholds(chosen.energy) if chosen.energy else []
     if chosen.diff and len(paths) != 2:
         raise UserError(f"--diff compares two logs, not {len(paths)}: name two logs")
-    found, problems = runs.load(paths, target)
+    found, problems = runs.load(paths if chosen.diff else _distinct(paths), target)
     for problem in problems:
         _complain(problem)
     if not found or (chosen.diff and len(found) < 2):
@@ -111,63 +117,60 @@ def report(chosen: argparse.Namespace) -> int:
 
         tell(difference.write(found[0], found[1], chosen.format))
         return 0
-    grouped = runs.groups(found)
+    whole = tables.Report(runs.groups(found), target)
+    keys = [key.strip() for key in chosen.columns.split(",")] if chosen.columns else []
+    base = names.find(whole.names, chosen.baseline, "--baseline") if chosen.baseline else None
+    differences = [] if base is None else baseline.differences(whole, base)
     replays = [(profile, {run.path: network.replay(run, profile, target) for run in found}) for profile in profiles]
     if chosen.format in ("csv", "json"):
-        tell(_exact(chosen.format, found, problems, target, replays, thresholds))
-        made = []
-    if chosen.html or chosen.format in sheets.RENDERERS:
-        made = tables.build(grouped, target)
-        made += [network.sheet(grouped, profile, results, target) for profile, results in replays]
-        made += [energy.sheet(grouped, thresholds)] if thresholds else []
+        made = exact.chosen(whole, keys) if keys else exact.rows(whole, replays, thresholds, differences)
+        in_order = [made[run.path] for run in found]
+        more = {} if base is None else {"baseline": whole.names[base].id, "differences": _by_id(whole, differences)}
+        tell(exact.as_csv(in_order) if chosen.format == "csv" else exact.as_json(in_order, problems, more))
+
+    def shown(form: str) -> list[sheets.Sheet]:
+        if keys:
+            made = [whole.sheet("Runs", keys, form)]
+        else:
+            made = [tables.short(whole)] if form == "latex" else tables.build(whole, form)
+        made += [] if base is None else [baseline.sheet(whole, base, differences, form)]
+        made += [network.sheet(whole, profile, results, form) for profile, results in replays]
+        return made + ([energy.sheet(whole, thresholds, form)] if thresholds else [])
+
     if chosen.format in sheets.RENDERERS:
-        tell("\n\n".join(sheets.RENDERERS[chosen.format](sheet) for sheet in made))
+        tell("\n\n".join(sheets.RENDERERS[chosen.format](sheet) for sheet in shown(chosen.format)))
     if chosen.plot or chosen.html:
         from fedkd_mpi.report import plots
 
-        figures = plots.draw(grouped, target)
+        figures = plots.draw(whole.groups, target)
         if chosen.plot:
             for path in plots.save(figures, chosen.plot):
                 say(str(path), error=True)
         if chosen.html:
             from fedkd_mpi.report import page
 
-            page.write(chosen.html, made, figures, problems)
+            page.write(chosen.html, shown("table"), figures, problems)
             say(str(chosen.html), error=True)
     return 0
 
 
-def _exact(
-    form: str, found: Sequence[Run], problems: list[str], target: Target, replays: Any, thresholds: Sequence[float]
-) -> str:
-    rows = [run.row(target) for run in found]
-    for profile, results in replays:
-        for row, run in zip(rows, found, strict=True):
-            row |= {f"{profile.name}_{key}": value for key, value in results[run.path].row().items()}
-    for row, run in zip(rows, found, strict=True):
-        row |= {f"bytes_at_{threshold:g}": value for threshold, value in energy.costs(run, thresholds).items()}
-    rows = [{key: value if _is_known(value) else None for key, value in row.items()} for row in rows]
-    if form == "json":
-        return json.dumps({"runs": rows, "problems": problems}, indent=2)
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerows([[sheets.csv_cell(value) for value in row] for row in (rows[0], *(row.values() for row in rows))])
-    return buffer.getvalue().rstrip("\n")
-
-
-def _is_known(value: Any) -> bool:
-    """Whether a value is text or a finite number; JSON has neither NaN nor infinity."""
-    return not isinstance(value, float) or math.isfinite(value)
+def _by_id(whole: tables.Report, differences: Sequence[Mapping[str, baseline.Difference]]) -> dict[str, Any]:
+    return {known.id: baseline.rows(found) for known, found in zip(whole.names, differences, strict=True)}
 
 
 def _expand(paths: Sequence[Path]) -> list[Path]:
-    found = []
+    found: list[Path] = []
     for path in paths:
         inside = sorted(path.glob("*.h5")) if path.is_dir() else [path]
         if not inside:
             raise UserError(f"the folder {path} contains no *.h5")
         found += inside
     return found
+
+
+def _distinct(paths: Sequence[Path]) -> list[Path]:
+    """Return the paths without those of a file that came before: it would count as another run."""
+    return list({path.resolve(): path for path in reversed(paths)}.values())[::-1]
 
 
 def _complain(line: str) -> int:

@@ -8,12 +8,11 @@ from itertools import accumulate
 import numpy as np
 
 from fedkd_mpi.codecs.wire import HEADER_BYTES, RECORD_BYTES
-from fedkd_mpi.common.units import bytes_text
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.models.layer import Layer
 from fedkd_mpi.report.runs import Run
 from fedkd_mpi.report.sheets import Sheet
-from fedkd_mpi.report.tables import LABELS, labels, spread
+from fedkd_mpi.report.tables import Report
 
 
 def thresholds(text: str) -> list[float]:
@@ -67,24 +66,14 @@ def costs(run: Run, values: Sequence[float]) -> Mapping[float, int]:
     }
 
 
-def sheet(groups: Sequence[Sequence[Run]], values: Sequence[float]) -> Sheet:
+def sheet(report: Report, values: Sequence[float], form: str) -> Sheet:
     """Return the table of bytes at other thresholds, one row per group."""
-    lines = []
-    for group in groups:
-        known = [found for run in group if (found := costs(run, values))]
-        sent = spread([float(run.sent_bytes[-1]) for run in group if len(run.sent_bytes)], bytes_text)
-        cells = [spread([found[value] for found in known], bytes_text) for value in values]
-        lines.append(
-            [*labels([{"name": run.name, "method": run.method, "codec": run.codec} for run in group]), sent, *cells]
-        )
+    known = [[found for run in group if (found := costs(run, values))] for group in report.groups]
+    sent = [[float(run.sent_bytes[-1]) for run in group if len(run.sent_bytes)] for group in report.groups]
+    columns = [("sent", "bytes", sent)]
+    columns += [(f"T = {value:g}", "bytes", [[found[value] for found in group] for group in known]) for value in values]
     note = (
         "All clients, up and down: the logged updates, truncated at another threshold; a run at that threshold would "
         "have other updates. Logs without spectra (-): run again with log.spectra=true."
     )
-    return Sheet(
-        "Bytes of codec svd at other energy thresholds",
-        [*LABELS, "sent", *(f"T = {value:g}" for value in values)],
-        lines,
-        len(LABELS),
-        note,
-    )
+    return report.measured("Bytes of codec svd at other energy thresholds", columns, form, note)

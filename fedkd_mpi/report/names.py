@@ -30,6 +30,7 @@ class Name:
     id: str  # unique in the report, and a file name
     given: str  # the name in the configuration
     settings: Mapping[str, str]
+    every: Mapping[str, str]  # all settings of the first log, by dotted key
     seeds: tuple[int, ...]
     logs: tuple[str, ...]  # paths, in the order of seeds
 
@@ -77,10 +78,11 @@ def name(groups: Sequence[Sequence[Run]]) -> list[Name]:
             ident,
             own,
             fact,
+            whole,
             tuple(int(run.log.attrs["seed"]) for run in group),
             tuple(plain(str(run.path)) for run in group),
         )
-        for ident, own, fact, group in zip(_ids(given), given, facts, groups, strict=True)
+        for ident, own, fact, whole, group in zip(_ids(given), given, facts, every, groups, strict=True)
     ]
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from fedkd_mpi.common.random_streams import generator
-from fedkd_mpi.common.units import seconds_text
 from fedkd_mpi.report.links import Profile
 from fedkd_mpi.report.runs import Run, Target
 from fedkd_mpi.report.sheets import Sheet
-from fedkd_mpi.report.tables import LABELS, labels, spread
+from fedkd_mpi.report.tables import Report
 
 
 @dataclass(frozen=True)
@@ -80,29 +79,31 @@ def replay(run: Run, links: Profile, target: Target) -> Replay:
     return Replay(seconds, float(parts[0]), float(parts[1]), missing / asked if asked else 0.0, reached)
 
 
-def sheet(groups: Sequence[Sequence[Run]], links: Profile, replays: Mapping[Path, Replay], target: Target) -> Sheet:
+def sheet(report: Report, links: Profile, replays: Mapping[Path, Replay], form: str) -> Sheet:
     """Return the table of a profile's replays."""
-    lines = []
-    for group in groups:
-        results = [replays[run.path] for run in group]
-        cells = [
-            spread([float(result.rounds.sum()) for result in results], seconds_text),
-            spread(
-                [float(np.median(result.rounds)) if len(result.rounds) else np.nan for result in results], seconds_text
-            ),
-            spread(
-                [100 * result.transfer / (result.training + result.transfer or 1) for result in results],
-                "{:.0f} %".format,
-            ),
-            spread([100 * result.left_out for result in results], "{:.1f} %".format),
-        ]
-        if target.value is not None:
-            times = [np.nan if result.to_target is None else result.to_target for result in results]
-            cells.insert(0, spread(times, seconds_text))
-        lines.append([*labels([run.row(target) for run in group]), *cells])
-    heads = [f"time to\n{target.score} {target.value:g}"] if target.value is not None else []
-    heads += ["all rounds", "median\nround", "transfer in the\nslowest client's time", "updates\nleft out"]
-    return Sheet(f"Replay over {links.name}", [*LABELS, *heads], lines, len(LABELS), links.text())
+    target, results = report.target, [[replays[run.path] for run in group] for group in report.groups]
+
+    def by_group(of: Callable[[Replay], float]) -> list[list[float]]:
+        return [[of(result) for result in group] for group in results]
+
+    columns = [
+        ("all rounds", "seconds", by_group(lambda found: float(found.rounds.sum()))),
+        (
+            "median\nround",
+            "seconds",
+            by_group(lambda found: float(np.median(found.rounds)) if len(found.rounds) else np.nan),
+        ),
+        (
+            "transfer in the\nslowest client's time",
+            "share",
+            by_group(lambda found: found.transfer / (found.training + found.transfer or 1)),
+        ),
+        ("updates\nleft out", "share", by_group(lambda found: found.left_out)),
+    ]
+    if target.value is not None:
+        times = by_group(lambda found: np.nan if found.to_target is None else found.to_target)
+        columns.insert(0, (f"time to {target.score.replace('_', ' ')}\n{target.value:g}", "seconds", times))
+    return report.measured(f"Replay over {links.name}", columns, form, links.text())
 
 
 def _devices(links: Profile, count: int, number: int) -> np.ndarray:

@@ -164,6 +164,8 @@ class Run:
         total = sums["uplink_bytes"] + sums["downlink_bytes"] + sums["catchup_bytes"]
         per_client = total / self.clients if self.clients else np.nan
         costs: dict[str, float] = {"total_bytes": total, "bytes_per_client": per_client}
+        for leg in ("uplink", "downlink", "catchup"):
+            costs[f"{leg}_bytes_per_client"] = sums[f"{leg}_bytes"] / self.clients if self.clients else np.nan
         costs["saving"] = 1 - total / sums["teacher_dense_bytes"] if total else np.nan
         costs["factor"] = sums["teacher_dense_bytes"] / total if total else np.nan
         at = self.reached(target)

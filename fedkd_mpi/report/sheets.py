@@ -12,13 +12,18 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # first characters of a spreadsheet'
 
 @dataclass(frozen=True)
 class Sheet:
-    """A titled table; the first `labels` columns are left-aligned text, the others right-aligned numbers."""
+    """A titled table; the first `labels` columns and those in `left` are left-aligned text, the others numbers."""
 
     title: str
     headers: Sequence[str]
     rows: Sequence[Sequence[str]]
     labels: int = 1
     note: str = ""
+    left: frozenset[int] = frozenset()
+
+    def is_text(self, column: int) -> bool:
+        """Whether a column is left-aligned text."""
+        return column < self.labels or column in self.left
 
 
 def text(sheet: Sheet) -> str:
@@ -30,7 +35,7 @@ def text(sheet: Sheet) -> str:
     widths = [max(len(row[column]) for row in table) for column in range(len(sheet.headers))]
     lines = [
         "  ".join(
-            _pad(cell, width, column < sheet.labels)
+            _pad(cell, width, sheet.is_text(column))
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         for row in table
@@ -41,7 +46,7 @@ def text(sheet: Sheet) -> str:
 
 def markdown(sheet: Sheet) -> str:
     """Return the sheet as a GitHub-flavoured Markdown table under a bold title."""
-    marks = [":--" if column < sheet.labels else "--:" for column in range(len(sheet.headers))]
+    marks = [":--" if sheet.is_text(column) else "--:" for column in range(len(sheet.headers))]
     rows = [
         [_mark(header.replace("\n", " ")) for header in sheet.headers],
         marks,
@@ -52,14 +57,22 @@ def markdown(sheet: Sheet) -> str:
 
 
 def latex(sheet: Sheet) -> str:
-    """Return the sheet as a LaTeX table for the package booktabs."""
-    columns = "l" * sheet.labels + "r" * (len(sheet.headers) - sheet.labels)
-    heads, *rows = (" & ".join(_tex(cell) for cell in row) + r" \\" for row in (sheet.headers, *sheet.rows))
-    body = [r"\toprule", heads, r"\midrule", *rows, r"\bottomrule"]
+    r"""Return the sheet as a LaTeX table with caption and label; it needs \usepackage{booktabs}."""
+    columns = "".join("l" if sheet.is_text(column) else "r" for column in range(len(sheet.headers)))
+    heads = " & ".join(_tex_head(header, sheet.is_text(column)) for column, header in enumerate(sheet.headers))
+    rows = [
+        " & ".join(_tex(cell) if sheet.is_text(column) else _tex_number(cell) for column, cell in enumerate(row))
+        + r" \\"
+        for row in sheet.rows
+    ]
+    body = [r"\toprule", heads + r" \\", r"\midrule", *rows, r"\bottomrule"]
     caption = _tex(f"{sheet.title}. {sheet.note}" if sheet.note else sheet.title)
+    name = re.sub(r"[^a-z0-9]+", "-", sheet.title.lower()).strip("-") or "runs"
     frame = [
-        r"\begin{table}",
+        r"\begin{table}  % needs \usepackage{booktabs}",
+        r"\centering",
         rf"\caption{{{caption}}}",
+        rf"\label{{tab:{name}}}",
         rf"\begin{{tabular}}{{{columns}}}",
         *body,
         r"\end{tabular}",
@@ -70,7 +83,7 @@ def latex(sheet: Sheet) -> str:
 
 def page(sheet: Sheet) -> str:
     """Return the sheet as an HTML table with its title as caption."""
-    kinds = ["label" if column < sheet.labels else "number" for column in range(len(sheet.headers))]
+    kinds = ["label" if sheet.is_text(column) else "number" for column in range(len(sheet.headers))]
 
     def row(tag: str, cells: Sequence[str]) -> str:
         return (
@@ -90,9 +103,14 @@ def page(sheet: Sheet) -> str:
 
 RENDERERS: dict[str, Callable[[Sheet], str]] = {"table": text, "markdown": markdown, "latex": latex}
 
-_TEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "\n": " ", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
-    mark: f"\\{mark}" for mark in "&%$#_{}"
-}
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "±": r"$\pm$",
+    "\n": " ",
+    "µ": r"\textmu{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+} | {mark: f"\\{mark}" for mark in "&%$#_{}"}
 
 
 def csv_cell(value: object) -> object:
@@ -105,6 +123,18 @@ def csv_cell(value: object) -> object:
 
 def _tex(cell: str) -> str:
     return "".join(_TEX.get(mark, mark) for mark in cell)
+
+
+def _tex_number(cell: str) -> str:
+    """Return numbers of a cell with the signs of mathematics instead of hyphens."""
+    return re.sub(r"(?<![\w.])([-+])(?=\d)", r"$\1$", _tex(cell))
+
+
+def _tex_head(header: str, left: bool) -> str:
+    """Return a header whose lines are stacked, because one long line would widen its column."""
+    lines = [_tex(line) for line in header.split("\n")]
+    stack = r" \\ ".join(lines)
+    return stack if len(lines) == 1 else rf"\shortstack[{'l' if left else 'r'}]{{{stack}}}"
 
 
 def _mark(cell: str) -> str:

@@ -1,111 +1,165 @@
-"""The tables of the report: scores, bytes and seconds per configuration, mean and standard deviation over seeds."""
+"""The tables of the report: scores, bytes, seconds and logs per configuration, mean and deviation over seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from fedkd_mpi.common.units import bytes_text, seconds_text
 from fedkd_mpi.costlog.schema import PHASES, STRAGGLER
+from fedkd_mpi.report.columns import Row, column, is_text, spreads
+from fedkd_mpi.report.names import Name, name
 from fedkd_mpi.report.runs import SCORES, Run, Target
 from fedkd_mpi.report.sheets import Sheet
 
-Rows = Sequence[dict[str, Any]]  # of one group
-LABELS = ["run", "method", "codec"]
+MOST_SETTINGS = 8  # columns of settings in a table
+SHORT = 7  # columns of the default table for print
+COMMON = ("task", "data.name", "partition.kind", "partition.alpha", "teacher.name", "student.name")
+LEGS = {"uplink": "uplink", "downlink": "downlink", "catchup": "catch-up"}
 
 
-def build(groups: Sequence[Sequence[Run]], target: Target) -> list[Sheet]:
-    """Return the sheets of scores, bytes and seconds."""
-    tables = [[run.row(target) for run in group] for group in groups]
-    return [_scores(groups, tables), _bytes(tables, target), _seconds(tables)]
+@dataclass(frozen=True)
+class Report:
+    """The runs of a report: groups that differ in the seed alone, their names, and the rows of their logs."""
+
+    groups: Sequence[Sequence[Run]]
+    target: Target
+
+    @cached_property
+    def names(self) -> list[Name]:
+        """The name of every group."""
+        return name(self.groups)
+
+    @cached_property
+    def rows(self) -> list[list[Row]]:
+        """The row of every log of every group: Run.row()."""
+        return [[run.row(self.target) for run in group] for group in self.groups]
+
+    @property
+    def scores(self) -> list[str]:
+        """The scores of SCORES that any log has."""
+        return [each for each in SCORES if any(not np.isnan(row[f"{each}_last"]) for rows in self.rows for row in rows)]
+
+    @property
+    def labels(self) -> list[str]:
+        """The columns that name a run: its id, and at most MOST_SETTINGS settings in which runs differ."""
+        return ["run", *list(self.names[0].settings)[:MOST_SETTINGS]]
+
+    @property
+    def short_labels(self) -> list[str]:
+        """The columns that name a run in print, at most three.
+
+        An id that is only a number among equal names says nothing in print: where settings tell the runs apart, they
+        alone are the labels.
+        """
+        settings = list(self.names[0].settings)
+        numbered = len({known.given for known in self.names}) < len(self.groups)
+        values = {tuple(known.settings[key] for key in settings[:3]) for known in self.names}
+        if numbered and settings and len(values) == len(self.groups):
+            return settings[:3]
+        return ["run", *settings[:2]]
+
+    def sheet(self, title: str, keys: Sequence[str], form: str, note: str = "") -> Sheet:
+        """Return the table of columns, one row per group; raises UserError naming an unknown column."""
+        made = [column(key, self.names, self.rows, form) for key in keys]
+        lines = [list(cells) for cells in zip(*(cells for _, cells in made), strict=True)]
+        left = frozenset(index for index, key in enumerate(keys) if is_text(key, self.rows))
+        return Sheet(title, [header for header, _ in made], lines, 0, note, left)
+
+    def measured(
+        self, title: str, columns: Sequence[tuple[str, str, Sequence[Sequence[float]]]], form: str, note: str
+    ) -> Sheet:
+        """Return the table of (header, kind, values by group), after the columns that name a run."""
+        named = self.sheet(title, self.labels, form)
+        made = [spreads(header, of, values, form) for header, of, values in columns]
+        cells = zip(*(cells for _, cells in made), strict=True) if made else ([] for _ in self.groups)
+        lines = [[*row, *own] for row, own in zip(named.rows, cells, strict=True)]
+        return Sheet(title, [*named.headers, *(header for header, _ in made)], lines, len(self.labels), note)
 
 
-def labels(rows: Rows) -> list[str]:
-    """Return the labels of a group in every sheet."""
-    return [rows[0]["name"], rows[0]["method"], rows[0]["codec"]]
+def build(report: Report, form: str = "table") -> list[Sheet]:
+    """Return the sheets of scores, bytes, seconds and logs; `form` is table, markdown or latex."""
+    return [_scores(report, form), _bytes(report, form), _seconds(report, form), _logs(report)]
 
 
-def spread(values: Sequence[float], write: Callable[[float], str]) -> str:
-    """Return "mean ± sd" of the known values, only the value if there is one, "-" if there is none.
-
-    The standard deviation is that of a sample (n - 1).
-    """
-    known = [value for value in values if not np.isnan(value)]
-    if not known:
-        return "-"
-    mean = write(float(np.mean(known)))
-    return mean if len(known) == 1 else f"{mean} ± {write(float(np.std(known, ddof=1)))}"
-
-
-def _scores(groups: Sequence[Sequence[Run]], tables: Sequence[Rows]) -> Sheet:
-    used = [name for name in SCORES if any(not np.isnan(row[f"{name}_last"]) for rows in tables for row in rows)]
-    heads = [f"{name.replace('_', ' ')}\n{which}" for name in used for which in ("last", "best")]
-    lines = []
-    for group, rows in zip(groups, tables, strict=True):
-        cells = [
-            spread([row[f"{name}_{which}"] for row in rows], "{:.4f}".format)
-            for name in used
-            for which in ("last", "best")
-        ]
-        states = sorted({run.status() for run in group})
-        lines.append(
-            [*labels(rows), str(len(rows)), str(max(row["rounds"] for row in rows)), *cells, "; ".join(states)]
-        )
-    metrics = sorted({row["metric"] for rows in tables for row in rows})
-    note = "; ".join(f"{name.replace('_', ' ')}: {SCORES[name]}" for name in used)
-    heads = [*LABELS, "logs", "rounds", *heads, "status"]
-    return Sheet(f"Scores ({', '.join(metrics)})", heads, lines, len(LABELS), note)
+def short(report: Report, form: str = "latex") -> Sheet:
+    """Return one table of at most SHORT columns: what distinguishes the runs, scores, bytes and seconds."""
+    labels = report.short_labels
+    measures = [f"{each}_last" for each in report.scores[:1]]
+    measures += ["bytes_to_target"] if report.target.value is not None else []
+    measures += ["bytes_per_client", "saving", "seconds_total", *(f"{each}_last" for each in report.scores[1:])]
+    measures = measures[: SHORT - len(labels)]
+    left_out = [key for key in report.names[0].settings if key not in labels]
+    note = f"{_seeds(report)} {_same(report)}".strip()
+    note += f" Also different: {', '.join(left_out)}." if left_out else ""
+    order = sorted(measures, key=lambda key: not key.endswith("_last"))
+    return report.sheet(f"Scores ({_metrics(report)}) and costs", [*labels, *order], form, note)
 
 
-def _bytes(tables: Sequence[Rows], target: Target) -> Sheet:
-    catchup = any(row["catchup_bytes"] for rows in tables for row in rows)
-    legs = {"up": "uplink", "down": "downlink"} | ({"catch-up": "catchup"} if catchup else {})
-    lines = []
-    for rows in tables:
-        cells = [
-            spread([row[f"{leg}_bytes"] / (row["clients"] or np.nan) for row in rows], bytes_text)
-            for leg in legs.values()
-        ]
-        cells.append(spread([row["bytes_per_client"] for row in rows], bytes_text))
-        cells.append(spread([row["total_bytes"] for row in rows], bytes_text))
-        cells.append(spread([100 * row["saving"] + 0.0 for row in rows], _percent))
-        cells.append(spread([row["factor"] for row in rows], "{:.2f}".format))
-        if target.value is not None:
-            reached = sum(not np.isnan(row["bytes_to_target"]) for row in rows)
-            cells += [
-                spread([row[f"{what}_to_target"] for row in rows], write)
-                for what, write in (("bytes", bytes_text), ("rounds", "{:.1f}".format))
-            ]
-            cells.append(f"{reached} of {len(rows)}")
-        lines.append([*labels(rows), *cells])
-    heads = [f"{way}\nper client" for way in (*legs, "both" if not catchup else "all")]
-    heads += [f"all clients\n{'up and down' if not catchup else 'up, down, catch-up'}"]
-    heads += ["saving against\nFedAvg teacher", "FedAvg teacher\nover this"]
-    if target.value is not None:
-        heads += [f"bytes to\n{target.score} {target.value:g}", "rounds to\nthe same", "logs that\nreach it"]
+def _scores(report: Report, form: str) -> Sheet:
+    keys = [f"{each}_{which}" for each in report.scores for which in ("last", "best")]
+    note = "; ".join(f"{each.replace('_', ' ')}: {SCORES[each]}" for each in report.scores)
+    return report.sheet(f"Scores ({_metrics(report)})", [*report.labels, "logs", "rounds", *keys], form, note)
+
+
+def _bytes(report: Report, form: str) -> Sheet:
+    catchup = any(row["catchup_bytes"] for rows in report.rows for row in rows)
+    keys = [f"{leg}_bytes_per_client" for leg in LEGS if leg != "catchup" or catchup]
+    keys += ["bytes_per_client", "total_bytes", "saving", "factor"]
+    goal = report.target
+    keys += ["bytes_to_target", "rounds_to_target"] if goal.value is not None else []
     note = "Payload and headers as sent; FedAvg teacher: the teacher's float32 parameters up and down, no headers."
     if catchup:
-        note += (
-            " Catch-up: bytes that clients fetch after missed rounds; part of totals, savings and bytes to a target."
-        )
-    return Sheet("Bytes", [*LABELS, *heads], lines, len(LABELS), note)
+        note += " Catch-up: bytes that clients fetch after missed rounds; part of all totals, savings and targets."
+    made = report.sheet("Bytes", [*report.labels, *keys], form, note)
+    if goal.value is None:
+        return made
+    reached = [f"{sum(not np.isnan(row['bytes_to_target']) for row in rows)} of {len(rows)}" for rows in report.rows]
+    note += f" The target is {goal.score.replace('_', ' ')} {goal.value:g}."
+    lines = [[*row, cell] for row, cell in zip(made.rows, reached, strict=True)]
+    return Sheet(made.title, [*made.headers, "logs that\nreach it"], lines, 0, note, made.left)
 
 
-def _seconds(tables: Sequence[Rows]) -> Sheet:
-    lines = []
-    for rows in tables:
-        cells = [spread([row[f"seconds_{phase}"] for row in rows], seconds_text) for phase in ("total", *PHASES)]
-        late = spread([row["stragglers"] for row in rows], "{:.0f}".format)
-        lines.append([*labels(rows), str(rows[0]["mpi_processes"]), *cells, late, str(rows[0]["trainings"])])
-    heads = [*LABELS, "MPI\nprocesses", "whole run", *PHASES, "stragglers", "of local\ntrainings"]
+def _seconds(report: Report, form: str) -> Sheet:
+    phases = [f"seconds_{phase}" for phase in ("total", *PHASES)]
     note = (
         "train, encode, evaluate: the slowest process of every round; wait, gather, aggregate, broadcast: the server. "
         f"A straggler is a local training of more than {STRAGGLER:g} times the median of its round."
     )
-    return Sheet("Seconds by phase", heads, lines, len(LABELS), note)
+    keys = [*report.labels, "mpi_processes", *phases, "stragglers", "trainings"]
+    return report.sheet("Seconds by phase", keys, form, note)
 
 
-def _percent(value: float) -> str:
-    return f"{value:.1f} %".replace("-0.0 %", "0.0 %")
+def _logs(report: Report) -> Sheet:
+    lines = [
+        [known.id, str(row["seed"]), run.status(), str(row["mpi_processes"]), log]
+        for known, group, rows in zip(report.names, report.groups, report.rows, strict=True)
+        for run, row, log in zip(group, rows, known.logs, strict=True)
+    ]
+    return Sheet("Logs", ["run", "seed", "status", "processes", "log"], lines, 0, _same(report), frozenset((0, 2, 4)))
+
+
+def _same(report: Report) -> str:
+    """Return the settings that all runs share, of those that a reader asks for first."""
+    first = report.names[0].every
+    shared = [key for key in ("method", "compression.codec", *COMMON) if key in first]
+    shared = [key for key in shared if all(known.every.get(key) == first[key] for known in report.names)]
+    if not shared:
+        return ""
+    clients = sorted({run.clients for group in report.groups for run in group})
+    counts = f", {clients[0]} clients" if len(clients) == 1 else ""
+    return f"The same in all runs: {', '.join(f'{key}={first[key]}' for key in shared)}{counts}."
+
+
+def _seeds(report: Report) -> str:
+    """Return how many seeds a mean has."""
+    counts = sorted({len(group) for group in report.groups})
+    if counts == [1]:
+        return ""
+    return f"Mean ± standard deviation over {'-'.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seeds."
+
+
+def _metrics(report: Report) -> str:
+    return ", ".join(sorted({row["metric"] for rows in report.rows for row in rows}))
