@@ -45,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from fedkd_mpi.errors import shown
 
     if name in ("--version", "-V"):
-        leave(0, VERSION)
+        leave(0, VERSION, {"mode": "fedkd --version"})
     if name in ("--help", "-h", "help"):
-        leave(0, usage())
+        leave(0, usage(), {"mode": "fedkd --help"})
     near = nearest(name, list(COMMANDS))
     hint = f"did you mean {near}?" if near else f"the commands are {', '.join(COMMANDS)}"
     leave(2, f"fedkd: unknown command {shown(name)}; {hint}")

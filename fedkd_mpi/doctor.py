@@ -23,6 +23,7 @@ from fedkd_mpi.common.console import drawn, tell
 from fedkd_mpi.common.probe import probe
 from fedkd_mpi.common.torch_streams import torch_scope
 from fedkd_mpi.common.units import bytes_text
+from fedkd_mpi.communication.agreement import agreed
 from fedkd_mpi.communication.launch import LaunchedParser, launched, launcher, leave, open_world
 from fedkd_mpi.communication.shared_memory import FOLDER
 from fedkd_mpi.config import load as configuration
@@ -263,8 +264,7 @@ def answer(findings: Sequence[Finding], *, as_json: bool) -> str:
     """Return the findings as a text table or as JSON."""
     if not as_json:
         return table(findings)
-    ready = all(finding.status != ERROR for finding in findings)
-    return json_text({"ready": ready, "findings": [asdict(finding) for finding in findings]})
+    return json_text({"ready": all(f.status != ERROR for f in findings), "findings": [asdict(f) for f in findings]})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -285,6 +285,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if launched()[0] == 0:
             tell(answer([Finding("MPI", ERROR, f"started by {launcher()}", str(error))], as_json=chosen.json))
         return 1
+    if not agreed(world, {"mode": "fedkd doctor", "configuration": config.digest()}):
+        return 2
     findings = examine(world, config, chosen.output.parent)
     failed = world.first_message("failed" if any(finding.status == ERROR for finding in findings) else None)
     world.close()

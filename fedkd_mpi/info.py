@@ -132,14 +132,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("log", nargs="?", type=Path, metavar="LOG", help="the log of a run, of any status")
     add_json(parser)
     chosen = parser.parse_args(argv)
+    started = {"mode": "fedkd info", "LOG": str(chosen.log)}
     if launched()[0]:
-        return 0
+        leave(0, "", started)
     try:
         facts = of_log(chosen.log) if chosen.log else machine()
     except UserError as error:
         leave(2, f"fedkd_mpi: {error}")
     text = log_text if chosen.log else machine_text
-    leave(0, json_text(facts) if chosen.json else text(facts))
+    leave(0, json_text(facts) if chosen.json else text(facts), started)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,13 @@ $resources
 #SBATCH --output=$output
 set -uo pipefail
 
+# Slurm signals this shell alone (B:). The signal would kill processes that do not listen yet, so it becomes a file that
+# the run looks for after each round. A trapped signal ends `wait`, not the step.
+mkdir -p runs
+warn() { warned=yes; [ -z "$${log:-}" ] || touch "$$log.stop"; }
+trap warn USR1
+trap 'cancelled=yes' TERM
+
 # --- your cluster ------------------------------------------------------------------------------------------------
 # module load openmpi                  # the MPI that mpi4py uses
 # source "$$HOME/venv/bin/activate"     # where fedkd-mpi is installed
@@ -70,11 +77,7 @@ esac
 # MPICH names its shared memory by job and step, and a killed step leaves it behind. So each restart uses another step.
 [ "$$MPI" != pmi2 ] || for ((i = 0; i < $${SLURM_RESTART_COUNT:-0}; i++)); do srun --nodes=1 --ntasks=1 true; done
 
-# Slurm signals this shell alone (B:), which forwards the signal to the run. A trapped signal ends `wait`, not the step.
-step=0
-trap '[ "$$step" = 0 ] || kill -USR1 "$$step" 2>/dev/null' USR1
-trap 'cancelled=yes' TERM
-mkdir -p runs
+[ -z "$${warned:-}" ] || warn
 if [ -e "$$log" ]; then what=(--resume "$$log" --trust-log); else what=("$${run[@]}" --output "$$log" "$$@"); fi
 "$${launch[@]}" "$${PYTHON[@]}" -m fedkd_mpi.run "$${what[@]}" &
 step=$$!
@@ -85,8 +88,9 @@ while kill -0 "$$step" 2>/dev/null; do
     code=$$?
 done
 
+rm -f "$$log.stop"
 state=$$(squeue --noheader --format=%T --jobs="$$SLURM_JOB_ID")   # not RUNNING after scancel
-if [ "$$code" = 75 ] && [ -z "$${cancelled:-}" ] && [ "$$state" = RUNNING ] && [ ! -e runs/STOP ]; then
+if [ "$$code" = 75 ] && [ -z "$${cancelled:-}" ] && [ "$${state:-RUNNING}" = RUNNING ] && [ ! -e runs/STOP ]; then
     scontrol requeue "$$SLURM_JOB_ID"
 fi
 exit "$$code"

@@ -21,11 +21,11 @@ from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fedkd_mpi.common.command_line import add_json
-from fedkd_mpi.common.console import open_standard_streams, say, tell
-from fedkd_mpi.communication.launch import LaunchedParser, leave
+from fedkd_mpi.common.console import open_standard_streams, say
+from fedkd_mpi.communication.launch import LaunchedParser, end_job_on_exceptions, launched, leave
 from fedkd_mpi.config import explain, pairs
 from fedkd_mpi.config import load as configuration
 from fedkd_mpi.config.schema import Config
@@ -89,10 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: completed, 2: invalid usage, configuration or data, 75: stopped with a checkpoint. A fault aborts with 1.
     """
     open_standard_streams()
+    end_job_on_exceptions()
     chosen = arguments(argv)
     if chosen.print_schema:
         early_signals.let_go()
-        leave(0, explain.schema_text())
+        leave(0, explain.schema_text(), {"mode": "--print-schema"})
     try:
         check_names(chosen)
         if chosen.resume:
@@ -105,9 +106,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if chosen.print_config or chosen.dry_run:
         early_signals.let_go()
     if chosen.print_config:
-        leave(0, (config.to_yaml() if chosen.bare else explain.commented(config)).rstrip())
+        text = config.to_yaml() if chosen.bare else explain.commented(config)
+        leave(0, text.rstrip(), started(config, chosen, "--print-config"))
     if chosen.dry_run:
-        return dry_run(config, chosen)
+        dry_run(config, chosen)
     return run(config, chosen)
 
 
@@ -122,7 +124,8 @@ def configuration_of(path: Path, overrides: Sequence[str], *, trusted: bool = Fa
     config = trust.configuration_in(path, attrs)
     longer, others = extension.split(path, config, overrides)
     if attrs["status"] == "completed" and longer.rounds == config.rounds:
-        leave(0, f"fedkd_mpi: {path} is completed: there is nothing to resume; rounds=N adds rounds")
+        done = f"fedkd_mpi: {path} is completed: there is nothing to resume; rounds=N adds rounds"
+        leave(0, done, {"mode": f"--resume {path}, which is completed"})
     return configuration.with_care(longer, trust.accept(path, config, others, trusted))
 
 
@@ -146,11 +149,20 @@ def default_output(config: Config) -> Path:
     return Path("runs") / f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}.h5"
 
 
-def dry_run(config: Config, chosen: argparse.Namespace) -> int:
-    """Print the dry run on rank 0, without MPI."""
-    from fedkd_mpi.communication.launch import launched
+def started(config: Config, chosen: argparse.Namespace, mode: str) -> dict[str, str]:
+    """Return what a process among others was started with, to compare; nothing for a process alone."""
+    if launched()[1] == 1:
+        return {}
+    from fedkd_mpi.simulation.sameness import start
 
+    options = ("output", "overwrite", "resume", "trust_log", "save_partition", "bare", "json")
+    return start(config, {name: getattr(chosen, name) for name in options}, mode)
+
+
+def dry_run(config: Config, chosen: argparse.Namespace) -> NoReturn:
+    """Print the dry run on rank 0, without MPI in a process alone."""
     mpi_rank, world_size = launched()
+    text = ""
     if mpi_rank == 0:
         from fedkd_mpi.simulation.dry_run import forecast
 
@@ -158,8 +170,7 @@ def dry_run(config: Config, chosen: argparse.Namespace) -> int:
             text = forecast(config, world_size, chosen.save_partition, chosen.overwrite, as_json=chosen.json)
         except UserError as error:
             leave(2, f"fedkd_mpi: {error}")
-        tell(text)
-    return 0
+    leave(0, text, started(config, chosen, "--dry-run"))
 
 
 def run(config: Config, chosen: argparse.Namespace) -> int:
@@ -167,25 +178,23 @@ def run(config: Config, chosen: argparse.Namespace) -> int:
 
     Without --output, rank 0 chooses a name that no other run uses.
     """
-    from fedkd_mpi.communication.launch import install_excepthook, launched, open_world
+    from fedkd_mpi.communication.agreement import agreed
+    from fedkd_mpi.communication.launch import install_excepthook, open_world
     from fedkd_mpi.costlog.files import real
     from fedkd_mpi.fault_tolerance.log_lock import Lock, reserve
     from fedkd_mpi.fault_tolerance.stopping import StopRequests, slurm_end
-    from fedkd_mpi.simulation.sameness import require_same_start
 
     end = slurm_end() if launched()[0] == 0 else None  # starts a process, which is safer before MPI is initialised
     given = chosen.resume or chosen.output
-    mode = "--resume" if chosen.resume else "a new run with --overwrite" if chosen.overwrite else "a new run"
+    mode = "--resume" if chosen.resume else "a new run"
     try:
         output = None if given is None else real(given)
         world = open_world()
     except UserError as error:
         leave(2, f"fedkd_mpi: {error}")
     install_excepthook(world, partial(describe, world))
-    try:
-        require_same_start(world, config, given, mode=mode)
-    except UserError as error:
-        return refuse(world, error)
+    if not agreed(world, started(config, chosen, mode)):
+        return 2
     reserved = reserve(real(default_output(config))) if output is None and world.is_root else None
     output = Path(world.from_root(str(reserved.log if reserved else output)))
     with StopRequests(world, output, config.time_limit, end) as stop, reserved or Lock(output) as lock:
@@ -194,6 +203,7 @@ def run(config: Config, chosen: argparse.Namespace) -> int:
 
 def play(config: Config, world: World, stop: StopRequests, lock: Lock, output: Path, chosen: argparse.Namespace) -> int:
     """Start or resume a run, run its rounds and return the exit code. Collective."""
+    from fedkd_mpi.communication.agreement import refuse
     from fedkd_mpi.fault_tolerance.watchdog import Watchdog
     from fedkd_mpi.simulation.boundary import Boundary
 
@@ -242,14 +252,6 @@ def play(config: Config, world: World, stop: StopRequests, lock: Lock, output: P
     world.close()
     watchdog.stop()
     return EX_TEMPFAIL if reason else 0
-
-
-def refuse(world: World, error: UserError) -> int:
-    """Print a UserError on rank 0, finalize MPI and return the exit code. Collective."""
-    if world.is_root:
-        say(f"fedkd_mpi: {error}", error=True)
-    world.close()
-    return 2
 
 
 def stopped(writer: Writer, config: Config, reason: str) -> str:

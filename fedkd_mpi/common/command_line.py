@@ -33,12 +33,12 @@ class Parser(argparse.ArgumentParser):
         say(f"{self.prog}: {shown(message, LONGEST_LINE)}; --help shows the usage", error=True)
         sys.exit(2)
 
-    def answer(self, text: str) -> None:
-        """Print the answer to --help or --version."""
+    def answer(self, text: str, option: str) -> None:
+        """Print the answer to `option`, --help or --version."""
         tell(text)
 
     def print_help(self, file: object = None) -> None:
-        self.answer(self.format_help().rstrip())
+        self.answer(self.format_help().rstrip(), "--help")
 
 
 class _Version(argparse.Action):
@@ -47,7 +47,7 @@ class _Version(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         if isinstance(parser, Parser):
-            parser.answer(VERSION)
+            parser.answer(VERSION, "--version")
         parser.exit()
 
 

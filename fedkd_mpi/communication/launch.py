@@ -7,10 +7,12 @@ loading MPI or torch.
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import time
+import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import ModuleType, TracebackType
 from typing import NoReturn
@@ -18,6 +20,7 @@ from typing import NoReturn
 from fedkd_mpi.common.command_line import Parser
 from fedkd_mpi.common.console import say, tell
 from fedkd_mpi.communication.abort import GRACE
+from fedkd_mpi.communication.agreement import agreed
 from fedkd_mpi.communication.counters import Counters
 from fedkd_mpi.communication.mpi_world import PRINTING, MpiWorld
 from fedkd_mpi.communication.world import SingleProcessWorld, World
@@ -27,6 +30,7 @@ __all__ = [
     "Counters",
     "LaunchedParser",
     "World",
+    "end_job_on_exceptions",
     "install_excepthook",
     "launched",
     "launcher",
@@ -44,6 +48,7 @@ LAUNCHERS = {
     "flux run": ("FLUX_TASK_RANK", "FLUX_JOB_SIZE"),
     "srun": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),  # a batch script outside srun has no SLURM_STEP_NUM_TASKS
 }
+HYDRA, OPEN_MPI = "HYDI_CONTROL_FD", "OMPI_COMM_WORLD_SIZE"  # variables of launchers that end a job at an error
 ROOT_SPEAKS_FIRST = 10.0  # seconds that other ranks wait for rank 0; 33 interpreters on 2 cores start within a few
 
 
@@ -74,26 +79,63 @@ def odd_variables() -> str | None:
     return None if rank < size else f"{text}: the rank is not below the size; start the run with {name}, or unset them"
 
 
-def leave(code: int, text: str) -> NoReturn:
+def leave(code: int, text: str, started: Mapping[str, str] | None = None) -> NoReturn:
     """End a process that has not opened its World; only rank 0 prints `text`, to stderr unless `code` is 0.
 
-    With an error, the other ranks wait ROOT_SPEAKS_FIRST seconds, because some launchers end the job at the first
-    non-zero exit code, which would suppress rank 0's message. If the launcher is one of these and a rank is still alive
-    after the wait, rank 0 did not have the same error: the rank prints its own.
+    The other processes may have been started differently and wait for this one in MPI_Init. So an answer (code 0) joins
+    them and compares `started`, what the process was started with, as every run does: a difference is refused with code
+    2. With an error, `_leave_first` ends the job where the launcher can; elsewhere the error is what is compared.
     """
-    rank, _ = launched()
-    hydra = "HYDI_CONTROL_FD" in os.environ
-    if code and rank:
-        time.sleep(ROOT_SPEAKS_FIRST)
-        alone = hydra or "OMPI_COMM_WORLD_SIZE" in os.environ
-    else:
-        alone = False
-    if rank == 0 or alone:
-        if code:
+    rank, size = launched()
+    if code and (HYDRA in os.environ or OPEN_MPI in os.environ):
+        _leave_first(code, text, rank)
+    try:
+        if rank == 0 and code:
             say(text, error=True)
-        else:
+        elif rank == 0:
             tell(text)
-    if code and hydra:
+    except SystemExit as problem:  # nobody reads the answer
+        code = int(problem.code or 0)
+    if size > 1:
+        same = _agree(started or {"mode": f"an error ({text})"}, silent=bool(code))
+        code = code or (0 if same else 2)
+    sys.exit(code)
+
+
+def end_job_on_exceptions() -> None:
+    """Make an uncaught exception before the World is open end the whole job; the others would wait in MPI_Init."""
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        leave(1, "".join(traceback.format_exception(error)).rstrip())
+
+    if launched()[1] > 1:
+        sys.excepthook = hook
+
+
+def _agree(started: Mapping[str, str], *, silent: bool) -> bool:
+    """Return whether all processes were started with the same; rank 0 prints the difference unless `silent`."""
+    try:
+        world = open_world()
+    except UserError:  # the others cannot wait in MPI_Init either
+        return True
+    same = agreed(world, started, silent=silent)
+    if same:
+        world.close()
+    return same
+
+
+def _leave_first(code: int, text: str, rank: int) -> NoReturn:
+    """Print an error on rank 0 and end the job, under a launcher that ends it at the first non-zero exit code.
+
+    The other ranks wait ROOT_SPEAKS_FIRST seconds, because their exit would suppress rank 0's message. If a rank is
+    still alive after the wait, rank 0 did not have the same error: the rank prints its own.
+    """
+    if rank:
+        time.sleep(ROOT_SPEAKS_FIRST)
+        program, colon, error = text.partition(": ")
+        text = f"{program}{colon}rank {rank} on {platform.node()}: {error}"
+    say(text, error=True)
+    if HYDRA in os.environ:
         _abort_hydra(code)
     sys.exit(code)
 
@@ -118,9 +160,9 @@ class LaunchedParser(Parser):
     def error(self, message: str) -> NoReturn:
         leave(2, f"{self.prog}: {shown(message, LONGEST_LINE)}; --help shows the usage")
 
-    def answer(self, text: str) -> None:
-        """Print the answer to --help or --version and end the process."""
-        leave(0, text)
+    def answer(self, text: str, option: str) -> None:
+        """Print the answer to `option`, --help or --version, and end the process."""
+        leave(0, text, {"mode": f"{self.prog} {option}"})
 
 
 def mpi_library() -> str:
@@ -199,9 +241,9 @@ def _mismatch(library: str) -> str | None:
     `library` is its version string. This is checked before MPI_Init, in which MPICH under Open MPI's mpirun ends the
     process without naming a remedy.
     """
-    if "OMPI_COMM_WORLD_SIZE" in os.environ and library.startswith(("MPICH", "Intel")):
+    if OPEN_MPI in os.environ and library.startswith(("MPICH", "Intel")):
         started, suffix = "Open MPI", "libmpi.so.40"
-    elif "HYDI_CONTROL_FD" in os.environ and library.startswith("Open MPI"):
+    elif HYDRA in os.environ and library.startswith("Open MPI"):
         started, suffix = "MPICH", "libmpi.so.12"
     else:
         return None

@@ -24,18 +24,20 @@ ASKING = 10.0  # seconds to wait for Slurm's answer
 
 
 class StopRequests:
-    """Records signals on every process; on rank 0 it also checks the STOP file and the time.
+    """Records signals on every process; on rank 0 it also checks the STOP file, <log>.stop and the time.
 
     As a context manager it handles SIGTERM, SIGUSR1, SIGINT and SIGHUP inside the block, including those received
     before it. A second SIGINT ends the job at once. SIGUSR1 warns of the end of the job. The run still completes its
-    first round then, because otherwise a run with a time limit shorter than the warning would make no progress.
-    `time_limit` is in seconds from now, `slurm_end` in seconds since 1970.
+    first round then, because otherwise a run with a time limit shorter than the warning would make no progress. The
+    file <log>.stop means the same without a signal, which would kill processes that do not listen yet; rank 0 of a run
+    whose rounds have begun removes it at the end. `time_limit` is in seconds from now, `slurm_end` in seconds since
+    1970.
     """
 
     def __init__(self, world: World, log: Path, time_limit: float | None, slurm_end: float | None = None):
-        self.world, self.file = world, log.parent / STOP
+        self.world, self.file, self.own = world, log.parent / STOP, Path(f"{log}.stop")
         self.heard: str | None = None
-        self._interrupted = self._warned = False  # _warned: only SIGUSR1 has been received so far
+        self._begun = self._interrupted = self._warned = False  # _warned: only SIGUSR1 has been received so far
         limits = [] if time_limit is None else [(time.time() + time_limit, f"time_limit ({time_limit:.0f} s)")]
         if slurm_end is not None:
             past = ", which had passed at the start" if slurm_end <= time.time() else ""
@@ -54,15 +56,21 @@ class StopRequests:
             signal.signal(number, handler)
         if signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:  # it may arrive while a completed run ends
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        if self.world.is_root and self._begun:
+            with suppress(OSError):
+                self.own.unlink()
 
     def reason(self, seconds_needed: float) -> str | None:
         """Return why this process should stop, or None; on rank 0 also if `seconds_needed` exceed the time limit."""
+        self._begun = True
         if self.heard and (seconds_needed or not self._warned):  # 0: no round has been run yet
             return self.heard
         if not self.world.is_root:
             return None
         if self.file.exists():
             return f"the file {self.file}"
+        if seconds_needed and self.own.exists():
+            return f"the file {self.own}"
         if self._limit and seconds_needed and time.time() + seconds_needed > self._limit[0]:
             return f"another round would not end before {self._limit[1]}"
         return None

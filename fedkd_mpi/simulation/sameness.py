@@ -14,27 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedkd_mpi import __version__
+from fedkd_mpi.communication.agreement import DIGEST_BYTES, require_same
 from fedkd_mpi.communication.shared_memory import flat_bytes
-from fedkd_mpi.errors import LONGEST_PATH, UserError, shown
 
 if TYPE_CHECKING:
     from fedkd_mpi.communication.world import World
     from fedkd_mpi.config.schema import Config
 
-DIGEST_BYTES = 16
 LIBRARIES = ("torch", "numpy", "h5py", "mpi4py")
-
-
-def require_same_start(world: World, config: Config, output: Path | None, *, mode: str) -> None:
-    """Raise the same UserError on every process, naming rank, host and key, if a process was started differently.
-
-    `mode` is the text of the kind of run (new or resumed). Compared are the mode, the configuration, the name of the
-    log, this package, the user's own parts, and the libraries that affect results. Collective.
-    """
-    if world.world_size > 1:
-        require_same(
-            world, start(config, output, mode), "start every process with the same command, files and packages"
-        )
 
 
 def require_same_data(world: World, arrays: Mapping[str, np.ndarray], meta: Any) -> None:
@@ -50,38 +37,16 @@ def require_same_data(world: World, arrays: Mapping[str, np.ndarray], meta: Any)
         )
 
 
-def require_same(world: World, own: Mapping[str, str], remedy: str) -> None:
-    """Raise the same UserError on every process if `own`, texts by key, differs between processes. Collective.
+def start(config: Config, options: Mapping[str, Any], mode: str) -> dict[str, str]:
+    """Return the texts, by key, of everything that this process was started with.
 
-    `remedy` ends the message.
+    `mode` is the kind of run (new or resumed), `options` are those of the command line. The others are the
+    configuration, this package, the user's own parts, and the libraries that affect results.
     """
-    text = json.dumps(own).encode()
-    digests = world.allgather(np.frombuffer(hashlib.blake2b(text, digest_size=DIGEST_BYTES).digest(), np.uint8))
-    different = np.flatnonzero((digests != digests[0]).any(axis=1))
-    if not len(different):
-        return
-    first = int(different[0])
-    reference = json.loads(world.from_root(text.decode()))
-    message = describe(world, reference, own) if world.mpi_rank == first else None
-    others = f" (and {len(different) - 1} more processes differ)" if len(different) > 1 else ""
-    raise UserError(f"{world.first_message(message)}{others}: {remedy}")
-
-
-def describe(world: World, reference: Mapping[str, str], own: Mapping[str, str]) -> str:
-    """Return a text that names the first key in which this process differs from rank 0, with both values."""
-    key = next(key for key in [*own, *reference] if own.get(key) != reference.get(key))
-    here, there = (shown(texts.get(key, "nothing"), LONGEST_PATH) for texts in (own, reference))
-    return (
-        f"rank {world.mpi_rank} on {world.hostname} has {key}={here}, "
-        f"but rank 0 on {world.hostnames[0]} has {key}={there}"
-    )
-
-
-def start(config: Config, output: Path | None, mode: str) -> dict[str, str]:
-    """Return the texts, by key, of everything that this process was started with."""
     values = flat(config.model_dump(mode="json"))
     texts = {"mode": mode, **{key: json.dumps(value) for key, value in values.items()}}
-    texts |= {"--output": str(output), "fedkd_mpi": f"{__version__}, sources {digest_of(Path(__file__).parents[1])}"}
+    texts |= {f"--{name.replace('_', '-')}": str(value) for name, value in options.items()}
+    texts |= {"fedkd_mpi": f"{__version__}, sources {digest_of(Path(__file__).parents[1])}"}
     for value in values.values():
         if isinstance(value, str) and (file := own_part(value)):
             texts[f"source of {value}"] = digest_of(file)

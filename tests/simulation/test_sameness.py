@@ -17,7 +17,7 @@ from fedkd_mpi.simulation import sameness
 
 @pytest.mark.parametrize(
     ("odd", "words"),
-    [(["seed=1"], "has seed=1, but rank 0"), (["--overwrite"], "has mode=a new run with --overwrite,")],
+    [(["seed=1"], "has seed=1, but rank 0"), (["--overwrite"], "has --overwrite=True,")],
 )
 def test_a_rank_that_was_started_differently_is_named(
     odd: list[str], words: str, mpi_vendor: str, tmp_path: Path
@@ -40,6 +40,39 @@ def test_a_rank_that_fails_before_mpi_ends_those_that_wait_for_it(mpi_vendor: st
     done = mpirun(3, worker, "0", "nonsense=1", "--", *arguments, mpi=mpi_vendor)
     assert (done.returncode, done.stderr.count("fedkd_mpi: unknown key nonsense")) == (2, 1)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("odd", ["0", "2"])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["--print-config"], ["--dry-run"]],
+    ids=" ".join,
+)
+def test_a_rank_that_only_answers_is_named(arguments: list[str], odd: str, mpi_vendor: str, tmp_path: Path) -> None:
+    worker = Path(__file__).parents[1] / "helpers" / "worker_odd_rank.py"
+    output = ["--output", tmp_path / "x.h5"]
+    done = mpirun(3, worker, odd, *arguments, "--", *TINY, PLAIN_DIGITS, *output, mpi=mpi_vendor)
+    said = [line for line in done.stderr.splitlines() if line.startswith("fedkd_mpi")]
+    assert (done.returncode, len(said)) == (2, 1), done.stderr
+    assert said[0].startswith(f"fedkd_mpi: rank {1 if odd == '0' else 2} on ")  # the first that differs from rank 0
+    assert arguments[0] in said[0]
+    assert "mode=a new run" in said[0]
+    assert (done.stdout == "") == (odd != "0")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ranks_that_answer_differently_are_named(mpi_vendor: str) -> None:
+    worker = Path(__file__).parents[1] / "helpers" / "worker_odd_rank.py"
+    done = mpirun(3, worker, "1", "seed=4", "--", "--dry-run", *TINY, PLAIN_DIGITS, mpi=mpi_vendor)
+    assert done.returncode == 2
+    assert done.stderr.count("fedkd_mpi: rank 1 on ") == done.stderr.count("has seed=4, but rank 0 on ") == 1
+
+
+def test_an_exception_before_mpi_ends_the_job(mpi_vendor: str) -> None:
+    worker = Path(__file__).parents[1] / "helpers" / "worker_odd_rank.py"
+    done = mpirun(2, worker, "0", "raise", "--", *TINY, PLAIN_DIGITS, mpi=mpi_vendor)
+    assert done.returncode == 1
+    assert done.stderr.count("TypeError: 'NoneType' object is not callable") == 1
 
 
 class Pair:
@@ -87,7 +120,7 @@ def test_what_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     seen = []
     for text in ("a = 1", "a = 2"):
         part.write_text(text)
-        seen.append(sameness.start(config, None, "a new run"))
+        seen.append(sameness.start(config, {}, "a new run"))
     first, second = seen
     assert {key for key in first if first[key] != second[key]} == {"source of own.part:Digits"}
     assert {"seed", "compression.t_end", "fedkd_mpi", "Python", "torch", "numpy", "h5py", "mpi4py"} <= set(first)
