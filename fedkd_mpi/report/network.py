@@ -23,6 +23,7 @@ class Replay:
     training: float  # training seconds of each round's slowest client, summed over rounds
     transfer: float  # transfer seconds of each round's slowest client, summed over rounds
     left_out: float  # share of client updates that failed or arrived after the timeout
+    spread_evenly: bool  # whether the log does not tell whose the bytes of catch-up are
     to_target: float | None
 
     def row(self) -> dict[str, float]:
@@ -37,17 +38,21 @@ def replay(run: Run, links: Profile, target: Target) -> Replay:
     A round lasts until its last client has received, trained and sent, at least until the server has moved all bytes,
     plus the logged seconds of aggregation. The time of a client is
         latency + down bytes / down rate + slowdown * (train + encode) + latency + up bytes / up rate
-    Scores are those of the log: failed clients affect the time but not the accuracy.
+    where the down bytes include what the client fetches because it missed rounds before. Scores are those of the log:
+    failed clients affect the time but not the accuracy.
     """
     training, uplink, rounds = run.log["training"], run.log["uplink"], run.rounds
     of_round, client = training["round"], training["client"]
     work = np.nan_to_num(training["seconds_train"] + training["seconds_encode"])
     sent = _sent(uplink["round"], uplink["client"], uplink["bytes"], of_round, client)
-    received = (rounds["downlink_bytes"] + rounds["catchup_bytes"]) / np.maximum(rounds["cohort_size"], 1)
+    cohort = np.maximum(rounds["cohort_size"], 1)
+    known = fetched(run)
+    evenly = np.repeat(rounds["catchup_bytes"] / cohort, np.bincount(of_round, minlength=len(cohort))[: len(cohort)])
+    received = (rounds["downlink_bytes"] / cohort)[of_round] + (evenly if known is None else known)
     first = np.searchsorted(of_round, rounds["round"])
     last = np.searchsorted(of_round, rounds["round"], side="right")
     own = _devices(links, run.clients, -1)
-    seconds, parts, missing, asked = np.zeros(len(received)), np.zeros(2), 0, 0
+    seconds, parts, missing, asked = np.zeros(len(cohort)), np.zeros(2), 0, 0
     for index, number in enumerate(rounds["round"]):
         rows = np.arange(first[index], last[index])
         up, down, slow = own[:, client[rows]]
@@ -57,7 +62,7 @@ def replay(run: Run, links: Profile, target: Target) -> Replay:
         if len(rows) == 0:
             continue
         trained = slow * work[rows]
-        moved = 2e-3 * links.latency_ms * (sent[rows].sum() > 0) + received[index] / down + sent[rows] / up
+        moved = 2e-3 * links.latency_ms * (sent[rows].sum() > 0) + received[rows] / down + sent[rows] / up
         path = trained + moved
         if links.dropout:
             failed = generator(links.seed, "replay dropout", int(number)).random(len(rows)) < links.dropout
@@ -69,14 +74,53 @@ def replay(run: Run, links: Profile, target: Target) -> Replay:
         if late.any() and links.timeout_seconds:
             seconds[index] = links.timeout_seconds
         if links.server_mbit:
-            seconds[index] = max(
-                seconds[index], (received[index] * len(rows) + sent[rows].sum()) / (links.server_mbit * 125e3)
-            )
+            moves = received[rows].sum() + sent[rows].sum()
+            seconds[index] = max(seconds[index], moves / (links.server_mbit * 125e3))
         parts += trained[slowest], moved[slowest]
         seconds[index] += rounds["seconds_aggregate"][index]
     at = run.reached(target)
     reached = None if at is None else float(seconds[: at + 1].sum())
-    return Replay(seconds, float(parts[0]), float(parts[1]), missing / asked if asked else 0.0, reached)
+    return Replay(seconds, float(parts[0]), float(parts[1]), missing / asked if asked else 0.0, known is None, reached)
+
+
+def fetched(run: Run) -> np.ndarray | None:
+    """Return the bytes that the client of every local training fetches because it missed rounds: float64 [trainings].
+
+    They are the broadcasts that it missed, at most the dense state, of which the log keeps the sum over the cohort
+    alone: the limit is the one at which the sum is that of the log. None if there is none, or if the log lacks the
+    local training of a member of the cohort.
+    """
+    training, rounds, downlink = run.log["training"], run.rounds, run.log["downlink"]
+    of_round, clients, logged = training["round"], training["client"], rounds["catchup_bytes"]
+    found = np.zeros(len(of_round))
+    if not logged.any():
+        return found
+    if not np.array_equal(np.bincount(of_round, minlength=len(logged)), rounds["cohort_size"]):
+        return None
+    message = np.bincount(downlink["round"], downlink["bytes"], minlength=len(logged))
+    before = np.concatenate([[0.0], message.cumsum()])  # bytes of all broadcasts before each round
+    next_due = np.zeros(run.clients, np.int64)  # by client, the first broadcast that it has not received
+    starts = np.searchsorted(of_round, np.arange(len(logged) + 1))
+    for number, due in enumerate(logged):
+        rows = slice(starts[number], starts[number + 1])
+        members = clients[rows]
+        missed = before[number] - before[next_due[members]]
+        next_due[members] = number + 1
+        if due > missed.sum():
+            return None
+        found[rows] = np.minimum(missed, _limit(missed, float(due)))
+    return found
+
+
+def _limit(parts: np.ndarray, total: float) -> float:
+    """Return the limit at which the parts, cut at it, have the given sum, which is not above their own sum."""
+    left = total
+    for rank, part in enumerate(np.sort(parts)):
+        share = left / (len(parts) - rank)
+        if part > share:
+            return share
+        left -= part
+    return np.inf
 
 
 def sheet(report: Report, links: Profile, replays: Mapping[Path, Replay], form: str) -> Sheet:
@@ -103,7 +147,10 @@ def sheet(report: Report, links: Profile, replays: Mapping[Path, Replay], form: 
     if target.value is not None:
         times = by_group(lambda found: np.nan if found.to_target is None else found.to_target)
         columns.insert(0, (f"time to {target.score.replace('_', ' ')}\n{target.value:g}", "seconds", times))
-    return report.measured(f"Replay over {links.name}", columns, form, links.text())
+    note = links.text()
+    if any(found.spread_evenly for group in results for found in group):
+        note += " Catch-up is spread evenly over each cohort, because a log does not tell who fetched it."
+    return report.measured(f"Replay over {links.name}", columns, form, note)
 
 
 def _devices(links: Profile, count: int, number: int) -> np.ndarray:

@@ -15,9 +15,11 @@ import h5py
 import logs
 import numpy as np
 import pytest
+from command import TINY
 from loaded_modules import loaded_after
 from made_logs import CLIENTS, MB, a_round, write
 from mpirun import PATIENCE, clean_environment
+from plain_digits import PLAIN_DIGITS
 
 from fedkd_mpi import costlog
 from fedkd_mpi.errors import UserError
@@ -26,6 +28,7 @@ from fedkd_mpi.report.__main__ import main
 from fedkd_mpi.report.follow import follow
 from fedkd_mpi.report.runs import Run, Target
 from fedkd_mpi.run import main as run_main
+from fedkd_mpi.simulation import accounting
 from fedkd_mpi.simulation.progress import summary
 
 
@@ -122,6 +125,50 @@ def test_replay_equals_the_time_worked_out_by_hand(tmp_path):
     hasty = network.replay(run, line.model_copy(update={"timeout_seconds": 40.0}), Target())
     np.testing.assert_allclose(hasty.rounds, [40.5, 40.5])
     assert hasty.left_out == 0.5
+
+
+@pytest.mark.parametrize(
+    "settings", [["compression.codec=svd"], ["compression.codec=none", "server.optimizer=fedadam"]]
+)
+def test_replay_lets_those_catch_up_who_missed_rounds(tmp_path, in_process, settings):
+    """The bytes of each client are those that the run itself counts, client by client."""
+    path, counted = tmp_path / "a.h5", {}
+    arguments = [*TINY, PLAIN_DIGITS, "num_clients=6", "cohort_size=2", "rounds=12", *settings, "--output", path]
+
+    class Watched(accounting.Accounting):
+        def _catchup(self, this):
+            for client in this.cohort:
+                missed = self._broadcasts[-1] - self._broadcasts[self._last_seen[client] + 1]
+                counted[this.index, client] = min(missed, self._newcomer)
+            return super()._catchup(this)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(accounting, "Accounting", Watched)
+        assert in_process(run_main, *arguments)[0] == 0
+    run = Run(path, Target())
+    training = run.log["training"]
+    places = list(zip(training["round"].tolist(), training["client"].tolist(), strict=True))
+    np.testing.assert_allclose(network.fetched(run), [counted[place] for place in places], rtol=1e-12)
+    assert len({counted[place] for place in places}) > 3
+    # One client alone is on a slow line: a round that it is in takes as long as its own bytes.
+    line = links.Profile(name="line", up_mbit=1e9, down_mbit=8, slowdown=0)
+    found = network.replay(run, line, Target())
+    down = run.log["downlink"]["bytes"]
+    slowest = [max(counted[place] for place in places if place[0] == number) for number in range(12)]
+    np.testing.assert_allclose(found.rounds - run.rounds["seconds_aggregate"], (down + slowest) / 1e6, rtol=1e-4)
+    assert not found.spread_evenly
+
+
+def test_replay_says_when_the_log_does_not_tell_who_missed_rounds(tmp_path, capsys):
+    made = [a_round(0), a_round(1)]
+    made[1][0]["catchup_bytes"] = 4 * MB  # more than the broadcasts before it
+    path = write(tmp_path / "a.h5", made)
+    found = network.replay(
+        Run(path, Target()), links.Profile(name="line", up_mbit=8, down_mbit=8, slowdown=0), Target()
+    )
+    np.testing.assert_allclose(found.rounds, [0.5 + 2, 0.5 + 4])
+    assert main([str(path), "--network", "home"]) == 0
+    assert "Catch-up is spread evenly" in " ".join(capsys.readouterr().out.split())
 
 
 def test_replay_of_a_million_clients_waits_for_the_slowest_device(tmp_path):
