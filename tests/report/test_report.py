@@ -128,7 +128,8 @@ def test_replay_equals_the_time_worked_out_by_hand(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", [["compression.codec=svd"], ["compression.codec=none", "server.optimizer=fedadam"]]
+    "settings",
+    [["compression.codec=svd"], ["compression.codec=none", "server.optimizer=fedadam", "server.learning_rate=0.01"]],
 )
 def test_replay_lets_those_catch_up_who_missed_rounds(tmp_path, in_process, settings):
     """The bytes of each client are those that the run itself counts, client by client."""
