@@ -59,14 +59,7 @@ def check_images(name: str, train: Part, test: Part, meta: Mapping[str, Any]) ->
     """Raise UserError if images, labels or meta are invalid for task=image_classification."""
     _require(name, train, test, ("x", "y"), meta, ("classes", "scale", "mean", "std"))
     channels = len(train["x"].shape) > 1 and train["x"].shape[1]
-    for part, arrays in (("train", train), ("test", test)):
-        x = arrays["x"]
-        _pixels(f"data.name={name}: {part}['x']", x)
-        if x.ndim != 4 or x.shape[1:] != train["x"].shape[1:]:
-            raise UserError(
-                f"data.name={name}: {part}['x'] is of shape {list(x.shape)}, expected [n, channels, height, width] "
-                "alike in train and test"
-            )
+    _inputs(name, train, test, ("channels", "height", "width"))
     due = f"one per channel of train['x'] {list(train['x'].shape)}, whose channels come second"
     _moments(name, meta, channels, f"{due}: [n, channels, height, width]")
     if not _is_number(meta["scale"]) or not np.isfinite(meta["scale"]):
@@ -77,16 +70,21 @@ def check_images(name: str, train: Part, test: Part, meta: Mapping[str, Any]) ->
 def check_features(name: str, train: Part, test: Part, meta: Mapping[str, Any]) -> None:
     """Raise UserError where features, labels or meta are not those of task=tabular."""
     _require(name, train, test, ("x", "y"), meta, ("classes", "mean", "std"))
+    _inputs(name, train, test, ("features",), " (of images, task=image_classification)")
+    _moments(name, meta, train["x"].shape[-1], "one per feature")
+    check_classes(name, train, test, meta)
+
+
+def _inputs(name: str, train: Part, test: Part, axes: tuple[str, ...], hint: str = "") -> None:
+    """Raise UserError unless x is [n, *axes], with finite numbers, of the same sizes in train and test."""
     for part, arrays in (("train", train), ("test", test)):
         x = arrays["x"]
         _pixels(f"data.name={name}: {part}['x']", x)
-        if x.ndim != 2 or x.shape[1:] != train["x"].shape[1:]:
+        if x.ndim != 1 + len(axes) or x.shape[1:] != train["x"].shape[1:]:
             raise UserError(
-                f"data.name={name}: {part}['x'] is of shape {list(x.shape)}, expected [n, features] alike in train and "
-                "test (of images, task=image_classification)"
+                f"data.name={name}: {part}['x'] is of shape {list(x.shape)}, expected [n, {', '.join(axes)}] "
+                f"alike in train and test{hint}"
             )
-    _moments(name, meta, train["x"].shape[-1], "one per feature")
-    check_classes(name, train, test, meta)
 
 
 def check_classes(name: str, train: Part, test: Part, meta: Mapping[str, Any]) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from mpirun import find, how_to_install, mpirun
-from safetensors.numpy import load_file, save_file
-from sessions import SMALL, assert_same_run, checkpoints, models, rounds_in
+from sessions import SMALL, assert_same_run, checkpoints, models, replace_tensor, rounds_in
 from worker_simulation import TEACHERS
 
 from fedkd_mpi import costlog
@@ -189,18 +187,8 @@ def test_if_none_is_whole_every_file_is_named(stopped: Path, capsys: pytest.Capt
 
 
 def test_networks_of_another_size_are_refused(stopped: Path, capsys: pytest.CaptureFixture) -> None:
-    import hashlib
-
     for folder in checkpoints(stopped):
-        path = folder / "server.safetensors"
-        save_file({**load_file(path), "replica": np.zeros(3, np.float32)}, path)
-        manifest = json.loads((folder / "manifest.json").read_text())
-        manifest.pop("sha256")
-        for entry in manifest["files"]:
-            if entry["name"] == path.name:
-                entry |= {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-        digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-        (folder / "manifest.json").write_text(json.dumps(manifest | {"sha256": digest}))
+        replace_tensor(folder / "server.safetensors", "replica", np.zeros(3, np.float32))
     assert resume(stopped) == 2
     message = capsys.readouterr().err
     assert "server.safetensors contains the tensor replica as float32 [3], but it is float32 [" in message

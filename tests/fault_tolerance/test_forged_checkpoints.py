@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from sessions import SMALL, assert_same_run, checkpoints
+from sessions import SMALL, assert_same_run, checkpoints, replace_tensor
 
 from fedkd_mpi import costlog
 from fedkd_mpi.common import yaml_loader
@@ -131,14 +129,7 @@ def forge(folder: Path) -> str:
     (path,) = folder.glob("clients-*")
     tensors = load_file(path)
     key = min(key for key in tensors if key.endswith("optimizer.private.momentum_buffer"))
-    save_file(tensors | {key: np.append(tensors[key], np.float32(0))}, path)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest.pop("sha256")
-    for entry in manifest["files"]:
-        if entry["name"] == path.name:
-            entry |= {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"sha256": digest}))
+    replace_tensor(path, key, np.append(tensors[key], np.float32(0)))
     return key
 
 
