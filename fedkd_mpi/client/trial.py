@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +15,8 @@ from fedkd_mpi.config.schema import Config
 from fedkd_mpi.config.sections import NetworkConfig
 from fedkd_mpi.errors import UserError, one_line
 from fedkd_mpi.models.output import Output, hidden_sizes
+from fedkd_mpi.tasks import Examples
+from fedkd_mpi.tasks.own_metrics import require_declared
 
 CLASSIFIERS = ("image_classification", "text_classification")  # tasks whose logits are [N, classes]
 
@@ -43,7 +46,8 @@ def _key(trainer: LocalTrainer, client: Client) -> str:
 
 
 def _forward(trainer: LocalTrainer, client: Client, key: str, model: nn.Module) -> None:
-    own = ":" in trainer.config.task or any(":" in network.name for network in _networks(trainer.config))
+    own_scores = ":" in trainer.config.task or trainer.config.evaluate.metrics
+    own = own_scores or any(":" in network.name for network in _networks(trainer.config))
     model.eval()
     try:
         batch = trainer.task.prepare(trainer.arrays, client.train_indices[:2], trainer.device)
@@ -54,6 +58,8 @@ def _forward(trainer: LocalTrainer, client: Client, key: str, model: nn.Module) 
         loss = trainer.task.loss(output, batch)
         if not isinstance(loss, Tensor) or loss.dim():
             raise UserError(f"task={trainer.config.task}: loss() must return a tensor with one number")
+        if own_scores:
+            _score(trainer, output, batch)
     except (UserError, MemoryError):
         raise
     except Exception as error:
@@ -62,6 +68,15 @@ def _forward(trainer: LocalTrainer, client: Client, key: str, model: nn.Module) 
         raise UserError(f"{key}: a trial on {len(client.train_indices[:2])} samples: {one_line(error)}") from error
     finally:
         model.train()
+
+
+def _score(trainer: LocalTrainer, output: Any, batch: Examples) -> None:
+    task, who = trainer.task, f"task={trainer.config.task}"
+    sums = np.asarray(task.score(output, batch), np.float64)
+    if sums.shape != (task.sums,):
+        names = ", ".join([who, *trainer.config.evaluate.metrics])
+        raise UserError(f"{names}: score() returns {list(sums.shape)} numbers together, but `sums` is {task.sums}")
+    require_declared(who, task.finish(sums), task.metrics)
 
 
 def _networks(config: Config) -> list[NetworkConfig]:

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from fedkd_mpi.common.registry import class_with, resolve
-from fedkd_mpi.errors import UserError
+from fedkd_mpi.errors import UserError, shown
 from fedkd_mpi.models.output import Output
 from fedkd_mpi.tasks import Examples, Task
 
@@ -47,9 +47,10 @@ class WithMetrics:
 
     def finish(self, sums: np.ndarray) -> dict[str, float]:
         found, at = self._task.finish(sums[: self._task.sums]), self._task.sums
-        for _, metric in self._own:
-            found = found | metric.finish(sums[at : at + metric.sums])
-            at += metric.sums
+        for name, metric in self._own:
+            part = metric.finish(sums[at : at + metric.sums])
+            require_declared(f"evaluate.metrics: {name}", part, metric.metrics)
+            found, at = found | part, at + metric.sums
         return found
 
     # Written out, so that this is a Task for type checkers as well.
@@ -67,3 +68,14 @@ class WithMetrics:
 
     def distance(self, reference: Output, output: Output, batch: Examples) -> Tensor:
         return self._task.distance(reference, output, batch)
+
+
+def require_declared(who: str, found: Any, metrics: Sequence[str]) -> None:
+    """Raise UserError, beginning with `who`, if the result of finish() lacks a name that `metrics` declares."""
+    if not isinstance(found, Mapping):
+        raise UserError(f"{who}: finish() must return a mapping of names and numbers, not {type(found).__name__}")
+    if missing := [name for name in metrics if name not in found]:
+        raise UserError(
+            f"{who}: finish() returns no {missing[0]}, which `metrics` declares; it returns"
+            f" {shown(', '.join(map(str, found)) or 'nothing')}"
+        )

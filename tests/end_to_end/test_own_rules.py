@@ -116,6 +116,18 @@ def test_rules_give_the_same_bits_on_any_number_of_processes(own: Path, monkeypa
         ("def f(labels, num_clients, rng, **keys): return 'a'", "partition", "must give each of the"),
         ("def f(labels, num_clients, rng, **keys): return keys['x']", "partition", "KeyError: "),
         ("class f:\n def score(s, o, b): pass\n def finish(s, x): pass", "evaluate.metrics", "f has no metrics"),
+        (
+            "class f:\n metrics, sums = ('a', 'b'), 1\n def score(s, o, b): return [1]\n def finish(s, x): return {'a': 1}",
+            *("evaluate.metrics", "more_rules:f: finish() returns no b, which `metrics` declares; it returns a"),
+        ),
+        (
+            "class f:\n metrics, sums = ('a',), 1\n def score(s, o, b): return [1]\n def finish(s, x): return 1",
+            *("evaluate.metrics", "finish() must return a mapping of names and numbers, not int"),
+        ),
+        (
+            "class f:\n metrics, sums = ('a',), 2\n def score(s, o, b): return [1]\n def finish(s, x): return {'a': 1}",
+            *("evaluate.metrics", "score() returns [3] numbers together, but `sums` is 4"),
+        ),
     ],
 )
 def test_rules_that_return_what_they_must_not_are_named(command: Command, own: Path, text: str, key: str, says: str):
