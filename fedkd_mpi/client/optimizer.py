@@ -28,9 +28,27 @@ class Optimizer(ABC):
 
     def __init__(self, vector: Tensor, settings: OptimizerConfig, learning_rate: float):
         self.vector, self.learning_rate = vector, learning_rate  # of the configuration
-        self.factor = 1.0  # on the learning rate: that of the round
+        self.factor = 1.0  # on the learning rate: that of the step
         self.settings = settings
-        self.state: dict[str, Tensor] = {}
+        self.state = {}
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The state of the client in training."""
+        return self._state
+
+    @state.setter
+    def state(self, state: dict[str, Tensor]) -> None:
+        self._state = state
+
+    @property
+    def param_groups(self) -> list[dict[str, list[Tensor]]]:
+        """The vector, where torch.amp.GradScaler looks for it."""
+        return [{"params": [self.vector]}]
+
+    def admits(self, name: str) -> bool:
+        """Whether `state` may have a name that remembers() does not give."""
+        return False
 
     def step(self) -> None:
         """Take one optimiser step."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from fedkd_mpi.models.flat import FlatModel
 from fedkd_mpi.tasks import Examples
 
 Precision = Callable[[], AbstractContextManager[Any]]  # what a forward pass computes in
+Rate = Callable[[int, int], float]  # the factor on the learning rates in a step of so many
 
 
 class _Rows:
@@ -109,7 +111,7 @@ class Stack:
         """Copy the client whose state `networks` hold into a row."""
         for rows, (network, optimizer) in zip(self._rows, networks, strict=True):
             rows.state[row].copy_(network.state)
-            rows.optimizers[row].state, rows.optimizers[row].factor = optimizer.state, optimizer.factor
+            rows.optimizers[row].state = optimizer.state
 
     def get(self, row: int, networks: Sequence[tuple[FlatModel, Optimizer]], gradient_sum: Tensor | None) -> None:
         """Copy a row back into `networks`, and the sum of its student's gradients into `gradient_sum`."""
@@ -123,7 +125,7 @@ class Stack:
         """Return how many of a client's batches are full; full batches are trained on together with other clients."""
         return sum(len(index) == self.config.local.batch_size for index in batches.plan)
 
-    def train(self, batches: Sequence[Batches], precision: Precision) -> list[tuple[float, float]]:
+    def train(self, batches: Sequence[Batches], precision: Precision, rate: Rate) -> list[tuple[float, float]]:
         """Train the first rows, each on its batches, and return the mean losses of each.
 
         The rows must be in descending order of full batches, so that the rows with a batch left are always the first.
@@ -136,6 +138,10 @@ class Stack:
 
         def step(start: int, stop: int) -> None:
             parts = [batches[row].batch(done[row]) for row in range(start, stop)]
+            for row in range(start, stop):
+                factor = rate(done[row], len(batches[row]))
+                for rows in self._rows:
+                    rows.optimizers[row].factor = factor
             batch = {name: torch.stack([part[name] for part in parts]) for name in parts[0]} if parts[1:] else parts[0]
             totals[start:stop] += self._step(start, stop, batch, precision)
             for row in range(start, stop):
@@ -165,7 +171,8 @@ class Stack:
         for rows in self._rows:
             if self.config.optimizer.clip_norm:
                 clip_(rows.gradient[start:stop], self.config.optimizer.clip_norm)
-            rows.optimizers[0].step_all(rows.optimizers[start:stop])
+            for _, equal in groupby(rows.optimizers[start:stop], lambda optimizer: optimizer.factor):
+                rows.optimizers[0].step_all(list(equal))
         if self._gradient_sums is not None:
             self._gradient_sums[start:stop] += self._rows[1].gradient[start:stop]
         return torch.stack([loss.detach().float() for loss in own], -1)

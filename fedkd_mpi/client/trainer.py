@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,20 +15,20 @@ from torch import Tensor
 
 from fedkd_mpi.client.batches import Batches
 from fedkd_mpi.client.client import Client
-from fedkd_mpi.client.compiled import compiled
-from fedkd_mpi.client.optimizer import Optimizer, clip_, make_optimizer
+from fedkd_mpi.client.optimizer import Optimizer
+from fedkd_mpi.client.own_optimizer import optimizer_for
 from fedkd_mpi.client.scoring import Arrays, score
+from fedkd_mpi.client.steps import Steps
 from fedkd_mpi.common.torch_streams import torch_scope
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.errors import RunFault, UserError
-from fedkd_mpi.methods import Method, new_private, new_student, wants_start
+from fedkd_mpi.methods import Method, new_private, new_student
 from fedkd_mpi.models.flat import FlatModel
 from fedkd_mpi.tasks import Task
 
 if TYPE_CHECKING:
     from fedkd_mpi.client.stacked import Stack
 
-Losses = Callable[..., tuple[Tensor, Tensor, Tensor]]  # a method's loss, as it is or compiled
 PRIVATE = "private networks"  # the stream from which networks begin that take the place of every client's
 
 
@@ -62,14 +63,10 @@ class LocalTrainer:
         self.student = student
         if student:
             learning_rate = config.network(method.role).learning_rate
-            self.student_optimizer = make_optimizer(student.trainable, config.optimizer, learning_rate)
-            self._gradients = torch.zeros_like(student.trainable) if config.exchange == "gradient_sum" else None
-        self._wants_start = wants_start(method)
-        self._compiled = compiled(method.loss, device, task.input_shape) if config.compile else None
-        bfloat16 = config.precision == "bfloat16"
-        self._precision: Callable[[], AbstractContextManager[Any]] = lambda: (
-            torch.autocast(device.split(":")[0], torch.bfloat16) if bfloat16 else nullcontext()
-        )
+            self.student_optimizer = optimizer_for(student, config.optimizer, learning_rate)
+        sums = student is not None and config.exchange == "gradient_sum"
+        self._gradients = torch.zeros_like(student.trainable) if student and sums else None
+        self._steps = Steps(config, method, device, task.input_shape)
 
     def networks_for(self, client: int) -> FlatModel:
         """Select the private networks of this client's teacher architecture, built on first use, and return them."""
@@ -79,7 +76,7 @@ class LocalTrainer:
             with torch_scope(self.config.seed, PRIVATE), under_key(key):
                 network = FlatModel(new_private(self.config, self.method, kind), self.device, exchange_buffers=False)
             learning_rate = self.config.architectures[kind].learning_rate
-            self._privates[kind] = network, make_optimizer(network.trainable, self.config.optimizer, learning_rate)
+            self._privates[kind] = network, optimizer_for(network, self.config.optimizer, learning_rate)
         self.private, self.private_optimizer = self._privates[kind]
         return self.private
 
@@ -93,7 +90,7 @@ class LocalTrainer:
         kind = self.config.architecture(client.id)
         if kind not in self._stacks:
             self.networks_for(client.id)
-            self._stacks[kind] = Stack(self.config, self.method, self._in_training())
+            self._stacks[kind] = Stack(self.config, self.method, self.in_training())
             examples = self.task.prepare(self.arrays, client.train_indices[:2], self.device)
             self._stacks[kind].check(examples)
         return self._stacks[kind]
@@ -106,11 +103,11 @@ class LocalTrainer:
         """
         began = time.perf_counter()
         keep = self._keep(client)
-        self._load(client, student, round_index)
+        self._load(client, student)
         self.method.begin(round_index, self.device)
         batches = self._batches(client, round_index)
         with torch_scope(self.config.seed, "training", round_index, client.id, device=self.device):
-            losses = self._train(batches, client, student)
+            losses = self._steps.take(client, round_index, batches, self.in_training(), student, self._gradients)
         return self._conclude(client, round_index, student, losses, keep, began, evaluate)
 
     def train_stack(
@@ -124,14 +121,15 @@ class LocalTrainer:
         keeps = {client.id: self._keep(client) for client in clients}
         rows = sorted(clients, key=lambda client: -stack.full_batches(batches[client.id]))
         for row, client in enumerate(rows):
-            self._load(client, student, round_index)
-            stack.put(row, self._in_training())
-        losses = stack.train([batches[client.id] for client in rows], self._precision)
+            self._load(client, student)
+            stack.put(row, self.in_training())
+        rate = partial(self._steps.rates.factor, round_index)
+        losses = stack.train([batches[client.id] for client in rows], self._steps.precision, rate)
         shared = (time.perf_counter() - began) / len(clients)
         outcomes: dict[int, Trained] = {}
         for row, client in enumerate(rows):
             began = time.perf_counter() - shared
-            stack.get(row, self._in_training(), self._gradients if self.student else None)
+            stack.get(row, self.in_training(), self._gradients)
             try:
                 outcomes[client.id] = self._conclude(
                     client, round_index, student, losses[row], keeps[client.id], began, evaluate
@@ -147,7 +145,8 @@ class LocalTrainer:
             return np.zeros(self.task.sums)
         return score(self.task, self.private.module["teacher"], arrays, indices, self.device)
 
-    def _in_training(self) -> list[tuple[FlatModel, Optimizer]]:
+    def in_training(self) -> list[tuple[FlatModel, Optimizer]]:
+        """Return the private network of the client that is selected and, if there is one, the student."""
         own = [(self.private, self.private_optimizer)]
         return [*own, (self.student, self.student_optimizer)] if self.student else own
 
@@ -169,7 +168,7 @@ class LocalTrainer:
         self.private.load(client.tensors["private"])
         _take(self.private, client, "others.private")
 
-    def _load(self, client: Client, student: Tensor | None, round_index: int) -> None:
+    def _load(self, client: Client, student: Tensor | None) -> None:
         self._load_private(client)
         self.private_optimizer.state = client.part("optimizer.private.")
         if (self.student is None) != (student is None):
@@ -180,11 +179,9 @@ class LocalTrainer:
             if self.student.local_buffers is not None and "buffers" in client.tensors:
                 self.student.local_buffers.copy_(client.tensors["buffers"])
             self.student_optimizer.state = client.part("optimizer.student.")
-        for _, optimizer in self._in_training():
-            optimizer.factor = self.config.rate_factor(round_index)
 
     def _store(self, client: Client) -> None:
-        for name, (network, optimizer) in zip(("private", "student"), self._in_training(), strict=False):
+        for name, (network, optimizer) in zip(("private", "student"), self.in_training(), strict=False):
             network.gather()
             if network.others.numel():
                 client.tensors[f"others.{name}"] = network.others.clone()
@@ -192,43 +189,6 @@ class LocalTrainer:
         client.tensors["private"].copy_(self.private.state)
         if self.student and self.student.local_buffers is not None:
             client.tensors["buffers"] = self.student.local_buffers.clone()
-
-    def _train(self, batches: Batches, client: Client, start: Tensor | None) -> tuple[float, float]:
-        state, networks = client.part("method."), self._in_training()
-        also = self._global_student(start)
-        totals = torch.zeros(2, device=self.device)
-        if self.student and self._gradients is not None:
-            self._gradients.zero_()
-        for step in range(len(batches)):
-            batch = batches.batch(step)
-            for network, _ in networks:
-                network.zero_grad()
-            with self._precision():
-                full = len(batches.plan[step]) == self.config.local.batch_size
-                losses: Losses = self._compiled if self._compiled and full else self.method.loss
-                loss, *own = losses(self.private.module, self.student.module if self.student else None, batch, *also)
-            loss.backward()
-            if self.student and start is not None:
-                self.method.correct(self.student, start, state)
-            for network, optimizer in networks:
-                if self.config.optimizer.clip_norm:
-                    clip_(network.trainable_gradient, self.config.optimizer.clip_norm)
-                optimizer.step()
-            if self.student and self._gradients is not None:
-                self._gradients += self.student.trainable_gradient
-            totals += torch.stack([part.detach().float() for part in own])
-        if self.student and start is not None:
-            self.method.finish(self.student, start, state)
-        client.tensors.update({f"method.{name}": tensor for name, tensor in state.items()})
-        teacher_loss, student_loss = (totals / len(batches)).tolist()
-        return teacher_loss, student_loss
-
-    def _global_student(self, start: Tensor | None) -> tuple[dict[str, Tensor], ...]:
-        """Return the global student's tensors by name if the method's loss has a parameter for them."""
-        if not self._wants_start or self.student is None or start is None:
-            return ()
-        names = (layer.name for layer in self.student.layers)
-        return (dict(zip(names, self.student.views(start), strict=True)),)
 
     def _conclude(
         self,

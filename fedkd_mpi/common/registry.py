@@ -62,6 +62,14 @@ def require_known(name: str, known: Collection[str], key: str) -> None:
     raise UserError(f"{key}={name} is unknown; {hint} Name an own one as package.module:Name")
 
 
+def known_or_own(name: str, known: Sequence[str]) -> str:
+    """Return a name that is known or a dotted path; raises ValueError listing the known ones if it is neither."""
+    if name not in known and ":" not in name:
+        *others, last = (f"'{one}'" for one in known)
+        raise ValueError(f"must be {', '.join(others)} or {last}, or package.module:Name")
+    return name
+
+
 def nearest(word: str, known: Sequence[str]) -> str | None:
     """Return the known word most similar to a mistyped one, or None; keys are also compared by their last part."""
     match = difflib.get_close_matches(word, known, n=1, cutoff=0.6)

@@ -14,6 +14,7 @@ from fedkd_mpi.config import pairs
 from fedkd_mpi.config.codecs import CODECS
 from fedkd_mpi.config.methods import METHODS
 from fedkd_mpi.config.schema import Config
+from fedkd_mpi.config.training import SCHEDULES
 from fedkd_mpi.datasets import LOADERS
 from fedkd_mpi.datasets.options import OPTIONS
 from fedkd_mpi.datasets.own_options import OWN
@@ -53,6 +54,7 @@ def schema() -> Schema:
         (parts["NetworkConfig"]["properties"], "name", FAMILIES),
         (parts["CompressionConfig"]["properties"], "codec", CODECS),
         (parts["MethodConfig"]["properties"], "name", METHODS),
+        (parts["ScheduleConfig"]["properties"], "name", SCHEDULES),
     ):
         rest = {name: value for name, value in properties[key].items() if name not in ("pattern", "type")}
         properties[key] = {**rest, "anyOf": [{"enum": list(known)}, {"type": "string", "pattern": ":"}]}

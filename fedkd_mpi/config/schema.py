@@ -71,7 +71,9 @@ class Config(Section):
         1, ge=1, le=MANY, description="clients trained at once in a process as one stacked network; for small networks"
     )
     compile: bool = Field(False, description="local training through torch.compile; on GPUs, CUDA graphs")
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 = autocast in local training")
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="bfloat16, float16 = autocast in local training; float16 with loss scaling"
+    )
     threads_per_rank: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = Field(
         1, description="at most the cores of a node; auto = cores per rank of the node, on which bits then depend"
     )
@@ -143,6 +145,19 @@ class Config(Section):
             )
         if self.stack > self.num_clients:
             raise ValueError(f"stack ({self.stack}) must not exceed num_clients ({self.num_clients})")
+        together = {
+            "local.accumulate": self.local.accumulate > 1,
+            "precision=float16": self.precision == "float16",
+            f"optimizer.name={self.optimizer.name}": ":" in self.optimizer.name,
+        }
+        if self.stack > 1 and any(together.values()):
+            alone = next(key for key, chosen in together.items() if chosen)
+            raise ValueError(f"{alone} trains clients one at a time: set stack=1")
+        if self.precision == "float16" and (self.exchange == "gradient_sum" or self.method.name == "scaffold"):
+            raise ValueError(
+                "precision=float16 leaves steps out whose gradients overflow, which exchange=gradient_sum and"
+                " method=scaffold would count: set precision=bfloat16 or float32"
+            )
         if self.compile and self.stack > 1:
             raise ValueError("compile=true trains clients one at a time: set stack=1, or compile=false")
         if self.method.name == "centralized" and self.num_clients != 1:
@@ -202,10 +217,6 @@ class Config(Section):
         """
         share = round_index / max(self.rounds - 1, 1)
         return self.compression.t_start + (self.compression.t_end - self.compression.t_start) * share
-
-    def rate_factor(self, round_index: int) -> float:
-        """Return the factor on the learning rates of teacher and student in a round (0-based)."""
-        return self.schedule.factor(round_index, self.rounds)
 
     def to_yaml(self) -> str:
         """Return the resolved configuration as YAML text that load() reads back."""

@@ -149,6 +149,9 @@ class LocalConfig(Section):
     epochs: int | None = Field(None, ge=1, le=MANY, description="passes over the client's samples per round")
     steps: int | None = Field(None, ge=1, le=10**9, description="mini-batches per round, instead of epochs")
     batch_size: int = Field(32, ge=1, le=MANY, description="samples per mini-batch")
+    accumulate: int = Field(
+        1, ge=1, le=MANY, description="mini-batches per optimiser step, which is taken with their mean gradient"
+    )
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="share of each label that is spread over all classes, in training alone"
     )

@@ -40,6 +40,8 @@ def why_not(config: Config) -> str | None:
     """Return what ties the rounds of a run to their number, None where nothing does."""
     if config.schedule.name == "cosine":
         return "schedule.name=cosine spreads the fall of the learning rates over all rounds"
+    if ":" in config.schedule.name:
+        return f"schedule.name={config.schedule.name} is given the number of rounds"
     if config.method.name in ("local", "centralized"):
         return None
     settings = config.compression

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedkd_mpi.client.loss_scale import REMEMBERED
 from fedkd_mpi.common.remembered import Kind, Memory, fault, like, with_prefix
 from fedkd_mpi.errors import UserError, shown
 from fedkd_mpi.fault_tolerance.manifest import FILE, Manifest
@@ -62,6 +63,8 @@ def of_client(run: Simulation, client: int) -> Memory:
     for name, vector, optimizer in trained:
         kinds |= {f"others.{name}": like(vector.others)} if vector.others.numel() else {}
         kinds |= with_prefix(f"optimizer.{name}.", optimizer.remembers())
+    if run.config.precision == "float16":
+        kinds |= with_prefix("scaler.", REMEMBERED)
     codec = run.exchange.codec.sender_memory() if run.exchange else Memory({})
     return Memory(kinds | with_prefix("codec.", codec.tensors), codec.complete)
 
@@ -102,10 +105,18 @@ def _check_clients(run: Simulation, path: Path, clients: list[int], trained: set
             first = {name: kind for name, kind in memory.tensors.items() if name in ("private", "others.private")}
             memory = Memory(first)
         own = _under(saved, f"{client}/")
-        # A part that does not say what it remembers is a codec of the user's own: its names begin so.
-        known = {name: kind for name, kind in own.items() if memory.complete or not name.startswith("codec.")}
-        known |= {name: kind for name, kind in own.items() if name in memory.tensors}
+        known = {name: kind for name, kind in own.items() if name in memory.tensors or not _undeclared(run, name)}
         _require(path, fault(known, Memory(memory.tensors), f"{client}/", required=True))
+
+
+def _undeclared(run: Simulation, name: str) -> bool:
+    """Whether a user's own codec or optimiser, which need not say all that it remembers, may have such a tensor."""
+    if name.startswith("codec."):
+        return run.exchange is not None and not run.exchange.codec.sender_memory().complete
+    for network, optimizer in zip(("private", "student"), run.trainer.in_training(), strict=False):
+        if name.startswith(prefix := f"optimizer.{network}."):
+            return optimizer[1].admits(name.removeprefix(prefix))
+    return False
 
 
 def _kinds(path: Path) -> dict[str, Kind]:

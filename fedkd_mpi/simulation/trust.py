@@ -26,7 +26,8 @@ def own_parts(config: Config) -> dict[str, str]:
     named |= {f"evaluate.metrics.{index}": name for index, name in enumerate(config.evaluate.metrics)}
     named |= {f"{key}.name": getattr(config, key).name for key in ("teacher", "student") if getattr(config, key)}
     named |= {f"teachers.{index}.name": network.name for index, network in enumerate(config.teachers or [])}
-    return {key: name for key, name in named.items() if ":" in name}
+    named |= {"optimizer.name": config.optimizer.name, "schedule.name": config.schedule.name}
+    return {key: name for key, name in named.items() if ":" in name and not name.startswith("torch.optim:")}
 
 
 def again(path: Path, config: Config) -> str:

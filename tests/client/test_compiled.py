@@ -18,19 +18,24 @@ from fedkd_mpi.errors import UserError
 from fedkd_mpi.models.output import Texts
 from fedkd_mpi.run import main
 
+# What the default run does not have: several batches per step, rates over steps, an optimiser by its path, float16.
+CHOICES = ["local.accumulate=2", "schedule={name: cosine, every: step}", "precision=float16", "optimizer.momentum=0"]
+CHOICES += ["optimizer.name=torch.optim.SGD"]
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler: g++")
 no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 
 
 @needs_compiler
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=[pytest.mark.gpu, no_gpu])])
-def test_a_run_is_the_same_within_rounding(device: str):
-    shared = [*COMPILED["compiled"], "compression.codec=none"]
+@pytest.mark.parametrize("choices", [[], CHOICES], ids=["default", "choices"])
+def test_a_run_is_the_same_within_rounding(device: str, choices: list[str]):
+    shared = [*COMPILED["compiled"], "compression.codec=none", *choices]
     (plain, _), (other, log) = play(*shared, "compile=false"), play(*shared, f"device={device}")
     assert log["training"]["student_loss"].min() > 0
-    torch.testing.assert_close(other.exchange.replica.cpu(), plain.exchange.replica, rtol=1e-3, atol=1e-4)
+    tolerance = {"rtol": 0.05, "atol": 5e-3} if choices else {"rtol": 1e-3, "atol": 1e-4}
+    torch.testing.assert_close(other.exchange.replica.cpu(), plain.exchange.replica, **tolerance)
     for client, alone in zip(other.clients.values(), plain.clients.values(), strict=True):
-        torch.testing.assert_close(client.tensors["private"].cpu(), alone.tensors["private"], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(client.tensors["private"].cpu(), alone.tensors["private"], **tolerance)
 
 
 @needs_compiler

@@ -63,6 +63,16 @@ def test_whole_runs(case: str):
     torch.testing.assert_close(there.cpu(), here, rtol=0.02, atol=0.02 * float(here.abs().max()))
 
 
+def test_float16_scales_its_losses_and_remembers_the_scale():
+    choices = ["rounds=2", "precision=float16", "compression.codec=none", "optimizer.momentum=0"]
+    choices += ["optimizer.name=torch.optim.RAdam", "teacher.learning_rate=0.01", "student.learning_rate=0.01"]
+    run, again = (play(f"device={DEVICE}", *choices)[0] for _ in range(2))
+    assert torch.equal(run.exchange.replica, again.exchange.replica)
+    assert all(client.tensors["scaler.scale"] > 0 for client in run.clients.values())
+    here = play("device=cpu", *choices, "precision=float32")[0].exchange.replica
+    torch.testing.assert_close(run.exchange.replica.cpu(), here, rtol=0.05, atol=0.05 * float(here.abs().max()))
+
+
 def test_streams_key_the_device_and_put_it_back():
     def inside() -> torch.Tensor:
         with torch_scope(0, "training", 3, 1, device=DEVICE):

@@ -1,10 +1,12 @@
-"""Optimisers, schedules over rounds and label smoothing against a plain torch loop, and over processes and resumes."""
+"""Choices of the local training against a plain torch loop, and over processes and resumes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
+import own_optimizers
 import pytest
 import torch
 from mpirun import find, how_to_install, mpirun
@@ -17,9 +19,11 @@ from trainer import LocalSetup, make, named
 
 from fedkd_mpi import methods
 from fedkd_mpi.client.batches import batches
+from fedkd_mpi.client.rates import Rates
 from fedkd_mpi.common.random_streams import generator
 from fedkd_mpi.common.torch_streams import torch_scope
 from fedkd_mpi.config.load import load
+from fedkd_mpi.errors import UserError
 from fedkd_mpi.models.flat import FlatModel
 from fedkd_mpi.run import main
 
@@ -41,11 +45,20 @@ def constant(optimizer: Optimizer) -> lr_scheduler.LRScheduler:
     return lr_scheduler.ConstantLR(optimizer, 1.0)
 
 
-OPTIMIZERS = {
+BUILT_IN = {
     "name=sgd momentum=0.9 nesterov=true weight_decay=0.01": lambda p: SGD(p, 0.01, 0.9, 0, 0.01, nesterov=True),
     "name=adam momentum=0 betas=[0.5,0.75] eps=0.001": lambda p: Adam(p, 0.01, (0.5, 0.75), 0.001),
     "name=adamw momentum=0 weight_decay=0.1": lambda p: AdamW(p, 0.01, weight_decay=0.1),
 }
+BY_PATH = {
+    'name=torch.optim.RAdam options={"weight_decay":0.01}': lambda p: torch.optim.RAdam(p, 0.01, weight_decay=0.01),
+    "name=torch.optim.NAdam": lambda p: torch.optim.NAdam(p, 0.01),
+    "name=torch.optim.Adagrad": lambda p: torch.optim.Adagrad(p, 0.01),
+    "name=torch.optim.Adafactor": lambda p: torch.optim.Adafactor(p, 0.01),
+    "name=own_optimizers:Base": lambda p: own_optimizers.Base(p, 0.01),
+    'name=own_optimizers:Base options={"decay":0.5}': lambda p: own_optimizers.Base(p, 0.01, 0.5),
+}
+OPTIMIZERS = BUILT_IN | BY_PATH
 SCHEDULES: dict[str, Scheduler] = {
     "": constant,
     "warmup_rounds=3": warm(3, constant),
@@ -55,11 +68,55 @@ SCHEDULES: dict[str, Scheduler] = {
     "name=cosine minimum=0.25 warmup_rounds=1": warm(
         1, lambda o: lr_scheduler.CosineAnnealingLR(o, ROUNDS - 1, 0.0025)
     ),
+    "name=own_optimizers:triangle": lambda o: lr_scheduler.LambdaLR(o, lambda r: 1 - abs(2 * r / ROUNDS - 1)),
 }
-CASES = [
-    *((optimizer, "", 0.0) for optimizer in OPTIMIZERS),
-    *((next(iter(OPTIMIZERS)), schedule, 0.0) for schedule in SCHEDULES if schedule),
-    ("name=adamw momentum=0 weight_decay=0.1", "name=cosine minimum=0.25 warmup_rounds=1", 0.1),
+STEPS = 6  # of a client in a round: two epochs of batches of 8, 8 and 5 samples
+ALL = ROUNDS * STEPS
+OVER_STEPS: dict[str, Scheduler] = {
+    "warmup_steps=10": warm(10, constant),
+    "warmup_rounds=2 name=step step_steps=4 gamma=0.5": warm(12, lambda o: lr_scheduler.StepLR(o, 4, 0.5)),
+    "name=step step_rounds=2": lambda o: lr_scheduler.StepLR(o, 2 * STEPS, 0.1),
+    "name=cosine minimum=0.25 warmup_steps=7": warm(7, lambda o: lr_scheduler.CosineAnnealingLR(o, ALL - 7, 0.0025)),
+    "name=own_optimizers:triangle": lambda o: lr_scheduler.LambdaLR(o, lambda s: 1 - abs(2 * s / ALL - 1)),
+}
+
+
+class Case(NamedTuple):
+    """Choices of a local training; `times` is a factor on the loss."""
+
+    optimizer: str = next(iter(BUILT_IN))
+    schedule: str = ""
+    smoothing: float = 0.0
+    over_steps: bool = False
+    accumulate: int = 1
+    half: bool = False
+    times: float = 1.0
+
+    @property
+    def keys(self) -> list[str]:
+        every = f"every={'step' if self.over_steps else 'round'} {self.schedule}"
+        return [
+            *("teacher.learning_rate=0.01", "optimizer.clip_norm=null", "optimizer.momentum=0"),
+            *[*keys("optimizer", self.optimizer), *keys("schedule", every)],
+            *(f"local.label_smoothing={self.smoothing}", f"local.accumulate={self.accumulate}"),
+            f"precision={'float16' if self.half else 'float32'}",
+        ]
+
+    def scheduler(self, optimizer: Optimizer) -> lr_scheduler.LRScheduler:
+        return (OVER_STEPS if self.over_steps else SCHEDULES)[self.schedule](optimizer)
+
+
+STACKED = [
+    *(Case(optimizer) for optimizer in BUILT_IN),
+    *(Case(schedule=schedule) for schedule in SCHEDULES if schedule),
+    *(Case(schedule=schedule, over_steps=True) for schedule in OVER_STEPS),
+    Case("name=adamw momentum=0 weight_decay=0.1", "name=cosine minimum=0.25 warmup_rounds=1", 0.1),
+]
+ALONE = [
+    *(Case(optimizer) for optimizer in BY_PATH),
+    Case("name=torch.optim.NAdam", "name=cosine minimum=0.25 warmup_steps=7", over_steps=True),
+    *(Case(accumulate=count) for count in (2, 4, 100)),
+    *(Case(half=True), Case(half=True, times=1e4), Case("name=torch.optim.NAdam", half=True, accumulate=4)),
 ]
 
 
@@ -67,46 +124,103 @@ def keys(section: str, text: str) -> list[str]:
     return [f"{section}.{setting}" for setting in text.split()]
 
 
-def plain_loop(local: LocalSetup, client: int, case: tuple[str, str, float]) -> dict[str, torch.Tensor]:
+def plain_loop(local: LocalSetup, client: int, case: Case) -> dict[str, torch.Tensor]:
     """Train a client's teacher by torch's classes alone, and return its tensors by name."""
     with torch_scope(local.config.seed, "teacher", client):
         start = FlatModel(methods.build(local.config, local.task).private(), "cpu")
     truth = {name: tensor.clone().requires_grad_() for name, tensor in named(start, start.state).items()}
-    optimizer = OPTIMIZERS[case[0]](list(truth.values()))
-    scheduler = SCHEDULES[case[1]](optimizer)
+    optimizer = OPTIMIZERS[case.optimizer](list(truth.values()))
+    scheduler, scaler = case.scheduler(optimizer), torch.amp.GradScaler("cpu", enabled=case.half)
     arrays, indices = local.trainer.arrays, local.clients[client].train_indices
     x = (torch.from_numpy(arrays["x"][indices]).float() / 16 - 0.3) / 0.4
     y = torch.from_numpy(arrays["y"][indices])
     for round_index in range(ROUNDS):
-        for index in batches(len(y), local.config.local, generator(local.config.seed, "batches", round_index, client)):
+        order = generator(local.config.seed, "batches", round_index, client)
+        plan = list(batches(len(y), local.config.local, order))
+        for at in range(0, len(plan), case.accumulate):
             optimizer.zero_grad()
-            values = x[index].flatten(1)
-            for layer in ("layers.0", "layers.1", "layers.2"):
-                values = functional.linear(values, *(truth[f"teacher.{layer}.{part}"] for part in ("weight", "bias")))
-                values = values.relu()
-            logits = functional.linear(values, truth["teacher.head.weight"], truth["teacher.head.bias"])
-            nn.CrossEntropyLoss(label_smoothing=case[2])(logits, y[index]).backward()
-            optimizer.step()
-        scheduler.step()
+            part = plan[at : at + case.accumulate]
+            for index in part:
+                with torch.autocast("cpu", torch.float16, enabled=case.half):
+                    values = x[index].flatten(1)
+                    for layer in ("layers.0", "layers.1", "layers.2"):
+                        weight, bias = (truth[f"teacher.{layer}.{name}"] for name in ("weight", "bias"))
+                        values = functional.linear(values, weight, bias).relu()
+                    logits = functional.linear(values, truth["teacher.head.weight"], truth["teacher.head.bias"])
+                    loss = nn.CrossEntropyLoss(label_smoothing=case.smoothing)(logits, y[index]) * case.times
+                scaler.scale(loss / len(part)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            if case.over_steps:
+                scheduler.step()
+        if not case.over_steps:
+            scheduler.step()
+    if case.times > 1:
+        assert scaler.get_scale() < 2**16, "no step was left out"
     return truth
 
 
-@pytest.mark.parametrize("stacked", [False, True], ids=["alone", "stacked"])
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_local_training_is_the_plain_loop_of_torch(case: tuple[str, str, float], stacked: bool):
-    choices = [*keys("optimizer", case[0]), *keys("schedule", case[1]), f"local.label_smoothing={case[2]}"]
-    choices += ["teacher.learning_rate=0.01", "optimizer.clip_norm=null", f"stack={1 + 2 * stacked}"]
-    local = make("method=local", f"rounds={ROUNDS}", *choices)
+@pytest.mark.parametrize(
+    ("case", "stacked"),
+    [*((case, False) for case in STACKED + ALONE), *((case, True) for case in STACKED)],
+    ids=str,
+)
+def test_a_local_training_is_the_plain_loop_of_torch(case: Case, stacked: bool, monkeypatch: pytest.MonkeyPatch):
+    local = make("method=local", f"rounds={ROUNDS}", *case.keys, f"stack={1 + 2 * stacked}")
+    loss = local.task.loss
+    monkeypatch.setattr(local.task, "loss", lambda *of: loss(*of) * case.times)
     for round_index in range(ROUNDS):
         if stacked:
             local.trainer.train_stack(local.clients, round_index, None, evaluate=False)
         else:
+            local.train(0, round_index)  # whose networks and optimiser are the same
             local.train(1, round_index)
     truth = plain_loop(local, 1, case)
     found = local.private(1)
     assert found.keys() == truth.keys()
     for name, tensor in truth.items():
         torch.testing.assert_close(found[name], tensor.detach(), rtol=0, atol=3e-6, msg=name)
+
+
+@pytest.mark.parametrize("case", [case for case in ALONE if not case.over_steps], ids=str)
+def test_what_trains_clients_one_at_a_time_refuses_a_stack(case: Case):
+    with pytest.raises(UserError, match="trains clients one at a time: set stack=1"):
+        make("method=local", *case.keys, "stack=3")
+
+
+@pytest.mark.parametrize(
+    ("choice", "says"),
+    [
+        ("optimizer.name=torch.optim.LBFGS", "its step\\(\\) needs closure"),
+        ("optimizer.name=torch.optim.SparseAdam", "does not support dense gradients"),
+        ("optimizer.name=torch.optim.Muon", "Muon only supports 2D parameters"),
+        ("optimizer.name=torch.optim.RAdm", "cannot be loaded"),
+        ("optimizer.name=torch.optim.lr_scheduler", "is not a torch optimiser"),
+        ("optimizer={name: torch.optim.RAdam, options: {beta: 1}}", "unexpected keyword argument 'beta'"),
+        ("optimizer={name: torch.optim.RAdam, options: {betas: [2, 0]}}", "Invalid beta parameter"),
+        ("optimizer={name: torch.optim.RAdam, weight_decay: 1}", "weight_decay of .* belongs into optimizer.options"),
+        ("optimizer={name: sgd, options: {a: 1}}", "optimizer.options belongs to torch.optim.NAME"),
+        ("optimizer.name=own_optimizers:Listing", "keeps a list as .*/past"),
+        ("optimizer.name=own_optimizers:Restless", "changes its attribute steps"),
+        ("optimizer.name=own_optimizers:Replacing", "replaces the memory of .*: it must change its values in place"),
+        ("optimizer.name=own_optimizers:Apart", "keeps all in its state, which is no parameter"),
+        ("optimizer.name=own_optimizers:Broken", "a trial step: ZeroDivisionError: no such thing"),
+        ("optimizer.name=rmsprop", "must be 'sgd', 'adam' or 'adamw', or package.module:Name"),
+        ("schedule.name=linear", "must be 'constant', 'step' or 'cosine', or package.module:Name"),
+        ("schedule.name=own_optimizers:backwards", "returned -1.0 for step 0 of round 0"),
+        ("schedule.name=own_optimizers:nothing", "returned None"),
+        ("schedule.name=own_optimizers:Base", "function whose parameters begin round_index, rounds, step, steps"),
+        ("schedule={name: step, every: step}", "needs one of schedule.step_rounds and schedule.step_steps"),
+        ("schedule.warmup_steps=3", "schedule.warmup_steps needs schedule.every=step"),
+        ("schedule={every: step, warmup_steps: 3, warmup_rounds: 1}", "give one of schedule.warmup_rounds"),
+        ("schedule={name: own_optimizers:triangle, warmup_rounds: 1}", "a warm-up belongs into it"),
+        ("precision=float16 exchange=gradient_sum", "leaves steps out whose gradients overflow"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_name(choice: str, says: str):
+    with pytest.raises(UserError, match=says) as error:
+        make("optimizer.momentum=0", *choice.split(" ", 1 if "float16" in choice else 0))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -118,7 +232,8 @@ def test_the_factor_of_a_round_is_that_of_torchs_schedulers(schedule: str):
         expected.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    assert [0.01 * config.rate_factor(r) for r in range(ROUNDS)] == pytest.approx(expected, rel=1e-12)
+    rates = Rates(config)
+    assert [0.01 * rates.factor(r, 3, 7) for r in range(ROUNDS)] == pytest.approx(expected, rel=1e-12)
 
 
 TOGETHER = {
@@ -135,6 +250,11 @@ TOGETHER = {
         *["optimizer={name: adam}", "schedule.warmup_rounds=2"],
         *["server.optimizer=fedadagrad", "server.learning_rate=0.01"],
     ],
+    "by path, over steps, accumulated": [
+        *["optimizer={name: own_optimizers:Base, options: {decay: 0.5}}", "local.accumulate=2"],
+        *["schedule={name: own_optimizers:triangle, every: step}"],
+    ],
+    "by path, float16": ["optimizer.name=torch.optim.Adafactor", "optimizer.momentum=0", "precision=float16"],
 }
 
 

@@ -57,6 +57,11 @@ SETTINGS = [
     "schedule.warmup_rounds=2",
     "schedule.name=step schedule.step_rounds=3 schedule.gamma=0.5",
     "schedule.name=cosine schedule.minimum=0.125",
+    "schedule.every=step schedule.warmup_steps=5 schedule.name=step schedule.step_steps=7",
+    "schedule.name=mine:schedule",
+    "optimizer.name=mine:Optimizer optimizer.momentum=0.0",
+    "local.accumulate=4",
+    "precision=float16",
     "local.label_smoothing=0.125",
     "local.epochs=2",
     "local.epochs=null local.steps=9",
@@ -151,6 +156,7 @@ def test_the_settings_above_name_every_key():
         "student.features",
         "compression.options",
         "partition.options",
+        "optimizer.options",
     }
 
 
@@ -248,7 +254,7 @@ def test_a_configuration_is_frozen():
         ("optimizer.betas=[0.9,0.99]", "optimizer.betas belongs to optimizer.name=adam or adamw, not sgd"),
         ("optimizer.betas=[0.9,1.0] optimizer.name=adam optimizer.momentum=0", "optimizer.betas.1=1"),
         ("schedule.gamma=0.5", "schedule.gamma belongs to schedule.name=step, not constant"),
-        ("schedule.name=step", "schedule.name=step needs schedule.step_rounds"),
+        ("schedule.name=step", "schedule.name=step needs one of schedule.step_rounds and schedule.step_steps"),
         (
             "schedule.name=step schedule.step_rounds=2 schedule.minimum=0.1",
             "schedule.minimum belongs to schedule.name=cosine",

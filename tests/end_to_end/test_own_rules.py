@@ -40,7 +40,7 @@ def more(own: Path, text: str) -> None:
     (own / "more_rules.py").write_text(text)
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=["fednova", "ditto", "rules"])
+@pytest.mark.parametrize("words", COMMANDS, ids=["fednova", "ditto", "lion", "rules"])
 def test_the_commands_of_the_page_learn(command: Command, own: Path, words: list[str]):
     assert words[:4] == ["PYTHONPATH=.", "python", "-m", "fedkd_mpi.run"]
     code, out, err = command(*words[4:], "--output", "own.h5")
@@ -117,7 +117,7 @@ def test_rules_give_the_same_bits_on_any_number_of_processes(own: Path, monkeypa
         ("def f(labels, num_clients, rng, **keys): return keys['x']", "partition", "KeyError: "),
         ("class f:\n def score(s, o, b): pass\n def finish(s, x): pass", "evaluate.metrics", "f has no metrics"),
         (
-            "class f:\n metrics, sums = ('a', 'b'), 1\n def score(s, o, b): return [1]\n def finish(s, x): return {'a': 1}",
+            "class f:\n metrics, sums = 'ab', 1\n def score(s, o, b): return [1]\n def finish(s, x): return {'a': 1}",
             *("evaluate.metrics", "more_rules:f: finish() returns no b, which `metrics` declares; it returns a"),
         ),
         (

@@ -38,6 +38,7 @@ VARIANTS = {
     "buffers": [f"teacher={CNN}", f"student={CNN}", "server.buffers=local"],
     "control variates": ["method=scaffold", "compression.codec=none"],
     "own codec": ["compression.codec=remembering:Rounding"],
+    "own optimiser, float16": ["optimizer={name: own_optimizers:Base}", "precision=float16"],
 }
 # Kinds of tensors that each of them must have, so that none is left out unseen.
 MOMENTS = [f"client/optimizer.{network}.{key}" for network in ("private", "student") for key in ("exp_avg", "step")]
@@ -53,6 +54,15 @@ KINDS = {
     "buffers": ["client/buffers", "client/others.private", "client/others.student"],
     "control variates": ["client/method.control"],
     "own codec": ["replica", "client/private"],
+    "own optimiser, float16": [
+        *("client/scaler.scale", "client/scaler.growth_tracker"),
+        *(
+            f"client/optimizer.{of}/{key}"
+            for of in ("student.head.weight", "private.teacher.head.bias", "private.hidden_map.maps.0.weight")
+            for key in ("mean", "count:int")
+        ),
+        "client/optimizer.student.groups/0/travelled:float",
+    ],
 }
 
 Tensors = dict[str, np.ndarray]
@@ -112,6 +122,8 @@ def test_a_tensor_of_each_kind_is_refused_by_name_if_it_is_not_this_runs(name: s
             for fault in FAULTS:
                 if name == "own codec" and kind.startswith(("client/codec", "sender/")):
                     continue  # what it remembers only its author knows
+                if kind.endswith("/late") or ("/mean" in kind and fault is add):
+                    continue  # an optimiser may keep more of a parameter later than it says at first
                 forged = dict(whole)
                 named = fault(forged, key)
                 save_file(forged, path)
