@@ -60,6 +60,8 @@ def _forward(trainer: LocalTrainer, client: Client, key: str, model: nn.Module) 
             raise UserError(f"task={trainer.config.task}: loss() must return a tensor with one number")
         if own_scores:
             _score(trainer, output, batch)
+        if trainer.student and model is trainer.student.module:
+            trainer.method.examine(model, batch)
     except (UserError, MemoryError):
         raise
     except Exception as error:

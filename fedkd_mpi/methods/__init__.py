@@ -47,6 +47,9 @@ class Method:
         """Return a new student; only called if the method exchanges one."""
         return make_model(self.config, self.task, self.role)
 
+    def examine(self, student: nn.Module, batch: Examples) -> None:
+        """Check the student on a batch before the first round; raises UserError. The default accepts everything."""
+
     def remembers(self, student: FlatModel) -> dict[str, Kind]:
         """Return what `state` holds after finish(); nothing unless a method says so."""
         return {}

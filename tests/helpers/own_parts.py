@@ -61,3 +61,16 @@ class Wide(nn.Module):
     def forward(self, x):
         hidden = torch.tanh(self.first(x))
         return Output(self.last(hidden), (hidden,))
+
+
+class Normalised(nn.Module):
+    """A classifier that normalises its hidden units by a function."""
+
+    hidden_sizes = ()
+
+    def __init__(self, input_shape, num_classes):
+        super().__init__()
+        self.first, self.head = nn.Linear(int(np.prod(input_shape)), 8), nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        return Output(self.head(nn.functional.layer_norm(self.first(x.flatten(1)), (8,))))
