@@ -235,12 +235,13 @@ def room(folder: Path, needed: int) -> Finding:
     return Finding("disk", OK, text)
 
 
-def at_start(run: Simulation, folder: Path) -> list[Finding]:
-    """Return on rank 0 the errors of those checks that take no time. Collective."""
+def at_start(run: Simulation, folder: Path) -> list[str]:
+    """Return on rank 0 the errors of those checks that take no time, as lines for the user. Collective."""
     found = cores(run.world, run.config)
     if run.config.checkpoint.every or run.config.checkpoint.last:
         found.append(room(folder, checkpoint_bytes(run)))
-    return [finding for finding in found if finding.status == ERROR] if run.world.is_root else []
+    errors = [finding for finding in found if finding.status == ERROR] if run.world.is_root else []
+    return [f"{finding.status}: {finding.found}: {finding.remedy}" for finding in errors]
 
 
 def _everyone(world: World, own: Any) -> list[Any]:

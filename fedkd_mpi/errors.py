@@ -27,7 +27,7 @@ class UserError(Exception):
 class RunFault(Exception):
     """A fault during a run, with its location; exit code 1.
 
-    `round`, `client` and `layer` are None if they do not apply.
+    `round` (counted from 0, as in the log), `client` and `layer` are None if they do not apply.
     """
 
     def __init__(self, message: str, *, round: int | None = None, client: int | None = None, layer: str | None = None):
@@ -35,8 +35,9 @@ class RunFault(Exception):
         self.round, self.client, self.layer = round, client, layer
 
     def location(self) -> str:
-        """Return the known parts of the location, e.g. 'round 3, client 5, layer fc.weight'."""
-        parts = (("round", self.round), ("client", self.client), ("layer", self.layer))
+        """Return the known parts of the location, e.g. 'round 3, client 5, layer fc.weight'; rounds count from 1."""
+        number = None if self.round is None else self.round + 1
+        parts = (("round", number), ("client", self.client), ("layer", self.layer))
         return ", ".join(f"{name} {value}" for name, value in parts if value is not None)
 
 

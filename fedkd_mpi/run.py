@@ -15,13 +15,10 @@ if __name__ == "__main__":
 import argparse
 import os
 import sys
-import traceback
 from collections.abc import Sequence
-from contextlib import suppress
-from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import NoReturn
 
 from fedkd_mpi.common.command_line import add_json
 from fedkd_mpi.common.console import open_standard_streams, say
@@ -29,14 +26,10 @@ from fedkd_mpi.communication.launch import LaunchedParser, end_job_on_exceptions
 from fedkd_mpi.config import explain, pairs
 from fedkd_mpi.config import load as configuration
 from fedkd_mpi.config.schema import Config
-from fedkd_mpi.errors import RunFault, UserError, shown
+from fedkd_mpi.errors import UserError, shown
 
 if TYPE_CHECKING:
-    from fedkd_mpi.communication.world import World
-    from fedkd_mpi.costlog import Writer
-    from fedkd_mpi.fault_tolerance.log_lock import Lock
-    from fedkd_mpi.fault_tolerance.stopping import StopRequests
-    from fedkd_mpi.simulation.accounting import Accounting
+    pass
 
 EX_TEMPFAIL = 75  # exit code of a run that stopped early with a checkpoint and can be requeued
 
@@ -144,11 +137,6 @@ def check_names(chosen: argparse.Namespace) -> None:
             raise UserError(f"--{name} {shown(path)}: the name is too long: choose one of at most {LONGEST} bytes")
 
 
-def default_output(config: Config) -> Path:
-    """Return runs/<name>-<date>.h5 with the current time."""
-    return Path("runs") / f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}.h5"
-
-
 def started(config: Config, chosen: argparse.Namespace, mode: str) -> dict[str, str]:
     """Return what a process among others was started with, to compare; nothing for a process alone."""
     if launched()[1] == 1:
@@ -174,119 +162,28 @@ def dry_run(config: Config, chosen: argparse.Namespace) -> NoReturn:
 
 
 def run(config: Config, chosen: argparse.Namespace) -> int:
-    """Run or resume a simulation and return the exit code. Collective.
-
-    Without --output, rank 0 chooses a name that no other run uses.
-    """
+    """Run or resume a simulation and return the exit code. Collective."""
     from fedkd_mpi.communication.agreement import agreed
     from fedkd_mpi.communication.launch import install_excepthook, open_world
-    from fedkd_mpi.costlog.files import real
-    from fedkd_mpi.fault_tolerance.log_lock import Lock, reserve
-    from fedkd_mpi.fault_tolerance.stopping import StopRequests, slurm_end
+    from fedkd_mpi.doctor import at_start
+    from fedkd_mpi.fault_tolerance.stopping import slurm_end
+    from fedkd_mpi.simulation import lifecycle
 
     end = slurm_end() if launched()[0] == 0 else None  # starts a process, which is safer before MPI is initialised
-    given = chosen.resume or chosen.output
-    mode = "--resume" if chosen.resume else "a new run"
     try:
-        output = None if given is None else real(given)
+        start = lifecycle.Start.of(chosen.output, chosen.overwrite, chosen.resume, chosen.save_partition)
         world = open_world()
     except UserError as error:
         leave(2, f"fedkd_mpi: {error}")
-    install_excepthook(world, partial(describe, world))
-    if not agreed(world, started(config, chosen, mode)):
+    install_excepthook(world, partial(lifecycle.describe, world))
+    if not agreed(world, started(config, chosen, start.mode)):
         return 2
-    reserved = reserve(real(default_output(config))) if output is None and world.is_root else None
-    output = Path(world.from_root(str(reserved.log if reserved else output)))
-    with StopRequests(world, output, config.time_limit, end) as stop, reserved or Lock(output) as lock:
-        return play(config, world, stop, lock, output, chosen)
 
+    def refuse(error: UserError) -> None:
+        say(f"fedkd_mpi: {error}", error=True)
 
-def play(config: Config, world: World, stop: StopRequests, lock: Lock, output: Path, chosen: argparse.Namespace) -> int:
-    """Start or resume a run, run its rounds and return the exit code. Collective."""
-    from fedkd_mpi.communication.agreement import refuse
-    from fedkd_mpi.fault_tolerance.watchdog import Watchdog
-    from fedkd_mpi.simulation.boundary import Boundary
-
-    watchdog = Watchdog(world, config.watchdog)
-    world.on_fault = lambda _: lock.release()
-    from fedkd_mpi import costlog
-    from fedkd_mpi.simulation import session as sessions
-
-    try:
-        world.collectively(lambda: lock.take() if world.is_root else None)
-        if chosen.resume:
-            session = sessions.resume(config, world, output)
-        else:
-            session = sessions.begin(config, world, output, chosen.overwrite, chosen.save_partition)
-    except UserError as error:
-        code = refuse(world, error)
-        watchdog.stop()
-        return code
-    from fedkd_mpi.doctor import at_start
-    from fedkd_mpi.simulation.accounting import Accounting
-    from fedkd_mpi.simulation.progress import Progress, summary
-    from fedkd_mpi.simulation.rounds import simulate
-
-    writer, simulation = session.writer, session.simulation
-    progress = Progress(config, session.first)
-
-    def on_round(row: dict[str, Any]) -> None:
-        progress.round(row)
-        session.best.logged(row)
-
-    accounting = Accounting(simulation, writer, on_round)
-    world.on_fault = lambda _: _interrupt(writer, accounting, lock)
-    watchdog.on_warning = lambda text: _note(writer, world.status.round, text)
-    watchdog.on_abort = lambda: costlog.mark(output, "interrupted", {"started": session.started})
-    for finding in at_start(simulation, output.parent):
-        say(f"fedkd_mpi: {finding.status}: {finding.found}: {finding.remedy}", error=True)
-    boundary = Boundary(simulation, session.checkpoints, stop, session.saved, accounting.settle, session.best)
-    reason = simulate(simulation, accounting, boundary, session.first)
-    if writer:
-        progress.stop()
-        if reason:
-            say(f"fedkd_mpi: {stopped(writer, config, reason)}")
-        writer.finish("interrupted" if reason else "completed")
-        if not reason:
-            say(summary(output))
-    world.close()
-    watchdog.stop()
-    return EX_TEMPFAIL if reason else 0
-
-
-def stopped(writer: Writer, config: Config, reason: str) -> str:
-    """Log that a run stops early, and return the message for the user."""
-    from fedkd_mpi.simulation import trust
-
-    done = writer.rounds_completed
-    writer.event(max(done - 1, 0), None, "info", f"stopped after {done} rounds: {reason}")
-    again = trust.again(writer.path, config)
-    return f"stopped after {done} of {config.rounds} rounds with a checkpoint: {reason}; to continue: {again}"
-
-
-def describe(world: World, error: BaseException) -> str:
-    """Return the message for the error that ended a run: rank, host, location, and the trace of a programming error."""
-    where = f"rank {world.mpi_rank} on {world.hostname}"
-    if isinstance(error, RunFault):
-        return f"fedkd_mpi: {', '.join(filter(None, (where, error.location())))}: {error}"
-    return f"fedkd_mpi: {where}: {''.join(traceback.format_exception(error)).rstrip()}"
-
-
-def _interrupt(writer: Writer | None, accounting: Accounting, lock: Lock) -> None:
-    """Mark the log as interrupted and release the lock; errors are ignored, because the first fault is reported."""
-    if writer:
-        with suppress(RunFault):
-            accounting.settle()
-        with suppress(RunFault):
-            writer.finish("interrupted")
-    lock.release()
-
-
-def _note(writer: Writer | None, round_index: int, text: str) -> None:
-    """Log a warning of the watchdog, which was also printed; an error is ignored here and raised by the next round."""
-    if writer:
-        with suppress(RunFault):
-            writer.event(round_index, None, "warning", text)
+    ending = lifecycle.run(config, start, world, end, lifecycle.Callers(at_start, refuse))
+    return 2 if ending.error else EX_TEMPFAIL if ending.reason else 0
 
 
 if __name__ == "__main__":

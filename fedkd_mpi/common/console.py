@@ -62,22 +62,32 @@ def drawn(table: Any, width: int) -> str:
 class Lenient(io.TextIOBase):
     """stderr for libraries that print by themselves, such as rich; text that cannot be written is dropped."""
 
+    @property
+    def _stream(self) -> Any:
+        # While a live line is shown, rich replaces sys.stderr and keeps the stream itself under this name.
+        return getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """The encoding of stderr."""
+        return getattr(self._stream, "encoding", None) or "utf-8"
+
     def write(self, text: str) -> int:
         """Write to stderr if possible."""
-        if sys.stderr is not None:
+        if self._stream is not None:
             with suppress(OSError, ValueError):
-                sys.stderr.write(text)
+                self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
         """Flush stderr if possible."""
-        if sys.stderr is not None:
+        if self._stream is not None:
             with suppress(OSError, ValueError):
-                sys.stderr.flush()
+                self._stream.flush()
 
     def isatty(self) -> bool:
         """Whether stderr is a terminal."""
-        return sys.stderr is not None and sys.stderr.isatty()
+        return self._stream is not None and self._stream.isatty()
 
     def fileno(self) -> int:
         """Return the file descriptor of stderr."""

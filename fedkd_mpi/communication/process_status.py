@@ -11,7 +11,8 @@ from dataclasses import dataclass
 class ProcessStatus:
     """The round, phase and client that a process works on, and whether it waits for others.
 
-    `arrived` is the number of collectives that it has entered; `waiting` is above 0 while it waits for other processes.
+    Rounds count from 0, and from 1 in text. `arrived` is the number of collectives that it has entered. `waiting` is
+    above 0 while it waits for other processes. `trained` is the number of clients that it has trained in this round.
     """
 
     round: int = 0
@@ -19,9 +20,12 @@ class ProcessStatus:
     client: int | None = None
     arrived: int = 0
     waiting: int = 0
+    trained: int = 0
 
     def at(self, round: int, phase: str, client: int | None = None) -> None:
         """Set round, phase and client."""
+        if round != self.round:
+            self.trained = 0
         self.round, self.phase, self.client = round, phase, client
 
     @contextmanager
@@ -42,4 +46,4 @@ class ProcessStatus:
 
     def __str__(self) -> str:
         client = "" if self.client is None else f", client {self.client}"
-        return f"round {self.round}, {self.phase}{client}"
+        return f"round {self.round + 1}, {self.phase}{client}"

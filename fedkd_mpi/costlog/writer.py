@@ -158,7 +158,7 @@ class Writer:
                 "rounds": self._checked("rounds", _row(rounds), 1),
             }
             _check_sums(number, rows)
-            self._write(f"round {number}", number, "rounds", rows)
+            self._write(f"round {number + 1}", number, "rounds", rows)
             self.rounds_completed += 1
             self._next = number + 1
 
@@ -297,4 +297,4 @@ def _check_sums(number: int, rows: files.Tables) -> None:
         "rounds/uplink_header_bytes": rounds["uplink_header_bytes"][0] == uplink["header_bytes"].sum(),
     }
     if wrong := [name for name, good in agree.items() if not good]:
-        raise RunFault(f"round {number} is not logged: {', '.join(wrong)} is not the sum of its parts", round=number)
+        raise RunFault(f"round {number + 1} is not logged: {', '.join(wrong)}: not the sum of its parts", round=number)

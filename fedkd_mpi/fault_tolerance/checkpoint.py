@@ -135,7 +135,7 @@ class Checkpoints:
                 return manifest, refused
             refused.append(error)
         if refused:
-            raise UserError(f"{'; '.join(refused)}; remove {self.folder} to start again from round 0")
+            raise UserError(f"{'; '.join(refused)}; remove {self.folder} to start again from round 1")
         return None, []
 
     def _check(self, manifest: Manifest, limit: int, trained: set[int]) -> None:

@@ -7,13 +7,15 @@ import shutil
 import signal
 import subprocess
 import time
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedkd_mpi.fault_tolerance import early_signals
+from fedkd_mpi.fault_tolerance.stop_notice import StopNotice
 
 if TYPE_CHECKING:
     from fedkd_mpi.communication.world import World
@@ -31,12 +33,15 @@ class StopRequests:
     first round then, because otherwise a run with a time limit shorter than the warning would make no progress. The
     file <log>.stop means the same without a signal, which would kill processes that do not listen yet; rank 0 of a run
     whose rounds have begun removes it at the end. `time_limit` is in seconds from now, `slurm_end` in seconds since
-    1970.
+    1970. `notice` returns on rank 0 what the user needs if the run is ended before it can stop: it is written when the
+    first signal arrives.
     """
 
     def __init__(self, world: World, log: Path, time_limit: float | None, slurm_end: float | None = None):
         self.world, self.file, self.own = world, log.parent / STOP, Path(f"{log}.stop")
         self.heard: str | None = None
+        self.notice: Callable[[], str] | None = None
+        self._told = StopNotice(early_signals.SIGNALS, self._tell) if world.is_root else nullcontext()
         self._begun = self._interrupted = self._warned = False  # _warned: only SIGUSR1 has been received so far
         limits = [] if time_limit is None else [(time.time() + time_limit, f"time_limit ({time_limit:.0f} s)")]
         if slurm_end is not None:
@@ -49,9 +54,11 @@ class StopRequests:
             self._note(number, None)
         self._before = [(number, signal.signal(number, self._note)) for number in early_signals.obeyed()]
         signal.pthread_sigmask(signal.SIG_UNBLOCK, early_signals.SIGNALS)  # the mask may be inherited from a launcher
+        self._told.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: Any) -> None:
+        self._told.__exit__(*error)
         for number, handler in self._before:
             signal.signal(number, handler)
         if signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:  # it may arrive while a completed run ends
@@ -74,6 +81,13 @@ class StopRequests:
         if self._limit and seconds_needed and time.time() + seconds_needed > self._limit[0]:
             return f"another round would not end before {self._limit[1]}"
         return None
+
+    def _tell(self, name: str) -> str:
+        if self.notice is None:
+            return ""
+        sooner = ", if mpirun does not end it sooner" if "OMPI_COMM_WORLD_SIZE" in os.environ else ""
+        again = "; a second SIGINT ends it at once" if name == "SIGINT" else ""
+        return f"fedkd_mpi: {name}: the run stops after this round with a checkpoint{sooner}{again}\n{self.notice()}"
 
     def _note(self, number: int, _: FrameType | None) -> None:
         where = f"rank {self.world.mpi_rank} on {self.world.hostname}"

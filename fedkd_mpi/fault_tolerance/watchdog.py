@@ -86,6 +86,13 @@ class Watchdog:
                 self._socket.sendto(b"", (self._host, self._socket.getsockname()[1]))
             self._thread.join(ENDING)
 
+    def trained(self, round_index: int) -> int:
+        """Return on rank 0 how many clients the other processes have trained in a round, as they said last."""
+        if self._thread is None:
+            return 0
+        others = [seen.status for seen in self._seen[1:]]
+        return sum(status.trained for status in others if status.round == round_index)
+
     def _find_observers(self) -> list[tuple[str, int]]:
         """Return the observers' addresses. Collective."""
         ports = self.world.allgather(np.array([self._socket.getsockname()[1]])).view(np.int64)[:, 0]
@@ -109,7 +116,7 @@ class Watchdog:
 
     def _send(self) -> None:
         status = self.world.status
-        state = [status.round, status.phase, status.client, status.arrived, status.waiting]
+        state = [status.round, status.phase, status.client, status.arrived, status.waiting, status.trained]
         self._number += 1
         body = json.dumps([self.world.mpi_rank, self._number, os.getpid(), state]).encode()
         datagram = datagrams.sign(self.world.key, body)
@@ -191,12 +198,12 @@ class Watchdog:
 def _parse(body: bytes | None, world_size: int) -> tuple[int, int, int, ProcessStatus] | None:
     """Return rank, number, process id and status from a datagram of this run, or None if it is invalid."""
     try:
-        rank, number, pid, (round_index, phase, client, arrived, waiting) = json.loads(body or b"")
+        rank, number, pid, (round_index, phase, client, arrived, waiting, trained) = json.loads(body or b"")
     except (ValueError, TypeError, RecursionError):
         return None
-    numbers = (rank, number, pid, round_index, arrived, waiting, 0 if client is None else client)
+    numbers = (rank, number, pid, round_index, arrived, waiting, trained, 0 if client is None else client)
     if any(type(each) is not int or not 0 <= each < 2**62 for each in numbers) or rank >= world_size:
         return None
     if not isinstance(phase, str) or len(phase) > LONGEST_PHASE:
         return None
-    return rank, number, pid, ProcessStatus(round_index, phase, client, arrived, waiting)
+    return rank, number, pid, ProcessStatus(round_index, phase, client, arrived, waiting, trained)

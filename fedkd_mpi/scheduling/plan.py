@@ -51,7 +51,7 @@ class Plan:
             found = []
         if len(set(found)) != size or len(found) != size or not 0 <= found[0] <= found[-1] < config.num_clients:
             raise UserError(
-                f"sampler={config.sampler} returned {shown(chosen)} for round {round_index}: it must return {size}"
+                f"sampler={config.sampler} returned {shown(chosen)} for round {round_index + 1}: it must return {size}"
                 f" different clients from 0 to {config.num_clients - 1}"
             )
         return found
@@ -64,7 +64,9 @@ class Plan:
         key, name, ends = "compression.schedule", config.compression.schedule, config.compression
         value = _called(key, name, self._schedule, round_index, config.rounds, ends.t_start, ends.t_end)
         if not isinstance(value, (int, float)) or not math.isfinite(value) or not 0 < value <= 1:
-            raise UserError(f"{key}={name} returned {shown(value)} for round {round_index}: it must return T in (0, 1]")
+            raise UserError(
+                f"{key}={name} returned {shown(value)} for round {round_index + 1}: it must return T in (0, 1]"
+            )
         return float(value)
 
 

@@ -66,7 +66,7 @@ class Boundary:
     def _save(self, done: int) -> None:
         began = time.monotonic()
         self.settle()
-        self.run.world.status.at(done, "writing the checkpoint")
+        self.run.world.status.at(max(done - 1, 0), "writing the checkpoint")
         self.checkpoints.save(shards(self.run), done, about(self.run))
         self.saved = done
         seconds = time.monotonic() - began

@@ -129,6 +129,7 @@ def train(run: Simulation, this: Round, clients: Sequence[Client]) -> list[Train
                 outcomes = [run.trainer.train(first, this.index, replica, evaluate=this.evaluated)]
             except RunFault as fault:
                 outcomes = [fault]
+    run.world.status.trained += len(clients)
     for outcome in outcomes:
         if isinstance(outcome, RunFault) and run.config.on_nonfinite == "abort":
             raise outcome

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedkd_mpi import __version__, costlog
-from fedkd_mpi.common.console import say
 from fedkd_mpi.communication.world import SingleProcessWorld, World
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.datasets import partition_file
@@ -37,7 +36,7 @@ class Session:
     """A run that is ready to start with round `first`; `writer` is None except on rank 0.
 
     `started` is when the run first started, `best` keeps the networks of its best round, `saved` is the number of
-    rounds in the newest checkpoint, None without a checkpoint.
+    rounds in the newest checkpoint, None without a checkpoint. `notes` say on rank 0 where a run continues.
     """
 
     simulation: Simulation
@@ -47,6 +46,7 @@ class Session:
     best: BestRound
     first: int = 0
     saved: int | None = None
+    notes: Sequence[str] = ()
 
 
 def begin(config: Config, world: World, output: Path, overwrite: bool, save_partition: Path | None = None) -> Session:
@@ -112,18 +112,19 @@ def resume(config: Config, world: World, output: Path) -> Session:
     first = manifest.rounds if manifest else 0
     where = {"mpi_library": world.library, "hostnames": world.hostnames, **longer(output, attrs, config.rounds)}
 
+    notes: list[str] = []
+
     def reopen() -> costlog.Writer:
         writer = costlog.Writer.resume(output, first, world_size=world.world_size, attrs=where)
-        announce(writer, simulation, manifest, refused, logged)
+        notes.extend(announce(writer, simulation, manifest, refused, logged))
         return writer
 
     writer = world.collectively(lambda: reopen() if world.is_root else None)
     with costlog.open(output, sums=False) if world.is_root else nullcontext() as log:
         scores = log["rounds"][column(simulation)].tolist() if log else []
     best = BestRound(simulation, Checkpoints(output, owner, SingleProcessWorld()), checkpoints, scores)
-    return Session(
-        simulation, writer, checkpoints, attrs["started"], best, first, manifest.rounds if manifest else None
-    )
+    saved = manifest.rounds if manifest else None
+    return Session(simulation, writer, checkpoints, attrs["started"], best, first, saved, notes)
 
 
 def longer(output: Path, attrs: Mapping[str, Any], rounds: int) -> dict[str, str]:
@@ -137,19 +138,21 @@ def longer(output: Path, attrs: Mapping[str, Any], rounds: int) -> dict[str, str
 
 def announce(
     writer: costlog.Writer, run: Simulation, manifest: Manifest | None, refused: list[str], logged: int
-) -> None:
-    """Report on the console and in the log where a run continues, and which checkpoints could not be used.
+) -> Iterator[str]:
+    """Log where a run continues and which checkpoints could not be used, and yield the same for the console.
 
     `refused` are the messages of those checkpoints, `logged` is the number of rounds in the log.
     """
     first = manifest.rounds if manifest else 0
     origin = manifest.folder.name if manifest else "the start (there is no checkpoint)"
-    text = f"continues with round {first} of {run.config.rounds} from {origin} on {run.world.world_size} process(es)"
+    text = (
+        f"continues with round {first + 1} of {run.config.rounds} from {origin} on {run.world.world_size} process(es)"
+    )
     if logged > first:
         text += f"; the log's {logged - first} later round(s) are run again"
     for level, message in [*(("warning", reason) for reason in refused), ("info", text)]:
-        say(f"fedkd_mpi: {message}")
         writer.event(max(first - 1, 0), None, level, message)
+        yield message
 
 
 def build(config: Config, world: World) -> Simulation:

@@ -97,7 +97,7 @@ def test_what_is_not_finite_is_named(overrides: list[str], message: str, layer: 
     before = local.replica.clone()
     with pytest.raises(RunFault) as caught:
         local.train(2, 3)
-    assert (str(caught.value), caught.value.location()) == (message, f"round 3, client 2, layer {layer}")
+    assert (str(caught.value), caught.value.location()) == (message, f"round 4, client 2, layer {layer}")
     assert torch.equal(local.replica, before)
 
 

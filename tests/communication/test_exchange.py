@@ -136,11 +136,11 @@ def damaged(what: str) -> Message:
 def test_damage_names_round_and_sender(what: str, layers: int, reason: str):
     with pytest.raises(RunFault, match=f"damaged message: .*{reason}") as caught:
         damaged(what).records(layers)
-    assert caught.value.location() == "round 2, client 5"
+    assert caught.value.location() == "round 3, client 5"
     server = make_message(2, SERVER, 0, records(1))
     with pytest.raises(RunFault, match="damaged message") as caught:
         server.records(LAYERS + 1)
-    assert caught.value.location() == "round 2"
+    assert caught.value.location() == "round 3"
 
 
 @pytest.mark.mpi

@@ -142,7 +142,7 @@ def test_the_log_refuses_sums_that_do_not_agree(path):
         for table, column, name in ((0, "uplink_bytes", "rounds/uplink_bytes"), (2, "bytes", "downlink/bytes")):
             parts = logs.make_round(0)
             parts[table][column] = parts[table][column] + 1
-            with pytest.raises(RunFault, match=f"round 0 .*{name} is not the sum"):
+            with pytest.raises(RunFault, match=f"round 1 .*{name}: not the sum"):
                 writer.append_round(*parts)
         writer.append_round(*logs.make_round(0))
     assert_same(costlog.read(path), logs.expect(range(1)))
@@ -353,7 +353,7 @@ def assert_full(path: Path, out: str, errors: str, reason: str) -> None:
     number = len(rounds)
     assert (
         fault == (f"cannot write an event to the log {path}: {reason}; the {number} earlier rounds are safe")
-        or fault == f"cannot write round {number} to the log {path}: {reason}; the {number} earlier rounds are safe"
+        or fault == f"cannot write round {number + 1} to the log {path}: {reason}; the {number} earlier rounds are safe"
     )
     assert errors == ""  # HDF5 left alone with a full disk prints pages and crashes at exit
     assert number > 10

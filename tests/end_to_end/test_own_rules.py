@@ -102,7 +102,7 @@ def test_rules_give_the_same_bits_on_any_number_of_processes(own: Path, monkeypa
 @pytest.mark.parametrize(
     ("text", "key", "says"),
     [
-        ("def f(rng, round_index, samples, size): return [0, 0, 1]", "sampler", "returned [0, 0, 1] for round 0"),
+        ("def f(rng, round_index, samples, size): return [0, 0, 1]", "sampler", "returned [0, 0, 1] for round 1"),
         ("def f(rng, round_index, samples, size): return [4, 5, 6]", "sampler", "3 different clients from 0 to 4"),
         ("def f(rng, round_index, samples, size): return None", "sampler", "returned None"),
         ("def f(rng, round_index, samples, size): return 1 / 0", "sampler", "ZeroDivisionError: "),

@@ -115,7 +115,7 @@ def test_without_a_checkpoint_it_begins_anew(whole: Path, tmp_path: Path, capsys
             file.unlink()
         folder.rmdir()
     assert resume(log, FOREVER) == 0
-    assert "round 0 of 5 from the start" in capsys.readouterr().out
+    assert "round 1 of 5 from the start" in capsys.readouterr().out
     assert_same_run(whole, log)
 
 
@@ -169,7 +169,7 @@ def test_a_damaged_or_foreign_one_is_named_and_the_one_before_is_used(
     shown = capsys.readouterr().out
     assert str(file) in shown
     assert words in shown
-    assert "continues with round 3 of 5 from round-000003" in shown
+    assert "continues with round 4 of 5 from round-000003" in shown
     assert_same_run(whole, stopped)
     assert any(name in message for message in costlog.read(stopped)["events"]["message"])
 

@@ -118,7 +118,7 @@ def test_a_link_and_a_linked_folder_lead_to_the_log(log: Path, tmp_path: Path, c
     for name, rounds in ((link, 1), (folder / "x.h5", 2)):
         capsys.readouterr()
         assert main(["--resume", str(name), "--trust-log", ONE_ROUND]) == 75
-        assert f"continues with round {rounds} of 4 from round-{rounds:06d}" in capsys.readouterr().out
+        assert f"continues with round {rounds + 1} of 4 from round-{rounds:06d}" in capsys.readouterr().out
     assert link.is_symlink()
     assert {path.name for path in tmp_path.iterdir()} == {"run", "latest.h5", "linked"}
 

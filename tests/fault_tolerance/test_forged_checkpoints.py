@@ -159,7 +159,7 @@ def test_the_checkpoint_before_is_used_and_without_one_the_run_is_refused(
     assert main(["--resume", str(stopped), "--trust-log", ONE_ROUND]) == 75
     shown = capsys.readouterr().out
     assert f"contains the tensor {key} as float32 [" in shown
-    assert "continues with round 1 of 3 from round-000001" in shown
+    assert "continues with round 2 of 3 from round-000001" in shown
     for folder in checkpoints(stopped):
         forge(folder)
     assert before in checkpoints(stopped)

@@ -114,7 +114,7 @@ def test_native_code_that_holds_the_interpreter_is_named(
 ) -> None:
     job = hung(mpi_vendor)["native"]
     assert job.code != 0
-    assert re.search(r"warning: rank 1 on .*has not arrived, for \d+ s in round 200, training, client 7", job.text)
+    assert re.search(r"warning: rank 1 on .*has not arrived, for \d+ s in round 201, training, client 7", job.text)
     assert not job.left
 
 
@@ -174,10 +174,10 @@ def test_who_is_missing(places: list[ProcessStatus], idle: list[float], missing:
         "[]",
         "[" * 900,
         "[1, 2, 3]",
-        '[9, 1, [0, "a", null, 0, 0]]',
-        '[-1, 1, [0, "a", null, 0, 0]]',
-        '[1.5, 1, [0, "a", null, 0, 0]]',
-        "[1, 1, [0, {}, null, 0, 0]]",
+        '[9, 1, [0, "a", null, 0, 0, 0]]',
+        '[-1, 1, [0, "a", null, 0, 0, 0]]',
+        '[1.5, 1, [0, "a", null, 0, 0, 0]]',
+        "[1, 1, [0, {}, null, 0, 0, 0]]",
         "\xff",
     ],
 )
@@ -219,7 +219,7 @@ def test_the_thread_goes_on_whatever_arrives_and_old_datagrams_say_nothing():
         sender.sendto(datagram, ("127.0.0.1", port))
 
     def body(number: int, pid: int) -> bytes:
-        return json.dumps([1, number, pid, [4, "train", None, 5, 1]]).encode()
+        return json.dumps([1, number, pid, [4, "train", None, 5, 1, 3]]).encode()
 
     for junk in (b"", b"x" * 5000, b"{}", sign(bytes(32), b"[" * 900), sign(b"another key", body(9, 666))):
         tell(junk)
@@ -231,14 +231,15 @@ def test_the_thread_goes_on_whatever_arrives_and_old_datagrams_say_nothing():
     tell(sign(world.key, body(8, 80)))
     while seen.number < 8 and time.monotonic() - began < 60:
         time.sleep(0.01)
+    assert [watchdog.trained(round_index) for round_index in (3, 4)] == [0, 3]
     watchdog.stop()
     sender.close()
-    assert (seen.number, seen.pid, seen.status) == (8, 80, ProcessStatus(4, "train", None, 5, 1))
+    assert (seen.number, seen.pid, seen.status) == (8, 80, ProcessStatus(4, "train", None, 5, 1, 3))
 
 
 def test_a_datagram_of_the_run_is_understood():
-    body = b'[2, 9, 7, [4, "train", null, 5, 1]]'
-    assert _parse(body, 3) == (2, 9, 7, ProcessStatus(4, "train", None, 5, 1))
+    body = b'[2, 9, 7, [4, "train", null, 5, 1, 3]]'
+    assert _parse(body, 3) == (2, 9, 7, ProcessStatus(4, "train", None, 5, 1, 3))
     assert _parse(body, 2) is None
 
 

@@ -154,7 +154,7 @@ def test_the_layer_that_is_not_finite_is_named(bad: float):
     network.views(flat)[4][2, 7] = bad
     with pytest.raises(RunFault, match="the student is not finite") as caught:
         network.require_finite(flat, "student", 3, 5)
-    assert caught.value.location() == "round 3, client 5, layer 4.weight"
+    assert caught.value.location() == "round 4, client 5, layer 4.weight"
 
 
 def test_a_module_without_buffers_has_no_local_ones():

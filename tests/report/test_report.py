@@ -29,7 +29,7 @@ from fedkd_mpi.report.follow import follow
 from fedkd_mpi.report.runs import Run, Target
 from fedkd_mpi.run import main as run_main
 from fedkd_mpi.simulation import accounting
-from fedkd_mpi.simulation.progress import summary
+from fedkd_mpi.simulation.summary import summary
 
 
 def as_json(capsys: pytest.CaptureFixture, *arguments: str | Path) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def test_a_fault_in_somebody_elses_client_is_told_once_with_its_place(mpi_vendor
     done = mpirun(3, *one_after_another(*runs), mpi=mpi_vendor, cwd=tmp_path, timeout=200)
     assert done.returncode == 1, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("fedkd_mpi:")]
-    assert "round 0, client 2, layer teacher.layers.0.weight" in line
+    assert "round 1, client 2, layer teacher.layers.0.weight" in line
     log = costlog.read(tmp_path / "0.h5")
     assert log["attrs"]["status"] == "completed"
     assert log["rounds"]["skipped_clients"].tolist() == [1, 1, 1]

@@ -128,7 +128,7 @@ def test_fault_8_what_is_not_finite_is_named_before_anything_is_factored(monkeyp
     monkeypatch.setattr(Svd, "encode", checked)
     with pytest.raises(RunFault, match="not finite") as caught:
         play("num_clients=4", "task=worker_parts:Poisoned", f"compression.codec={codec}")
-    assert caught.value.location() == "round 0, client 2, layer teacher.layers.0.weight"
+    assert caught.value.location() == "round 1, client 2, layer teacher.layers.0.weight"
 
 
 @pytest.mark.parametrize("t_start", [0.2, 0.95])

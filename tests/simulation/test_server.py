@@ -118,7 +118,7 @@ def test_a_record_that_does_not_fit_names_client_and_layer():
     records[2] = Record(records[2].encoding, -1, records[2].data[4:])
     with pytest.raises(RunFault, match=r"uplink message: layer 1.weight: 236 bytes instead of 240") as caught:
         server.aggregate(ROUND, [(header, records)])
-    assert caught.value.location() == "round 4, client 6"
+    assert caught.value.location() == "round 5, client 6"
 
 
 def test_finite_updates_whose_sum_is_not_are_caught_before_the_factorisation():
@@ -129,7 +129,7 @@ def test_finite_updates_whose_sum_is_not_are_caught_before_the_factorisation():
     mean = server.aggregate(ROUND, [message(server, client, 1, update) for client, update in enumerate(sent)])
     with pytest.raises(RunFault, match="mean of the updates is not finite") as caught:
         server.encode(ROUND, mean, 0.95)
-    assert caught.value.location() == "round 4, layer 1.weight"
+    assert caught.value.location() == "round 5, layer 1.weight"
 
 
 def test_the_downlink_is_cut_a_second_time():
