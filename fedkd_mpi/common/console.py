@@ -60,38 +60,47 @@ def drawn(table: Any, width: int) -> str:
 
 
 class Lenient(io.TextIOBase):
-    """stderr for libraries that print by themselves, such as rich; text that cannot be written is dropped."""
+    """A stream for libraries that print by themselves, such as rich; text that cannot be written is dropped.
+
+    It is stderr if no stream is given.
+    """
+
+    def __init__(self, stream: TextIO | None = None):
+        super().__init__()
+        self._given = stream
 
     @property
     def _stream(self) -> Any:
+        if self._given:
+            return self._given
         # While a live line is shown, rich replaces sys.stderr and keeps the stream itself under this name.
         return getattr(sys.stderr, "rich_proxied_file", sys.stderr)
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """The encoding of stderr."""
+        """The encoding of the stream."""
         return getattr(self._stream, "encoding", None) or "utf-8"
 
     def write(self, text: str) -> int:
-        """Write to stderr if possible."""
+        """Write to the stream if possible."""
         if self._stream is not None:
             with suppress(OSError, ValueError):
                 self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush stderr if possible."""
+        """Flush the stream if possible."""
         if self._stream is not None:
             with suppress(OSError, ValueError):
                 self._stream.flush()
 
     def isatty(self) -> bool:
-        """Whether stderr is a terminal."""
+        """Whether the stream is a terminal."""
         return self._stream is not None and self._stream.isatty()
 
     def fileno(self) -> int:
-        """Return the file descriptor of stderr."""
-        return 2
+        """Return the file descriptor of the stream."""
+        return self._given.fileno() if self._given else 2
 
 
 def open_standard_streams() -> None:

@@ -2,7 +2,8 @@
 
 A launcher reads what a rank prints through a pipe and prints it on. Open MPI gives each rank a pseudo-terminal as
 stdout, whatever its own stdout is; MPICH gives pipes. So a rank's own streams say nothing about the terminal. The
-launcher's stderr does, which Linux shows in /proc if the launcher is on the same machine.
+launcher's stderr does, which Linux shows in /proc if the launcher is on the same machine. A live line is written there
+directly, because Open MPI passes on whole lines only.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import os
 import re
 import shutil
 import sys
+import termios
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedkd_mpi.common.console import Lenient
 from fedkd_mpi.communication.launch import launcher
 
 # The processes between a rank and the person, as /proc/PID/comm has their names (at most 15 characters).
@@ -44,6 +47,12 @@ class Terminal:
             finally:
                 os.close(descriptor)
         return NARROWEST
+
+    def stream(self) -> Lenient:
+        """Return a stream to the terminal."""
+        with suppress(OSError):
+            return Lenient(None if self.path is None else self.path.open("w", encoding="utf-8", errors="replace"))
+        return Lenient()
 
 
 def find() -> Terminal | None:
@@ -92,14 +101,18 @@ def _is_terminal(stream: object) -> bool:
 
 
 def _device(process: int, descriptor: int) -> Path | None:
-    """Return the terminal to which a descriptor of another process leads, None if it is not one."""
+    """Return the terminal to which a descriptor of another process leads; None if there is none that may be written.
+
+    With `stty tostop` a terminal stops background processes that write, as Open MPI's ranks are.
+    """
     path = Path(f"/proc/{process}/fd/{descriptor}")
     with suppress(OSError):
         target = path.readlink()
         if str(target).startswith("/dev/") and path.is_char_device() and target != Path(os.devnull):
-            opened = os.open(path, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
+            opened = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
             try:
-                return target if os.isatty(opened) else None
+                usable = os.isatty(opened) and not termios.tcgetattr(opened)[3] & termios.TOSTOP
+                return target if usable else None
             finally:
                 os.close(opened)
     return None

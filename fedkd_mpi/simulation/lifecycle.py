@@ -175,7 +175,7 @@ def _rounds(
     boundary = Boundary(simulation, session.checkpoints, stop, session.saved, accounting.settle, session.best)
     if writer:
         progress.begin(session.first, moved_before(output))
-        stop.notice = lambda: _hint(writer, config, boundary.saved)
+        stop.notice = lambda: _hint(writer, config, boundary.saved, progress)
     return simulate(simulation, accounting, boundary, session.first)
 
 
@@ -203,8 +203,9 @@ def describe(world: World, error: BaseException) -> str:
     return f"fedkd_mpi: {where}: {''.join(traceback.format_exception(error)).rstrip()}"
 
 
-def _hint(writer: Writer, config: Config, saved: int | None) -> str:
+def _hint(writer: Writer, config: Config, saved: int | None, progress: Progress) -> str:
     """Return what the user needs if the launcher ends the run before it can stop by itself."""
+    progress.pause()
     kept = f"after round {saved}" if saved else "none yet"
     return f"log: {writer.path} (checkpoint: {kept}); to continue: {trust.again(writer.path, config)}"
 

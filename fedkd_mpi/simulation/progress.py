@@ -19,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.segment import Segment
 from rich.style import Style
 
-from fedkd_mpi.common.console import Lenient, say
+from fedkd_mpi.common.console import say
 from fedkd_mpi.common.units import bytes_text, seconds_text
 from fedkd_mpi.communication import terminal
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 QUIET_SECONDS = 5.0  # between the plain lines of two rounds
 LONG_SECONDS = 60.0  # between two plain lines inside a round
 REFRESH_SECONDS = 0.5  # between two drawings of the live line
+PAUSE_SECONDS = 2.0
 NOTICEABLE = 5.0  # seconds of a phase from which on they are shown
 BAR = 10  # columns of the bar at least
 LONGEST_BAR = 40
@@ -50,6 +51,7 @@ class Progress:
         self._done, self._moved = 0, 0
         self._scores: list[str] = []
         self._phase = ("", 0)
+        self._paused_until = 0.0
         self._live: Live | None = None
         self._behind_launcher = False
         self._over = threading.Event()
@@ -106,6 +108,10 @@ class Progress:
             if self._behind_launcher:
                 time.sleep(PRINTING)
 
+    def pause(self) -> None:
+        """Leave the terminal as it is for PAUSE_SECONDS, in which a launcher may end this process."""
+        self._paused_until = time.monotonic() + PAUSE_SECONDS
+
     def line(self, width: int) -> list[tuple[str, bool]]:
         """Return the texts of the live line that fit a width in columns, in order, and which of them are emphasised.
 
@@ -150,7 +156,8 @@ class Progress:
     def _tick(self) -> None:
         while not self._over.wait(REFRESH_SECONDS):
             if self._live:
-                self._live.refresh()
+                if time.monotonic() > self._paused_until:
+                    self._live.refresh()
             elif self._first is not None and time.monotonic() - self._spoke > LONG_SECONDS:
                 self._spoke = time.monotonic()
                 number = min(self._done + 1, self._config.rounds)
@@ -168,7 +175,7 @@ class _Screen(Console):
     """
 
     def __init__(self, found: terminal.Terminal):
-        super().__init__(file=cast("IO[str]", Lenient()), force_terminal=True, soft_wrap=True, highlight=False)
+        super().__init__(file=cast("IO[str]", found.stream()), force_terminal=True, soft_wrap=True, highlight=False)
         self._found = found
 
     @property  # type: ignore[misc]  # rich's has a setter, which nobody calls here

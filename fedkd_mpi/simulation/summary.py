@@ -28,8 +28,8 @@ def opening(config: Config, world: World, output: Path) -> str:
         clients += f", {config.clients_per_round} per round"
     nodes = len(set(world.hostnames))
     ranks = f"{_count(world.world_size, 'rank')} on {_count(nodes, 'node')}"
-    head = f"fedkd_mpi {__version__}: {config.name}: {clients}, {_count(config.rounds, 'round')}, {ranks}"
-    return f"{head}\nlog: {output}"
+    head = f"fedkd_mpi {__version__}: {config.name}: {clients}, {_count(config.rounds, 'round')}"
+    return f"{head}\n{ranks}\nlog: {output}"
 
 
 def resources(run: Simulation) -> str:
@@ -46,7 +46,7 @@ def resources(run: Simulation) -> str:
         numbers = sum(layer.numel for layer in run.exchange.student.exchanged_layers)
         moved = bytes_text(2 * 4 * numbers * run.config.clients_per_round)
         dense = f"a dense exchange would move {moved} per round"
-    return f"device: {device}, {threads}; {dense}"
+    return f"device: {device}, {threads}\n{dense}"
 
 
 def moved_before(path: Path) -> int:
