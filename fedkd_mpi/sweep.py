@@ -30,6 +30,7 @@ from pydantic import Field
 from fedkd_mpi.common import yaml_loader
 from fedkd_mpi.common.command_line import Parser, add_json, count, json_text
 from fedkd_mpi.common.console import say, tell
+from fedkd_mpi.common.course import Course
 from fedkd_mpi.common.options import Hint, validated
 from fedkd_mpi.common.units import seconds_text
 from fedkd_mpi.config import load as configuration
@@ -179,18 +180,20 @@ def play(items: Sequence[Item], launch: Sequence[str], jobs: int) -> int:
     """Run the runs that are not done, `jobs` at a time; returns 0, 1 if a run failed, or 75 if one stopped early."""
     waiting = [item for item in items if item.state() != "done"]
     say(f"{len(items) - len(waiting)} of {len(items)} logs are finished")
+    course = Course(len(waiting), jobs)
     with ThreadPoolExecutor(jobs) as pool:
-        codes = list(pool.map(lambda item: _run(item, launch), waiting))
+        codes = list(pool.map(lambda item: _run(item, launch, course), waiting))
     return EX_TEMPFAIL if EX_TEMPFAIL in codes else int(any(codes))
 
 
-def _run(item: Item, launch: Sequence[str]) -> int:
-    began = time.monotonic()
+def _run(item: Item, launch: Sequence[str], course: Course) -> int:
     with _alone(item):
         if item.state() == "done":
             say(f"{item.log}: done by another sweep")
+            course.ends(0.0)
             return 0
-        return _start(item, launch, began)
+        course.begins(str(item.log), item.state())
+        return _start(item, launch, course)
 
 
 @contextmanager
@@ -210,11 +213,13 @@ def _alone(item: Item) -> Iterator[None]:
         yield
 
 
-def _start(item: Item, launch: Sequence[str], began: float) -> int:
+def _start(item: Item, launch: Sequence[str], course: Course) -> int:
+    began = time.monotonic()
     done = subprocess.run(item.command(launch), capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    took = seconds_text(time.monotonic() - began)
+    seconds = time.monotonic() - began
+    took, rest = seconds_text(seconds), course.ends(seconds)
     if done.returncode == 0:
-        say(f"{item.log}: done in {took}")
+        say(f"{item.log}: done in {took}; {rest}")
     else:
         last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-20:]
         say("\n  ".join([f"{item.log}: exit code {done.returncode} after {took}", *last]), error=True)

@@ -1,4 +1,4 @@
-"""--dry-run: sizes and memory of a run, measured by building it and training one batch per teacher architecture.
+"""--dry-run: sizes, memory and time of a run, measured by building it and training some batches per teacher.
 
 Nothing is logged. If the files of a data set are missing, blank samples of its official number and size are used.
 """
@@ -18,11 +18,13 @@ from fedkd_mpi import datasets
 from fedkd_mpi.client.client import Client
 from fedkd_mpi.common.command_line import json_text
 from fedkd_mpi.common.console import drawn
-from fedkd_mpi.common.units import bytes_text
+from fedkd_mpi.common.units import bytes_text, seconds_text
+from fedkd_mpi.communication.terminal import table_width
 from fedkd_mpi.communication.world import SingleProcessWorld
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.config.sections import LocalConfig
 from fedkd_mpi.datasets import partition_file
+from fedkd_mpi.simulation.estimate import estimate
 from fedkd_mpi.simulation.session import write_partition
 from fedkd_mpi.simulation.setup import assign_clients, load_data, prepare
 from fedkd_mpi.simulation.state import Simulation
@@ -47,6 +49,8 @@ def forecast(
     if save_partition:
         write_partition(run, save_partition, overwrite)
     facts = _facts(config, run, world_size)
+    shared = config.balance and run.device == "cpu"
+    facts |= estimate(config, run, _kinds(config), _hosted(config, run, world_size), shared)  # after memory: it adds
     return json_text(facts) if as_json else _table(config, facts)
 
 
@@ -175,9 +179,26 @@ def _table(config: Config, facts: Mapping[str, Any]) -> str:
         for what, key in (("it", "dense_bytes_per_round"), ("the teacher", "teacher_dense_bytes_per_round")):
             label = f"a dense exchange of {what}, per round"
             table.add_row(label, f"{bytes_text(exchanged[key])} up and down, all clients")
+    update = facts["update_bytes"]
+    if update:
+        table.add_section()
+        dense = exchanged["dense_bytes_per_round"] / (2 * facts["clients_per_round"])
+        steps = f"{facts['measured_steps']} of {facts['training_steps']}"
+        ends = f"T={config.compression.t_start:g}, then {config.compression.t_end:g}"
+        table.add_row("one update after its steps", f"{steps}, measured; {ends}; later ones differ")
+        for sizes in update:
+            first, last = sizes["first"], sizes["last"]
+            text = bytes_text(first) if first == last else f"{bytes_text(first)}, then {bytes_text(last)}"
+            table.add_row(f"  codec {sizes['codec']}", f"{text} ({dense / last:.1f} times less than dense)")
+    table.add_section()
+    table.add_row(
+        "time per round",
+        f"about {seconds_text(facts['seconds_per_round'])} of training and encoding on the busiest process, "
+        f"without evaluation (a step takes {seconds_text(facts['seconds_per_step'])} here)",
+    )
     table.add_row("data, once per node", bytes_text(facts["data_bytes"]))
     low, high = bytes_text(states["least"]), bytes_text(states["most"])
     table.add_row("state of a client", low if low == high else f"{low} to {high}")
     measured = f"(measured here, {bytes_text(facts['measured_bytes'])}, plus states)"
     table.add_row("memory of the fullest process", f"about {bytes_text(facts['process_bytes'])} {measured}")
-    return drawn(table, 120)
+    return drawn(table, table_width())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from mpirun import find, mpirun, run
 from plain_digits import PLAIN_DIGITS
 
 from fedkd_mpi import costlog
+from fedkd_mpi.config.codecs import CODECS
 from fedkd_mpi.config.load import load
 
 HELPERS = Path(__file__).parents[1] / "helpers"
@@ -133,3 +135,17 @@ def test_without_mpi4py_one_process_runs(tmp_path: Path):
     assert "no MPI library was found" in done.stderr
     assert "the run continues with one process" in done.stderr
     assert costlog.read(tmp_path / "own.h5")["attrs"]["status"] == "completed"
+
+
+@pytest.mark.parametrize("codec", ["svd", "rdsvd", "topk"])
+def test_a_dry_run_predicts_the_first_message_to_the_byte(codec: str, command: Command):
+    """The measured update is that of client 0 in the first round where all its steps were run."""
+    keys = [f"compression.codec={codec}", "compression.t_start=0.9", "compression.t_end=0.9"]
+    facts = json.loads(command("--dry-run", "--json", *keys)[1])
+    assert facts["measured_steps"] == facts["training_steps"]
+    assert facts["seconds_per_round"] > facts["seconds_per_step"] > 0
+    assert command("--output", "own.h5", *keys)[0] == 0
+    uplink = costlog.read("own.h5")["uplink"]
+    first = uplink["bytes"][(uplink["client"] == 0) & (uplink["round"] == 0)]
+    assert facts["update_bytes"][0] == {"codec": codec, "first": first[0], "last": first[0]}
+    assert [each["codec"] for each in facts["update_bytes"][1:]] == [name for name in CODECS if name != codec]

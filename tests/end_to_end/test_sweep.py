@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -60,6 +61,9 @@ def test_finished_logs_are_not_run_again_and_interrupted_ones_are(tmp_path, monk
     assert all(command[:3] == ["mpirun", "-n", "3"] for command in ran)
     out = capsys.readouterr().out
     assert "1 of 3 logs are finished" in out
+    assert f"{items[1].log}: run 1 of 2 begins (to do)" in out
+    assert re.search(rf"{re.escape(str(items[1].log))}: done in .*; 1 of 2 runs, about .* left\n", out)
+    assert re.search(rf"{re.escape(str(items[2].log))}: done in .*; 2 of 2 runs\n", out)
     assert "Scores" in out
     assert sweep.main([str(path), "--index", "0"]) == 0
     assert len(ran) == 2
