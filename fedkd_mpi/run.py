@@ -28,9 +28,6 @@ from fedkd_mpi.config import load as configuration
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.errors import UserError, shown
 
-if TYPE_CHECKING:
-    pass
-
 EX_TEMPFAIL = 75  # exit code of a run that stopped early with a checkpoint and can be requeued
 
 
