@@ -17,7 +17,7 @@ from typing import Any
 from fedkd_mpi.common.command_line import Parser
 from fedkd_mpi.common.console import say, tell
 from fedkd_mpi.errors import UserError, plain
-from fedkd_mpi.report import baseline, energy, exact, links, names, network, runs, sheets, tables
+from fedkd_mpi.report import baseline, energy, exact, links, names, network, pareto, runs, sheets, tables
 from fedkd_mpi.report.runs import SCORES, Target
 
 
@@ -69,7 +69,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="T,T,...",
         help="bytes of codec svd at other thresholds (for logs with spectra)",
     )
-    parser.add_argument("--plot", type=Path, metavar="DIR", help="write the plots to this folder, as PNG and SVG")
+    parser.add_argument("--plot", type=Path, metavar="DIR", help="write the plots to this folder, as PNG, SVG and PDF")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page of tables and plots")
     parser.add_argument(
         "--diff",
@@ -133,24 +133,23 @@ def report(chosen: argparse.Namespace) -> int:
             made = [whole.sheet("Runs", keys, form)]
         else:
             made = [tables.short(whole)] if form == "latex" else tables.build(whole, form)
+        if not keys and form != "latex" and (equal := pareto.sheet(whole, form)) is not None:
+            made.insert(2, equal)
         made += [] if base is None else [baseline.sheet(whole, base, differences, form)]
         made += [network.sheet(whole, profile, results, form) for profile, results in replays]
         return made + ([energy.sheet(whole, thresholds, form)] if thresholds else [])
 
     if chosen.format in sheets.RENDERERS:
         tell("\n\n".join(sheets.RENDERERS[chosen.format](sheet) for sheet in shown(chosen.format)))
-    if chosen.plot or chosen.html:
-        from fedkd_mpi.report import plots
+    if chosen.plot:
+        from fedkd_mpi.report import drawing
 
-        figures = plots.draw(whole.groups, target)
-        if chosen.plot:
-            for path in plots.save(figures, chosen.plot):
-                say(str(path), error=True)
-        if chosen.html:
-            from fedkd_mpi.report import page
+        drawing.save(whole.groups, target, chosen.plot, _progress)
+    if chosen.html:
+        from fedkd_mpi.report import page, plots
 
-            page.write(chosen.html, shown("table"), figures, problems)
-            say(str(chosen.html), error=True)
+        page.write(chosen.html, shown("table"), plots.overview(whole.groups, target), problems)
+        say(str(chosen.html), error=True)
     return 0
 
 
@@ -171,6 +170,10 @@ def _expand(paths: Sequence[Path]) -> list[Path]:
 def _distinct(paths: Sequence[Path]) -> list[Path]:
     """Return the paths without those of a file that came before: it would count as another run."""
     return list({path.resolve(): path for path in reversed(paths)}.values())[::-1]
+
+
+def _progress(line: str) -> None:
+    say(line, error=True)
 
 
 def _complain(line: str) -> int:

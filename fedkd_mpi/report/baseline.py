@@ -31,19 +31,24 @@ class Difference:
 
 
 def difference(own: Mapping[int, float], base: Mapping[int, float]) -> Difference:
-    """Return the paired difference of two mappings from seed to value; seeds that only one knows are left out.
+    """Return the paired difference of two mappings from seed to value; seeds that only one knows are left out."""
+    seeds = [seed for seed in own if seed in base and not math.isnan(own[seed] - base[seed])]
+    by_seed = {seed: own[seed] - base[seed] for seed in seeds}
+    return Difference(by_seed, *interval(list(by_seed.values())))
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean of the known values and half the width of its 95 % interval; NaN where it is unknown.
 
     The interval is mean ± t * sd / sqrt(n), with Student's t of n - 1 degrees of freedom.
     """
-    seeds = [seed for seed in own if seed in base and not math.isnan(own[seed] - base[seed])]
-    by_seed = {seed: own[seed] - base[seed] for seed in seeds}
-    values = list(by_seed.values())
-    if len(values) < 2:
-        return Difference(by_seed, values[0] if values else math.nan, math.nan)
+    known = [value for value in values if not math.isnan(value)]
+    if len(known) < 2:
+        return known[0] if known else math.nan, math.nan
     from scipy.special import stdtrit  # scikit-learn brings it
 
-    t = float(stdtrit(len(values) - 1, (1 + LEVEL) / 2))
-    return Difference(by_seed, float(np.mean(values)), t * float(np.std(values, ddof=1)) / math.sqrt(len(values)))
+    t = float(stdtrit(len(known) - 1, (1 + LEVEL) / 2))
+    return float(np.mean(known)), t * float(np.std(known, ddof=1)) / math.sqrt(len(known))
 
 
 def differences(report: Report, base: int) -> list[dict[str, Difference]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -59,15 +58,22 @@ def head(key: str) -> str:
 
 
 def unit(of: str, values: Sequence[float], exact: bool = False) -> tuple[str, float]:
-    """Return name and size of the unit in which the median of the known values is 1 or more; exact: the log's unit."""
+    """Return name and size of the unit of a column's values; exact: the log's unit.
+
+    It is the unit of the largest value, or a smaller one in which the smallest value still shows three decimals and the
+    largest has at most five digits before them.
+    """
     if of not in UNITS or (exact and of not in EXACT):
         return "", 1.0
     if exact:
         return EXACT[of]
-    sizes = sorted(abs(value) for value in values if math.isfinite(value) and value)
-    middle = median(sizes) if sizes else EXACT.get(of, ("", 1.0))[1]
-    fitting = [entry for entry in UNITS[of] if middle >= entry[1]]
-    return fitting[-1] if fitting else UNITS[of][0]
+    sizes = [abs(value) for value in values if math.isfinite(value) and value]
+    if not sizes:
+        return EXACT.get(of, UNITS[of][0])
+    most, least = max(sizes), min(sizes)
+    fitting = [entry for entry in UNITS[of] if most >= entry[1]] or [UNITS[of][0]]
+    good = [entry for entry in fitting if least >= 1e-3 * entry[1] and most < 1e5 * entry[1]]
+    return (good or fitting)[-1]
 
 
 def decimals(of: str, values: Sequence[float], digits: int) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from fedkd_mpi import __version__
 from fedkd_mpi.errors import UserError
-from fedkd_mpi.report import plots, sheets
+from fedkd_mpi.report import canvas, sheets
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +33,7 @@ def write(path: Path, made: Sequence[sheets.Sheet], figures: dict[str, Figure], 
     title = f"fedkd_mpi {__version__}: report of {datetime.now():%Y-%m-%d %H:%M}"
     complaints = "".join(f"<p class='problem'>{html.escape(problem)}</p>" for problem in problems)
     tables = "\n".join(sheets.page(sheet) for sheet in made)
-    pictures = "\n".join(_picture(name, plots.render(figure, "svg")) for name, figure in figures.items())
+    pictures = "\n".join(_picture(name, canvas.render(figure, "svg")) for name, figure in figures.items())
     text = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title><link rel="icon" href="data:,"><style>{STYLE}</style></head>

@@ -1,129 +1,143 @@
-"""The plots of the report: colours for the colour-blind, a unit on every axis, one legend per figure."""
+"""The figures of all runs together: scores over bytes and rounds, the Pareto front, scores at equal bytes."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
-from itertools import cycle
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedkd_mpi.errors import UserError
-from fedkd_mpi.report import details, names
+from fedkd_mpi.report import canvas, pareto
+from fedkd_mpi.report.names import Name, name
 from fedkd_mpi.report.runs import SCORES, Run, Target
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# The palette of Okabe and Ito without yellow (too pale on white); line styles and markers distinguish more runs.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-LINES, MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "D", "v", "P", "X", "*")
-STYLE: dict[Any, Any] = {  # matplotlib's types list every key, and take no text for one
-    "font.size": 9,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "figure.constrained_layout.use": True,
-    "savefig.dpi": 130,
-    "svg.hashsalt": "fedkd_mpi",  # the same log gives the same file
-}
+FEW, MANY = 4, 12  # runs up to which bands, and markers along a line, can be told apart
+Group = Sequence[Run]
 
 
-def draw(groups: Sequence[Sequence[Run]], target: Target) -> dict[str, Figure]:
-    """Return the figures by file name: `scores` of all runs, and the detail plots of the first run of each group.
+def overview(groups: Sequence[Group], target: Target) -> dict[str, Figure]:
+    """Return the figures of all runs by file name: `scores` and `pareto`, one of each per metric.
 
     Raises UserError if matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        raise UserError("--plot and --html need matplotlib: pip install 'fedkd-mpi[report]'") from None
-    with matplotlib.rc_context(STYLE):
-        figures = {"scores": scores(groups, target)}
-        for known, group in zip(names.name(groups), groups, strict=True):
-            figures |= {f"{known.id}-{part}": figure for part, figure in details.draw(group[0])}
+    names = name(groups)
+    metrics = list(dict.fromkeys(group[0].metric for group in groups))
+    figures = {}
+    with canvas.style():
+        for number, metric in enumerate(metrics):
+            # Every run keeps its look in all figures, so the others of another metric still take theirs.
+            chosen = [each for each in zip(groups, names, canvas.looks(), strict=False) if each[0][0].metric == metric]
+            ending = "" if number == 0 else f"-{''.join(mark if mark.isalnum() else '-' for mark in metric)[:40]}"
+            while f"scores{ending}" in figures:
+                ending += "-"
+            sets, known, looks = (list(part) for part in zip(*chosen, strict=True))
+            figures[f"scores{ending}"] = scores(sets, known, looks, target)
+            if (front := pareto.draw(sets, known, looks, target)) is not None:
+                figures[f"pareto{ending}"] = front
     return figures
 
 
-def save(figures: dict[str, Figure], folder: Path) -> list[Path]:
-    """Write every figure as PNG and SVG and return the paths; raises UserError if the folder cannot be written."""
-    paths = [folder / f"{name}.{kind}" for name in figures for kind in ("png", "svg")]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in paths:
-            path.write_bytes(render(figures[path.stem], path.suffix[1:]))
-    except OSError as error:
-        raise UserError(f"cannot write the plots to {folder}: {error.strerror}") from None
-    return paths
-
-
-def render(figure: Figure, kind: str) -> bytes:
-    """Return a figure as the bytes of a png or svg file."""
-    import io
-
-    import matplotlib
-
-    buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a box is shown instead
-        figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
-    return buffer.getvalue()
-
-
-def scores(groups: Sequence[Sequence[Run]], target: Target) -> Figure:
+def scores(groups: Sequence[Group], names: Sequence[Name], styles: Sequence[Any], target: Target) -> Figure:
     """Return the plot of every score over cumulative bytes per client and over rounds: mean and range over seeds."""
     from matplotlib.figure import Figure
 
-    used = [name for name in SCORES if any(np.isfinite(run.score(name)).sum() > 1 for group in groups for run in group)]
-    used = used or ["global_student"]
-    figure = Figure(figsize=(9.5, 0.8 + 2.7 * len(used)))
+    used = _used(groups)
+    curves = [{each: _curve(group, each) for each in used} for group in groups]
+    sent = [curve[1].max() for by_score in curves for curve in by_score.values() if curve is not None]
+    unit, size = canvas.scaled(sent, "bytes")
+    height = 2.6 if len(groups) <= MANY else 4.0
+    figure = Figure(figsize=(9.5, 1.0 + height * len(used)))
     rows = figure.subplots(len(used), 2, squeeze=False, sharex="col", sharey="row")
-    styles = zip(cycle(COLOURS), _slowly(LINES, len(COLOURS)), cycle(MARKERS))
     handles: dict[str, Any] = {}
-    labels = [details.label(known.label(), 160) for known in names.name(groups)]
-    for group, label, (colour, line, marker) in zip(groups, labels, styles, strict=False):
-        look = {"color": colour, "linestyle": line, "marker": marker, "markersize": 4, "linewidth": 1.4}
-        for name, (over_bytes, over_rounds) in zip(used, rows, strict=True):
-            if (curve := _curve(group, name)) is None:
+    for index, (known, by_score, style) in enumerate(zip(names, curves, styles, strict=True)):
+        colour, line, marker = style
+        twin = next((other for other in range(index) if _equal(curves[other], by_score)), None)
+        # A line that lies on another shows it through its gaps.
+        look = {"color": colour, "linestyle": line if twin is None else (0, (4, 5)), "marker": marker, "markersize": 4}
+        look["linewidth"] = 1.4 if len(groups) <= MANY else 1.0
+        for each, (over_bytes, over_rounds) in zip(used, rows, strict=True):
+            if (curve := by_score[each]) is None:
                 continue
-            at, megabytes, middle, low, high = curve
-            look["markevery"] = max(1, len(at) // 8)
+            at, megabytes, middle, low, high = curve[0], curve[1] / size, *curve[2:]
+            step = max(1, len(at) // (8 if len(groups) <= MANY else 3))
+            look["markevery"] = (index % step, step) if len(at) > 1 else None
             for axes, x in ((over_bytes, megabytes), (over_rounds, at)):
                 if axes is over_bytes and not megabytes.any():
                     continue
-                (handles[label],) = axes.plot(x, middle, **look)
-                if len(group) > 1:
+                (handle,) = axes.plot(x, middle, **look)
+                if high is not low and len(groups) <= FEW:
                     axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-    for name, (over_bytes, over_rounds) in zip(used, rows, strict=True):
-        over_bytes.set_ylabel(f"{details.label(groups[0][0].metric)}\n{SCORES[name].replace(', ', chr(10))}")
+                elif len(at) == 1 and (high > low).any():
+                    axes.vlines(x, low, high, color=colour, linewidth=0.8)
+            same = "" if twin is None else f", the same scores and bytes as {names[twin].id}"
+            handles[canvas.label(f"{known.label()}{same}", 200)] = handle
+    worst = groups[0][0].less_is_better
+    for each, (over_bytes, over_rounds) in zip(used, rows, strict=True):
+        heading = canvas.metric_title(groups[0][0].metric, worst)
+        over_bytes.set_ylabel(f"{heading}\n{SCORES[each].replace(', ', chr(10))}")
         for axes in (over_bytes, over_rounds):
-            if target.value is not None and name == target.score:
+            if target.value is not None and each == target.score:
                 axes.axhline(target.value, color="0.4", linewidth=0.8)
     left, right = rows[-1]
-    if left.dataLim.x0 > 0 and np.isfinite(left.dataLim.x1):
-        left.set_xscale("log")
-        left.xaxis.set_major_formatter("{x:g}")
-    left.set_xlabel("cumulative bytes per client: up, down, catch-up (MB)")
-    right.set_xlabel("rounds")
-    details.whole(right.xaxis)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    firsts = [curve[1].min() for by_score in curves for curve in by_score.values() if curve is not None]
+    canvas.logarithmic(left.xaxis, [value / size for value in (*firsts, *sent)])
+    left.set_xlabel(f"bytes per client so far: up, down, catch-up ({unit})")
+    right.set_xlabel("round")
+    canvas.whole(right.xaxis)
+    longest = max(len(run.rounds["round"]) for group in groups for run in group)
+    right.set_xlim(0.5, max(longest, 1) + 0.5)
+    canvas.title(figure, _what(groups))
+    canvas.legend(figure, list(handles.values()), list(handles))
     return figure
 
 
-def _curve(group: Sequence[Run], name: str) -> tuple[np.ndarray, ...] | None:
-    """Return rounds, MB per client, and mean, smallest and largest score, where all logs of a group were evaluated."""
-    length = min(len(run.score(name)) for run in group)
-    values = np.array([run.score(name)[:length] for run in group])
+def _used(groups: Sequence[Group]) -> list[str]:
+    """Return the scores with a curve in any run; those with single points if there is no curve."""
+    for least in (2, 1):
+        used = [
+            each
+            for each in SCORES
+            if any(np.isfinite(run.score(each)).sum() >= least for group in groups for run in group)
+        ]
+        if used:
+            return used
+    return ["global_student"]
+
+
+def _what(groups: Sequence[Group]) -> str:
+    """Return task and data of the runs, as far as they are the same."""
+    parts: list[str] = []
+    for keys in (("task",), ("data", "name")):
+        found = {canvas.label(group[0].setting(*keys)) for group in groups}
+        parts += found if len(found) == 1 else [f"{len(found)} {' '.join(keys)}s"]
+    return ", ".join(part for part in parts if part)
+
+
+def _curve(group: Group, each: str) -> tuple[np.ndarray, ...] | None:
+    """Return rounds, bytes per client, and mean, smallest and largest score, where all logs of a group were evaluated.
+
+    Rounds count from 1. For one log, the last three are the same array.
+    """
+    length = min(len(run.score(each)) for run in group)
+    values = np.array([run.score(each)[:length] for run in group])
     known = np.flatnonzero(np.isfinite(values).all(axis=0))
     if not len(known):
         return None
-    megabytes = np.mean([run.total_bytes[known] / (run.clients or np.inf) for run in group], axis=0) / 1e6
-    values = values[:, known]
-    return known + 1, megabytes, values.mean(axis=0), values.min(axis=0), values.max(axis=0)
+    sent = np.mean([run.total_bytes[known] / (run.clients or np.inf) for run in group], axis=0)
+    values, number = values[:, known], group[0].rounds["round"][known] + 1
+    if len(group) == 1:
+        return number, sent, values[0], values[0], values[0]
+    return number, sent, values.mean(axis=0), values.min(axis=0), values.max(axis=0)
 
 
-def _slowly(values: Sequence[str], times: int) -> Iterator[str]:
-    return (value for value in cycle(values) for _ in range(times))
+def _equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two runs have the same curves, so that one would hide the other."""
+    pairs = [(one[each], other[each]) for each in one]
+    return all(
+        (a is None) == (b is None)
+        and (a is None or all(np.array_equal(x, y) for x, y in zip(a[:3], b[:3], strict=True)))
+        for a, b in pairs
+    ) and any(a is not None for a, _ in pairs)

@@ -63,7 +63,7 @@ class Run:
     @property
     def name(self) -> str:
         """The name of the run in its configuration."""
-        return self._setting("name") or plain(self.path.stem, LONGEST)
+        return self.setting("name") or plain(self.path.stem, LONGEST)
 
     @property
     def exchanges(self) -> bool:
@@ -73,14 +73,14 @@ class Run:
     @property
     def method(self) -> str:
         """The method, with the network that it averages if there is a choice."""
-        method = self._setting("method") or self._setting("method", "name")
-        network = self._setting("averaging", "network")
+        method = self.setting("method") or self.setting("method", "name")
+        network = self.setting("averaging", "network")
         return f"{method} ({network})" if network and averages(method) else method
 
     @property
     def codec(self) -> str:
         """The codec, "-" if nothing is exchanged."""
-        return self._setting("compression", "codec") if self.exchanges else "-"
+        return self.setting("compression", "codec") if self.exchanges else "-"
 
     @property
     def planned(self) -> int:
@@ -88,7 +88,7 @@ class Run:
         planned = self.config.get("rounds")
         return planned if type(planned) is int and 0 < planned < 2**31 else self.log.rounds_completed
 
-    def _setting(self, *keys: str) -> str:
+    def setting(self, *keys: str) -> str:
         """Return a value of the configuration as sanitised text, "" if it is missing; logs may come from outside."""
         value: Any = self.config
         for key in keys:

@@ -63,6 +63,7 @@ class Report:
 
     def sheet(self, title: str, keys: Sequence[str], form: str, note: str = "") -> Sheet:
         """Return the table of columns, one row per group; raises UserError naming an unknown column."""
+        keys = list(dict.fromkeys(keys))  # a setting in which runs differ may be a column of numbers too
         made = [column(key, self.names, self.rows, form) for key in keys]
         lines = [list(cells) for cells in zip(*(cells for _, cells in made), strict=True)]
         left = frozenset(index for index, key in enumerate(keys) if is_text(key, self.rows))
@@ -76,7 +77,7 @@ class Report:
         made = [spreads(header, of, values, form) for header, of, values in columns]
         cells = zip(*(cells for _, cells in made), strict=True) if made else ([] for _ in self.groups)
         lines = [[*row, *own] for row, own in zip(named.rows, cells, strict=True)]
-        return Sheet(title, [*named.headers, *(header for header, _ in made)], lines, len(self.labels), note)
+        return Sheet(title, [*named.headers, *(header for header, _ in made)], lines, len(named.headers), note)
 
 
 def build(report: Report, form: str = "table") -> list[Sheet]:

@@ -225,12 +225,12 @@ def test_plots_and_page_are_written_and_the_page_needs_nothing_else(tmp_path, ca
     assert main([str(argument) for argument in arguments]) == 0
     expected = {
         f"{name}.{kind}"
-        for name in ("scores", "made-up-layers", "made-up-time", "made-up-clients")
-        for kind in ("png", "svg")
+        for name in ("scores", "pareto", "made-up-layers", "made-up-time", "made-up-clients")
+        for kind in ("png", "svg", "pdf")
     }
     assert {path.name for path in (tmp_path / "plots").iterdir()} == expected
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<img") == 4
+    assert page.count("<img") == 2
     assert "src='data:image/svg+xml;base64," in page
     assert not [word for word in ("src='http", 'src="http', 'href="http', "url(http", "<script") if word in page]
 

@@ -1,0 +1,188 @@
+"""What all figures share: style, colours for the colour-blind, legends that are never cut, units, files."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+import warnings
+from collections.abc import Iterator, Sequence
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedkd_mpi.errors import UserError, plain
+from fedkd_mpi.report.columns import UNITS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# The palette of Okabe and Ito without yellow (too pale on white); line styles and markers distinguish more runs.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+LINES, MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "D", "v", "P", "X", "*")
+MAP = "cividis"  # looks the same with and without colour blindness
+KINDS = ("png", "svg", "pdf")
+LEGEND, HANDLE = 8.0, 46.0  # points: size of a legend's text, and width of line, marker and gaps beside it
+STYLE: dict[Any, Any] = {  # matplotlib's types list every key, and take no text for one
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "figure.titlesize": 10,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 130,
+    "svg.hashsalt": "fedkd_mpi",  # the same log gives the same file
+    "pdf.fonttype": 42,  # journals refuse matplotlib's default
+}
+METRICS = {
+    "accuracy": "accuracy",
+    "f1": "F1",
+    "auc": "AUC",
+    "mrr": "MRR",
+    "ndcg5": "nDCG@5",
+    "ndcg10": "nDCG@10",
+    "psnr": "PSNR (dB)",
+    "psnr_gain": "gain in PSNR (dB)",
+    "ssim": "SSIM",
+    "ssim_uniform": "SSIM (uniform window)",
+    "rmse": "RMSE",
+}
+
+
+def style() -> Any:
+    """Return the context in which figures are made and saved; raises UserError if matplotlib is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise UserError("--plot and --html need matplotlib: pip install 'fedkd-mpi[report]'") from None
+    return matplotlib.rc_context(STYLE)
+
+
+def looks() -> Iterator[tuple[str, str, str]]:
+    """Yield colour, line style and marker for one run after another; 56 differ, then they repeat."""
+    lines = (line for line in cycle(LINES) for _ in COLOURS)
+    return zip(cycle(COLOURS), lines, cycle(MARKERS))
+
+
+def render(figure: Figure, kind: str) -> bytes:
+    """Return a figure as the bytes of a png, svg or pdf file."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    buffer = io.BytesIO()
+    canvas: Any  # matplotlib's types do not know all of its methods
+    with style(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a box is shown instead
+        # Unlike figure.savefig, these do not draw everything once more before they write.
+        if kind == "svg":
+            canvas = FigureCanvasSVG(figure)
+            canvas.print_svg(buffer, metadata={"Date": None})
+        elif kind == "pdf":
+            canvas = FigureCanvasPdf(figure)
+            canvas.print_pdf(buffer, metadata={"CreationDate": None})
+        else:
+            canvas = FigureCanvasAgg(figure)
+            canvas.print_png(buffer)
+    figure.set_layout_engine("none")  # the layout is found, and is the same for the next kind
+    return buffer.getvalue()
+
+
+def metric_title(metric: str, less_is_better: bool = False) -> str:
+    """Return the title of an axis of a metric."""
+    return METRICS.get(metric, label(metric)) + (" (less is better)" if less_is_better else "")
+
+
+def label(text: str, longest: int = 60) -> str:
+    """Return text of a log as a label: escaped, cut, without formulas, and with a space before a leading _."""
+    text = plain(text, longest).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
+def title(figure: Figure, *lines: str) -> None:
+    """Write a title of wrapped lines above a figure."""
+    width = int(figure.get_size_inches()[0] * 13)
+    figure.suptitle("\n".join(part for line in lines for part in textwrap.wrap(line, width) or [""]))
+
+
+def legend(figure: Figure, handles: Sequence[Any], texts: Sequence[str]) -> None:
+    """Write a legend below the axes: as many columns as fit, long labels wrapped, the figure higher by its height."""
+    if not handles:
+        return
+    width, height = figure.get_size_inches()
+    widest = 72 * width - HANDLE
+    texts = [_wrapped(text, widest) for text in texts]
+    columns = max(1, min(len(texts), int(72 * width * 0.98 // (max(map(_points, texts)) + HANDLE))))
+    rows = -(-len(texts) // columns)
+    lines = sum(max(text.count("\n") + 1 for text in texts[row::rows]) for row in range(rows))
+    figure.set_size_inches(width, height + (lines + 1) * 1.35 * LEGEND / 72)
+    figure.legend(handles, texts, loc="outside lower center", ncols=columns, frameon=False, fontsize=LEGEND)
+
+
+def scaled(values: Any, kind: str) -> tuple[str, float]:
+    """Return name and size of the unit in which the largest of the values is 1 or more: an axis has one unit."""
+    known = np.abs(np.asarray(values, dtype=float))
+    known = known[np.isfinite(known)]
+    largest = float(known.max()) if len(known) else 0.0
+    fitting = [unit for unit in UNITS[kind] if largest >= unit[1]]
+    return fitting[-1] if fitting else UNITS[kind][0]
+
+
+def whole(axis: Any) -> None:
+    """Set the ticks of an axis to whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def logarithmic(axis: Any, values: Any, span: float = 20.0) -> None:
+    """Make an axis logarithmic if positive values differ by more than a factor, with plain numbers at its ticks."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    known = np.asarray(values, dtype=float)
+    known = known[np.isfinite(known) & (known > 0)]
+    if not len(known) or known.max() < span * known.min():
+        return
+    getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
+    if known.max() < 300 * known.min():  # few powers of ten: more ticks need numbers
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def heat(
+    axes: Axes, values: np.ndarray, rounds: np.ndarray, names: Sequence[str] | None, heading: str, norm: Any = None
+) -> Any:
+    """Draw a map of rows x rounds, rounds counted from 1; returns the image, for a colour bar."""
+    extent = (rounds[0] + 0.5, rounds[-1] + 1.5, len(values) - 0.5, -0.5)
+    image = axes.imshow(values, aspect="auto", interpolation="nearest", cmap=MAP, extent=extent, norm=norm)
+    axes.set_title(heading, fontsize="medium")
+    if names is not None:
+        step = -(-len(names) // 40)
+        axes.set_yticks(range(0, len(names), step), names[::step], fontsize="x-small")
+    axes.grid(False)
+    axes.set_facecolor("0.85")  # what is unknown is grey, which the map has not
+    whole(axes.xaxis)
+    return image
+
+
+def _points(text: str) -> float:
+    """Return the width of the longest line of a legend's text in points."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(size=LEGEND)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        return max(text_to_path.get_text_width_height_descent(line, font, False)[0] for line in text.split("\n"))
+
+
+def _wrapped(text: str, widest: float) -> str:
+    """Return a text in lines that are at most `widest` points wide."""
+    points = _points(text)
+    if points <= widest:
+        return text
+    return textwrap.fill(text, max(8, int(0.9 * len(text) * widest / points)))
