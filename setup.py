@@ -13,7 +13,7 @@ extras = {
     "images": ["Pillow>=10"],
     "hf": ["datasets>=4", "Pillow>=10"],
     "ct": ["pydicom>=3", "scikit-image>=0.22"],
-    "report": ["pandas>=2", "matplotlib>=3.8"],
+    "report": ["pandas>=2", "matplotlib>=3.8", "plotly>=6"],
     "export": ["onnx>=1.17", "onnxscript>=0.2"],
     "test": [
         "pytest>=8",
@@ -22,6 +22,7 @@ extras = {
         "hypothesis>=6.135",
         "psutil>=5.9.4",
         "jsonschema>=4",
+        "selenium>=4.20",
     ],
     # Another release of mypy or ruff finds other faults: a new one is taken by hand.
     "dev": ["mypy==2.4.*", "types-PyYAML", "ruff==0.17.*", "codespell>=2.4", "import-linter>=2.17", "build>=1.2"],
@@ -44,6 +45,7 @@ setup(
     package_dir={"fedkd_mpi.configs": "configs"},
     package_data={
         "fedkd_mpi": ["py.typed"],
+        "fedkd_mpi.report": ["page.html", "page.css", "page.js"],
         "fedkd_mpi.configs": ["*.yaml", "table1/*.yaml", "benchmarks/*.yaml", "paper/*.yaml"],
     },
     install_requires=[

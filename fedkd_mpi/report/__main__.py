@@ -70,7 +70,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="bytes of codec svd at other thresholds (for logs with spectra)",
     )
     parser.add_argument("--plot", type=Path, metavar="DIR", help="write the plots to this folder, as PNG, SVG and PDF")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page of tables and plots")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained interactive page")
     parser.add_argument(
         "--diff",
         action="store_true",
@@ -148,7 +148,7 @@ def report(chosen: argparse.Namespace) -> int:
     if chosen.html:
         from fedkd_mpi.report import page, plots
 
-        page.write(chosen.html, shown("table"), plots.overview(whole.groups, target), problems)
+        page.write(chosen.html, whole.groups, target, shown("table"), plots.overview(whole.groups, target), problems)
         say(str(chosen.html), error=True)
     return 0
 

@@ -14,6 +14,7 @@ from fedkd_mpi.common.units import bytes_text
 from fedkd_mpi.errors import UserError, plain
 from fedkd_mpi.report.divergence import Parting, common_rounds, compare
 from fedkd_mpi.report.energy import layers
+from fedkd_mpi.report.names import flattened
 from fedkd_mpi.report.runs import Run
 from fedkd_mpi.report.sheets import RENDERERS, Sheet
 
@@ -29,8 +30,8 @@ def difference(a: Run, b: Run) -> dict[str, Any]:
     return {
         "a": plain(str(a.path)),
         "b": plain(str(b.path)),
-        "configuration": _changes(flat(a.config), flat(b.config)),
-        "provenance": _changes(*(flat(_attributes(run)) for run in (a, b))),
+        "configuration": _changes(flattened(a.config), flattened(b.config)),
+        "provenance": _changes(*(flattened(attributes(run)) for run in (a, b))),
         "data": _data(a, b),
         "layers": _layers(a, b, rounds),
         "rounds_compared": len(rounds),
@@ -41,15 +42,14 @@ def difference(a: Run, b: Run) -> dict[str, Any]:
     }
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested keys as one level of dotted keys; lists and empty mappings are values."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
+def attributes(run: Run) -> dict[str, Any]:
+    """Return the attributes of a log that are not its configuration."""
+    return {key: value for key, value in run.log.attrs.items() if key not in OWN}
+
+
+def whole_text(value: Any) -> str:
+    """Return a value of a configuration or an attribute as one text, uncut."""
+    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
 
 
 def parts(a: Run, b: Run) -> Iterator[Sheet | str]:
@@ -82,10 +82,6 @@ def verdict(a: Run, b: Run, found: Mapping[str, Any]) -> str:
         of_layer = Parting(**layer)
         line += f"; the first layer that differs: {plain(of_layer.place())}, {of_layer.column}"
     return line
-
-
-def _attributes(run: Run) -> dict[str, Any]:
-    return {name: value for name, value in run.log.attrs.items() if name not in OWN}
 
 
 def _changes(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -222,15 +218,11 @@ def _exact(value: Any) -> str:
 
 def _excerpts(change: Mapping[str, Any]) -> Iterator[str]:
     """Yield both values as text; of long ones the part from the first difference on."""
-    texts = [_text(change[side]) if side in change else ABSENT for side in "ab"]
+    texts = [whole_text(change[side]) if side in change else ABSENT for side in "ab"]
     same = next((at for at, (x, y) in enumerate(zip(*texts, strict=False)) if x != y), min(map(len, texts)))
     start = max(0, same - LONGEST // 3) if max(map(len, texts)) > LONGEST else 0
     for text in texts:
         yield plain(f"…{text[start:]}" if start else text, LONGEST)
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
 
 
 def write(a: Run, b: Run, form: str) -> str:

@@ -73,8 +73,8 @@ def fingerprints(run: Run) -> dict[str, list[str]]:
         columns = {name: run.log[table][name] for name in (*names, *_keys(table))}
         order = np.lexsort([columns[key] for key in reversed(_keys(table))])
         starts = np.searchsorted(columns["round"][order], run.rounds["round"])
-        parts = zip(starts, [*starts[1:], len(order)], strict=True)
-        found[stage] = [_checksum(columns, order[start:end]) for start, end in parts]
+        parts = np.split(order, starts[1:]) if len(starts) else []
+        found[stage] = [_checksum(columns, rows) for rows in parts]
     return found
 
 

@@ -1,56 +1,87 @@
-"""--html: tables and plots in one self-contained file."""
+"""--html: one self-contained page: tables and figures for all, and charts with controls where scripts run."""
 
 from __future__ import annotations
 
 import base64
+import gzip
+import hashlib
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from importlib.resources import files
 from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING
 
 from fedkd_mpi import __version__
 from fedkd_mpi.errors import UserError
-from fedkd_mpi.report import canvas, sheets
+from fedkd_mpi.report import canvas, page_data, sheets
+from fedkd_mpi.report.runs import Run, Target
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1250px; padding: 0 1em }
-body { color: #1a1a1a; background: #fff }
-h1 { font-size: 1.6em } h2 { font-size: 1.15em; margin-top: 2em }
-table { border-collapse: collapse; font-size: 13px } th, td { padding: .3em .7em; white-space: nowrap }
-th { border-bottom: 2px solid #444; vertical-align: bottom; white-space: normal } td { border-bottom: 1px solid #ddd }
-.label { text-align: left } .number { text-align: right; font-variant-numeric: tabular-nums }
-.wide { overflow-x: auto } p { color: #555; font-size: 13px } img { max-width: 100%; height: auto }
-.problem { color: #a33300 } figure { margin: 1.5em 0 }
-"""
+SECTIONS = {"curves": "Curves", "tables": "Tables", "run": "One run", "difference": "Difference of two runs"}
+SCRIPTED = ("run", "difference")  # sections that are empty without scripts
 
 
-def write(path: Path, made: Sequence[sheets.Sheet], figures: dict[str, Figure], problems: Sequence[str]) -> None:
-    """Write the page; raises UserError if the file cannot be written."""
+def write(
+    path: Path,
+    groups: Sequence[Sequence[Run]],
+    target: Target,
+    made: Sequence[sheets.Sheet],
+    figures: Mapping[str, Figure],
+    problems: Sequence[str],
+) -> None:
+    """Write the page of groups of runs, their tables and figures.
+
+    Raises UserError if plotly is not installed or the file cannot be written.
+    """
+    library, script = _plotly(), _own("page.js")
+    count, logs = len(groups), sum(map(len, groups))
     title = f"fedkd_mpi {__version__}: report of {datetime.now():%Y-%m-%d %H:%M}"
-    complaints = "".join(f"<p class='problem'>{html.escape(problem)}</p>" for problem in problems)
-    tables = "\n".join(sheets.page(sheet) for sheet in made)
-    pictures = "\n".join(_picture(name, canvas.render(figure, "svg")) for name, figure in figures.items())
-    text = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title><link rel="icon" href="data:,"><style>{STYLE}</style></head>
-<body><h1>{title}</h1>{complaints}
-{tables}
-{pictures}
-</body></html>
-"""
+    text = Template(_own("page.html")).substitute(
+        title=title,
+        summary=f"{logs} log{'s' * (logs != 1)}, {count} configuration{'s' * (count != 1)}; seeds of one are together.",
+        # The only scripts that may run; text from a log could not, even if it were taken for one.
+        hashes=" ".join(_hash(each) for each in (script, library)),
+        style=_own("page.css"),
+        problems="".join(f"<p class='problem'>{html.escape(problem)}</p>" for problem in problems),
+        contents="\n".join(
+            f"<li{' class=scripted hidden' * (key in SCRIPTED)}><a href='#{key}'>{name}</a></li>"
+            for key, name in SECTIONS.items()
+        ),
+        figures="\n".join(_picture(name, canvas.render(figure, "svg")) for name, figure in figures.items()),
+        tables="\n".join(sheets.page(sheet) for sheet in made),
+        data=page_data.script_json(page_data.build(groups, target)),
+        plotly=base64.b64encode(gzip.compress(library.encode(), 6, mtime=0)).decode(),
+        script=script,
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8", newline="\n")  # other line ends would change the hashes
     except OSError as error:
         raise UserError(f"cannot write --html {path}: {error.strerror}") from None
+
+
+def _plotly() -> str:
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError:
+        raise UserError("--html needs plotly: pip install 'fedkd-mpi[report]'") from None
+    return str(get_plotlyjs())
+
+
+def _own(name: str) -> str:
+    return (files("fedkd_mpi.report") / name).read_text(encoding="utf-8")
+
+
+def _hash(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
 def _picture(name: str, svg: bytes) -> str:
     # As images instead of inline, because the ids that matplotlib uses in several SVGs would collide.
     data = base64.b64encode(svg).decode()
     alt = html.escape(name.replace("-", " "))
-    return f"<figure><h2>{alt}</h2><img alt='{alt}' src='data:image/svg+xml;base64,{data}'></figure>"
+    return f"<figure><h3>{alt}</h3><img alt='{alt}' src='data:image/svg+xml;base64,{data}'></figure>"

@@ -120,16 +120,18 @@ class Run:
         """Whether less is better for the metric."""
         return self.metric in self.log.attrs["lower_is_better"]
 
-    def score(self, name: str) -> np.ndarray:
+    def score(self, name: str, metric: str | None = None) -> np.ndarray:
         """Return one of SCORES after every round: float64 [rounds], NaN for rounds without an evaluation.
 
-        With partial participation, scores of the clients' own networks are means over all clients' latest scores.
+        `metric` is the run's own by default. With partial participation, scores of the clients' own networks are means
+        over all clients' latest scores.
         """
+        metric = metric or self.metric
         if name == "teacher_weighted":
-            column = self.rounds[f"teacher_{self.metric}_weighted"]
+            column = self.rounds[f"teacher_{metric}_weighted"]
             return np.full(len(column), np.nan) if self.partial else column
         suffix = "_all" if self.partial and name in ("teacher", "student") else ""
-        return self.rounds[f"{name}_{self.metric}{suffix}"]
+        return self.rounds[f"{name}_{metric}{suffix}"]
 
     def reached(self, target: Target) -> int | None:
         """Return the index of the first round whose score reaches the target (at most, if less is better), or None."""

@@ -82,23 +82,23 @@ def latex(sheet: Sheet) -> str:
 
 
 def page(sheet: Sheet) -> str:
-    """Return the sheet as an HTML table with its title as caption."""
+    """Return the sheet as an HTML table under its title."""
     kinds = ["label" if sheet.is_text(column) else "number" for column in range(len(sheet.headers))]
 
     def row(tag: str, cells: Sequence[str]) -> str:
+        marks = zip(kinds, cells, strict=True)
         return (
-            "<tr>"
-            + "".join(
-                f'<{tag} class="{kind}">{html.escape(cell)}</{tag}>' for kind, cell in zip(kinds, cells, strict=True)
-            )
-            + "</tr>"
+            "<tr>" + "".join(f'<{tag} class="{kind}">{html.escape(cell)}</{tag[:2]}>' for kind, cell in marks) + "</tr>"
         )
 
     body = "\n".join(row("td", cells) for cells in sheet.rows)
     note = f"<p>{html.escape(sheet.note)}</p>" if sheet.note else ""
-    head = row("th", [header.replace("\n", " ") for header in sheet.headers])
+    head = row("th scope='col'", [header.replace("\n", " ") for header in sheet.headers])
+    title = html.escape(sheet.title)
     table = f"<table><thead>{head}</thead>\n<tbody>{body}</tbody></table>"
-    return f"<h2>{html.escape(sheet.title)}</h2>\n<div class='wide'>{table}</div>{note}"
+    # A region that scrolls must be reached by keyboard.
+    region = f"<div class='wide' tabindex='0' role='region' aria-label='{title}'>{table}</div>"
+    return f"<h3>{title}</h3>\n{region}{note}"
 
 
 RENDERERS: dict[str, Callable[[Sheet], str]] = {"table": text, "markdown": markdown, "latex": latex}
