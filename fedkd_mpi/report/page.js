@@ -84,7 +84,8 @@ function draw(id, traces, more, alternative) {
   element.setAttribute("aria-label", alternative);
   if (more.height) element.style.height = `${more.height}px`;
   return Plotly.react(element, traces, layout(more), {
-    responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+    responsive: true, displaylogo: false, plotlyServerURL: "",
+    modeBarButtons: [["toImage"], ["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]], // by name: some versions offer an upload
     toImageButtonOptions: { format: "svg", filename: `fedkd-${id}` },
   });
 }

@@ -11,6 +11,7 @@ import numpy as np
 
 from fedkd_mpi.costlog.schema import PHASES
 from fedkd_mpi.errors import plain
+from fedkd_mpi.report.canvas import METRICS
 from fedkd_mpi.report.difference import attributes, whole_text
 from fedkd_mpi.report.divergence import fingerprints
 from fedkd_mpi.report.energy import layers
@@ -51,9 +52,15 @@ def build(groups: Sequence[Sequence[Run]], target: Target) -> dict[str, Any]:
 def _measures(groups: Sequence[Sequence[Run]]) -> list[dict[str, str]]:
     """Return what the y axis can show: key, kind, text of the choice, title of the axis."""
     runs = [run for group in groups for run in group]
+    titles = {
+        metric: METRICS.get(metric, plain(metric))
+        + (" (less is better)" if metric in run.log.attrs["lower_is_better"] else "")
+        for run in runs
+        for metric in (run.metric, *run.metrics)
+    }
     found = [
-        {"key": _key(score, metric), "kind": "score", "text": plain(f"{metric}: {where}"), "axis": plain(metric)}
-        for metric in dict.fromkeys(metric for run in runs for metric in (run.metric, *run.metrics))
+        {"key": _key(score, metric), "kind": "score", "text": plain(f"{metric}: {where}"), "axis": titles[metric]}
+        for metric in titles
         for score, where in SCORES.items()
     ]
     for key, text in COLUMNS.items():

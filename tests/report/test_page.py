@@ -101,6 +101,7 @@ def test_nothing_is_loaded_from_outside_and_only_the_two_own_scripts_may_run(pag
     assert f"'sha256-{own}'" in policy
     assert "script-src 'sha256-" in policy
     assert "unsafe" not in policy.split(";")[1]
+    assert "form-action 'none'" in policy
 
 
 def test_the_numbers_of_the_page_are_those_of_the_logs_to_the_byte(page, paths):
@@ -362,6 +363,8 @@ def test_every_control_has_a_label_every_chart_and_picture_a_text(opened):
     assert len(charts) == 5
     assert all(len(text) > 20 for text in charts)
     assert all(image.get_attribute("alt") for image in opened.find_elements("css selector", "img"))
+    buttons = {each.get_attribute("aria-label") for each in opened.find_elements("css selector", ".modebar-btn")}
+    assert buttons <= {"Download plot as a SVG", "Download plot", "Zoom", "Pan", "Zoom in", "Zoom out", "Reset axes"}
     targets = "return [...document.querySelectorAll('nav a')].map(each => document.querySelector(each.hash) !== null)"
     assert opened.execute_script(targets) == [True] * 4
     find(opened, "#values summary").click()
