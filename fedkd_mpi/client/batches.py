@@ -26,7 +26,7 @@ class Batches:
         self._task, self._examples = task, examples
         first = next(iter(examples.values()))
         self._device = first.device
-        self.plan = list(batches(len(first), config.local, generator(config.seed, "batches", round_index, client)))
+        self.plan = list(batches(len(first), config.local, order_of(config, round_index, client)))
         augment = config.data.augment
         self._chance = generator(config.seed, "augmentation", round_index, client) if augment else None
 
@@ -40,6 +40,13 @@ class Batches:
         return batch if self._chance is None else cast("_Augmenting", self._task).augment(batch, self._chance)
 
 
+def order_of(config: Config, round_index: int, client: int) -> np.random.Generator:
+    """Return the stream of a client's order of samples: its own in each round, or the same in all of them."""
+    if config.local.shuffle:
+        return generator(config.seed, "batches", round_index, client)
+    return generator(config.seed, "order", client)
+
+
 class _Augmenting(Protocol):
     def augment(self, batch: Examples, rng: np.random.Generator) -> Examples: ...
 
@@ -50,16 +57,20 @@ def work(count: int, local: LocalConfig) -> int:
 
 
 def batches(count: int, local: LocalConfig, order: np.random.Generator) -> Iterator[Tensor]:
-    """Yield the index tensors of the mini-batches of one local training on `count` samples, reshuffled per epoch.
+    """Yield the index tensors of the mini-batches of one local training on `count` samples.
 
-    A last batch of one sample is skipped unless it is the only one, because BatchNorm cannot train on one sample.
+    They are reshuffled per epoch unless local.shuffle is false. With local.drop_last a last batch that is not full is
+    skipped, otherwise one of a single sample, because BatchNorm cannot train on it; the only one is never skipped.
     """
     steps = 0
     epochs = local.epochs or local.steps or 0  # an epoch has at least one step
-    for _ in range(epochs):
-        permutation = torch.from_numpy(order.permutation(count))
+    least = min(local.batch_size, count) if local.drop_last else min(2, local.batch_size, count)
+    permutation = torch.from_numpy(order.permutation(count))
+    for epoch in range(epochs):
+        if epoch and local.shuffle:
+            permutation = torch.from_numpy(order.permutation(count))
         for index in permutation.split(local.batch_size):
-            if len(index) == 1 < count and local.batch_size > 1:
+            if len(index) < least:
                 continue
             if steps == local.steps:
                 return

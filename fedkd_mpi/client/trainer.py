@@ -170,7 +170,7 @@ class LocalTrainer:
 
     def _load(self, client: Client, student: Tensor | None) -> None:
         self._load_private(client)
-        self.private_optimizer.state = client.part("optimizer.private.")
+        self.private_optimizer.state = self._optimizer_state(client, "private")
         if (self.student is None) != (student is None):
             raise ValueError("a student and its replica are there together, or neither is")
         if self.student and student is not None:
@@ -178,14 +178,18 @@ class LocalTrainer:
             _take(self.student, client, "others.student")
             if self.student.local_buffers is not None and "buffers" in client.tensors:
                 self.student.local_buffers.copy_(client.tensors["buffers"])
-            self.student_optimizer.state = client.part("optimizer.student.")
+            self.student_optimizer.state = self._optimizer_state(client, "student")
+
+    def _optimizer_state(self, client: Client, network: str) -> dict[str, Tensor]:
+        return {} if self.config.optimizer.renew else client.part(f"optimizer.{network}.")
 
     def _store(self, client: Client) -> None:
         for name, (network, optimizer) in zip(("private", "student"), self.in_training(), strict=False):
             network.gather()
             if network.others.numel():
                 client.tensors[f"others.{name}"] = network.others.clone()
-            client.tensors.update({f"optimizer.{name}.{key}": value for key, value in optimizer.state.items()})
+            if not self.config.optimizer.renew:
+                client.tensors.update({f"optimizer.{name}.{key}": value for key, value in optimizer.state.items()})
         client.tensors["private"].copy_(self.private.state)
         if self.student and self.student.local_buffers is not None:
             client.tensors["buffers"] = self.student.local_buffers.clone()

@@ -17,7 +17,7 @@ from fedkd_mpi.common.registry import require_known
 from fedkd_mpi.config import pairs
 from fedkd_mpi.config.codecs import CODECS
 from fedkd_mpi.config.schema import CARE, Config
-from fedkd_mpi.config.sections import KIND_OF, DataConfig, InitConfig, NetworkConfig
+from fedkd_mpi.config.sections import KIND_OF, MAY_HAVE, DataConfig, InitConfig, NetworkConfig
 from fedkd_mpi.config.training import OPTIMIZERS_OF
 from fedkd_mpi.datasets.options import OPTIONS
 from fedkd_mpi.datasets.own_options import OWN
@@ -43,7 +43,7 @@ def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
     except FileNotFoundError:
         known = ", ".join(sorted(str(file.relative_to(presets())) for file in presets().rglob("*.yaml")))
         raise UserError(f"--config {shown(path)} does not exist; shipped configurations: {known}") from None
-    kinds = {key: (kind,) for key, kind in KIND_OF.items()}
+    kinds = {key: (kind,) for key, kind in (KIND_OF | MAY_HAVE).items()}
     for chosen, owners in (("partition.kind", kinds), ("optimizer.name", OPTIMIZERS_OF)):
         _let_go_of_others(tree, overrides, chosen, owners)
     for override in overrides:
@@ -95,7 +95,7 @@ def parse(tree: dict[str, Any]) -> Config:
     data, own = config.data, datasets.check(config.data.name, config.data.options())
     if data.name in datasets.OWN and data.root is not None:
         raise UserError(f"data.root: data.name={data.name} reads data.path alone; give the whole path there")
-    filled["data"] = DataConfig(name=data.name, root=data.root, augment=data.augment, **own)
+    filled["data"] = DataConfig(**{name: getattr(data, name) for name in DataConfig.model_fields}, **own)
     filled["init"] = _with_digests(config.init)
     return config.model_copy(update=filled)
 

@@ -6,14 +6,19 @@ from typing import NamedTuple
 
 
 class MethodEntry(NamedTuple):
-    """The path of a method's class, and whether the method trains and exchanges one network without a teacher."""
+    """The path of a method's class, and whether the method trains and exchanges one network without a teacher.
+
+    `options` are the keys that it has beside its name.
+    """
 
     path: str
     averages: bool
+    options: tuple[str, ...] = ()
 
 
 METHODS = {
     "fedkd": MethodEntry("fedkd_mpi.methods.fedkd:FedKD", averages=False),
+    "fml": MethodEntry("fedkd_mpi.methods.fml:FML", averages=False, options=("alpha", "beta")),
     "fedavg": MethodEntry("fedkd_mpi.methods.fedavg:FedAvg", averages=True),
     "fedprox": MethodEntry("fedkd_mpi.methods.fedprox:FedProx", averages=True),
     "scaffold": MethodEntry("fedkd_mpi.methods.scaffold:Scaffold", averages=True),

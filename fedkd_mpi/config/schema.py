@@ -55,7 +55,7 @@ class Config(Section):
     )
     method: MethodConfig = Field(
         MethodConfig(name="fedkd"),
-        description="local, centralized: teachers only, no exchange; "
+        description="fedkd; fml: without equation 5 and D, with alpha and beta; local, centralized: teachers only; "
         + ", ".join(methods.AVERAGING)
         + ": no teacher; or package.module:Class, {name: package.module:Class, ...} with options",
     )

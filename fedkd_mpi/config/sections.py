@@ -48,13 +48,24 @@ class DataConfig(Strict):
         None, description="folder of the data sets; default $FEDKD_DATA"
     )
     augment: bool = Field(False, description="random augmentation of the training samples, as the task defines it")
+    pooled: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="training and test part become one, of which this share is the global test set; 0: the clients' own"
+        " test samples together are; null: the official parts (docs/configuration.md)",
+    )
+    pixels: Literal["standardised", "half"] = Field(
+        "standardised", description="of images: mean 0 and deviation 1 over the training part, or half: (x - 0.5) / 0.5"
+    )
 
     def options(self) -> dict[str, Any]:
         """Return the options of the data set."""
         return dict(self.model_extra or {})
 
 
-KIND_OF = {"alpha": "dirichlet", "classes_per_client": "pathological", "path": "file"}  # keys that one kind has
+KIND_OF = {"alpha": "dirichlet", "classes_per_client": "pathological", "path": "file"}  # keys that one kind needs
+MAY_HAVE = {"balanced": "dirichlet", "unbalanced": "pathological"}  # and keys that it may have
 
 
 KINDS = ("iid", "dirichlet", "pathological", "natural", "file")
@@ -70,7 +81,11 @@ class PartitionConfig(Section):
     alpha: float | None = Field(
         None, ge=1e-4, le=1e8, description="Dirichlet concentration; small = each client sees few classes"
     )
+    balanced: bool | None = Field(
+        None, description="dirichlet: a client that holds its share of all samples gets none of the next class"
+    )
     classes_per_client: int | None = Field(None, ge=1, le=WIDE, description="for the pathological partition")
+    unbalanced: bool | None = Field(None, description="pathological: shares of a class are of random sizes")
     path: str | None = Field(
         None, min_length=1, max_length=1000, description="JSON or npz file for kind=file (docs/own-data.md)"
     )
@@ -96,6 +111,7 @@ class PartitionConfig(Section):
         for key, kind in KIND_OF.items():
             if self.kind == kind and getattr(self, key) is None:
                 raise ValueError(f"partition.kind={kind} needs partition.{key}")
+        for key, kind in (KIND_OF | MAY_HAVE).items():
             if self.kind != kind and getattr(self, key) is not None:
                 raise ValueError(f"partition.{key} belongs to partition.kind={kind}, not {self.kind}")
         return self
@@ -135,9 +151,12 @@ class MethodConfig(Strict):
         return serialize(self) if self.model_extra else self.name
 
     @model_validator(mode="after")
-    def _built_in_ones_have_no_options(self) -> MethodConfig:
-        if self.model_extra and ":" not in self.name:
-            raise ValueError(f"method={self.name} has no option {next(iter(self.model_extra))}")
+    def _built_in_ones_have_their_options(self) -> MethodConfig:
+        unknown = (
+            [] if ":" in self.name else [key for key in self.options() if key not in methods.METHODS[self.name].options]
+        )
+        if unknown:
+            raise ValueError(f"method={self.name} has no option {unknown[0]}")
         return self
 
     def options(self) -> dict[str, Any]:
@@ -149,6 +168,10 @@ class LocalConfig(Section):
     epochs: int | None = Field(None, ge=1, le=MANY, description="passes over the client's samples per round")
     steps: int | None = Field(None, ge=1, le=10**9, description="mini-batches per round, instead of epochs")
     batch_size: int = Field(32, ge=1, le=MANY, description="samples per mini-batch")
+    shuffle: bool = Field(
+        True, description="a new order of the samples in every epoch; false: one order per client for the whole run"
+    )
+    drop_last: bool = Field(False, description="leave out an epoch's last mini-batch where it is not full")
     accumulate: int = Field(
         1, ge=1, le=MANY, description="mini-batches per optimiser step, which is taken with their mean gradient"
     )

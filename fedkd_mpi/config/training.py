@@ -54,6 +54,7 @@ class OptimizerConfig(Section):
     options: dict[str, Any] | None = Field(
         None, description="of an optimiser that is named by its path: its arguments beside params and lr"
     )
+    renew: bool = Field(False, description="a new optimiser, without momentum and moments, in every round")
     clip_norm: float | None = Field(
         None, ge=TINY, le=HUGE, description="largest 2-norm of one network's gradient; null = no clipping"
     )

@@ -90,7 +90,9 @@ def check(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
     if name not in LOADERS:  # an unknown name is refused when it is loaded
         return dict(options)
-    return check_options({**OPTIONS, **OWN}.get(name, Options), options, name, "data", ("name", "root", "augment"))
+    return check_options(
+        {**OPTIONS, **OWN}.get(name, Options), options, name, "data", ("name", "root", "augment", "pooled", "pixels")
+    )
 
 
 def load(name: str, root: Path | None, seed: int, options: Mapping[str, Any] | None = None) -> Dataset:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedkd_mpi.common.registry import function_of, resolve
+from fedkd_mpi.datasets.published_partition import balanced_dirichlet, random_shares
 from fedkd_mpi.errors import UserError, one_line
 
 # A partitioner is called as (labels, num_clients, rng, alpha=, classes_per_client=, groups=, min_samples=) and returns
@@ -35,6 +36,8 @@ def partition(
     *,
     alpha: float | None = None,
     classes_per_client: int | None = None,
+    balanced: bool | None = None,
+    unbalanced: bool | None = None,
     groups: np.ndarray | None = None,
     min_samples: int = 1,
     options: Mapping[str, Any] | None = None,
@@ -43,8 +46,8 @@ def partition(
 
     `labels` is [n], one class per sample (iid and natural use only its length), `groups` int64 [n] is the natural owner
     of each sample, `kind` is a key of PARTITIONERS or a dotted path. The same state of `rng` gives the same partition.
-    A user's partitioner gets `options` too. Raises UserError with feasible values if a client would have fewer than
-    `min_samples` samples.
+    `balanced` and `unbalanced` choose the variants of published_partition. A user's partitioner gets `options` too.
+    Raises UserError with feasible values if a client would have fewer than `min_samples` samples.
     """
     labels = np.asarray(labels)
     if num_clients < 1:
@@ -63,6 +66,7 @@ def partition(
         given |= {"options": dict(options or {})}
     else:
         given |= {"alpha": alpha, "classes_per_client": classes_per_client}
+        given |= {"balanced": balanced, "unbalanced": unbalanced}
     try:
         owner = np.asarray(partitioner(labels, num_clients, rng, **given))
     except UserError:
@@ -134,6 +138,7 @@ def dirichlet(
     *,
     alpha: float | None,
     min_samples: int,
+    balanced: bool | None = None,
     **_: object,
 ) -> np.ndarray:
     """Return owners; each class is divided among the clients by shares from a symmetric Dirichlet(alpha).
@@ -144,6 +149,8 @@ def dirichlet(
     if alpha is None or not 0 < alpha < math.inf:
         raise UserError(f"partition.alpha={alpha} must be a positive, finite number")
     members = _members(labels)
+    if balanced:
+        return balanced_dirichlet(members, num_clients, alpha, min_samples, rng)
     sizes = np.array([len(samples) for samples in members])
     untouched = copy.deepcopy(rng)
     counts, smallest = _draw(sizes, num_clients, alpha, min_samples, rng, DRAWS)
@@ -165,6 +172,8 @@ def pathological(
     rng: np.random.Generator,
     *,
     classes_per_client: int | None,
+    min_samples: int,
+    unbalanced: bool | None = None,
     **_: object,
 ) -> np.ndarray:
     """Return owners such that every client has exactly `classes_per_client` classes and every sample is used.
@@ -199,7 +208,12 @@ def pathological(
         holds[taken, client] = True
     owner = np.empty(len(labels), np.int64)
     for samples, row in zip(members, holds, strict=True):
-        owner[rng.permutation(samples)] = np.resize(rng.permutation(np.flatnonzero(row)), len(samples))
+        own = rng.permutation(np.flatnonzero(row))
+        if unbalanced:
+            least = math.ceil(min_samples / classes_per_client)
+            owner[rng.permutation(samples)] = np.repeat(own, random_shares(len(samples), len(own), least, rng))
+        else:
+            owner[rng.permutation(samples)] = np.resize(own, len(samples))
     return owner
 
 

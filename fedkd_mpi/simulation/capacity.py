@@ -38,7 +38,7 @@ def require_networks(config: Config, task: Task) -> None:
     from fedkd_mpi import methods
 
     networks = {}
-    if config.method.name == "fedkd" or (config.averages and config.averaging.network == "student"):
+    if config.method.name in ("fedkd", "fml") or (config.averages and config.averaging.network == "student"):
         networks["student"] = (config.student, partial(methods.make_model, config, task, "student"))
     for index, network in enumerate(config.architectures):
         key = f"teachers.{index}" if config.teachers else "teacher"

@@ -130,7 +130,9 @@ def _facts(config: Config, run: Simulation, world_size: int) -> dict[str, Any]:
             for kind in range(_kinds(config))
         ],
         "exchanged": _exchanged(config, run),
-        "data_bytes": sum(array.nbytes for part in (run.data.train, run.data.test) for array in part.values()),
+        "data_bytes": sum(
+            array.nbytes for array in {id(a): a for a in (*run.data.train.values(), *run.data.test.values())}.values()
+        ),
         "client_state_bytes": {"least": min(states), "most": max(states)},
         "process_bytes": _fullest(config, run, world_size),
         "measured_bytes": _peak(),

@@ -256,15 +256,13 @@ def evaluate(run: Simulation, this: Round) -> tuple[np.ndarray, np.ndarray]:
         student = run.exchange.student
         student.load(run.exchange.replica)
         student.reset_others()
-        chunks = (
-            np.arange(at, min(at + EVALUATION_BATCH, run.test_size)) for at in run.test_chunks(run.world.mpi_rank)
-        )
+        chunks = (run.data.test_indices[at : at + EVALUATION_BATCH] for at in run.test_chunks(run.world.mpi_rank))
         score_rows = [score(run.task, student.module, run.data.test, chunk, run.device) for chunk in chunks]
         scores = np.array(score_rows).reshape(-1, run.task.sums)
     if run.scores_teachers(this.index):
-        everything, rows = np.arange(run.test_size), []
+        rows = []
         for client in run.clients.values():
-            rows.append(run.trainer.score_teacher(client, run.data.test, everything))
+            rows.append(run.trainer.score_teacher(client, run.data.test, run.data.test_indices))
             run.schedule.release(client)
         teachers = np.array(rows).reshape(-1, run.task.sums)
     return scores, teachers

@@ -62,7 +62,8 @@ def of_client(run: Simulation, client: int) -> Memory:
         kinds |= with_prefix("method.", run.method.remembers(student))
     for name, vector, optimizer in trained:
         kinds |= {f"others.{name}": like(vector.others)} if vector.others.numel() else {}
-        kinds |= with_prefix(f"optimizer.{name}.", optimizer.remembers())
+        if not run.config.optimizer.renew:
+            kinds |= with_prefix(f"optimizer.{name}.", optimizer.remembers())
     if run.config.precision == "float16":
         kinds |= with_prefix("scaler.", REMEMBERED)
     codec = run.exchange.codec.sender_memory() if run.exchange else Memory({})

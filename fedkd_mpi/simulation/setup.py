@@ -23,7 +23,7 @@ from fedkd_mpi.communication.world import World
 from fedkd_mpi.config import pairs
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.datasets import partition as partitions
-from fedkd_mpi.datasets import partition_file
+from fedkd_mpi.datasets import partition_file, pooling
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.methods import Method
 from fedkd_mpi.models import module_tensors
@@ -48,13 +48,15 @@ def load_data(config: Config, world: World, read: Callable[..., datasets.Dataset
     if world.is_node_leader:
         try:
             dataset = (read or datasets.load)(config.data.name, data_root(config), config.seed, config.data.options())
-            parts = (("train", dataset.train | dataset.tables), ("test", dataset.test))
-            arrays = {f"{part}/{name}": array for part, group in parts for name, array in group.items()}
             meta = dataset.meta
             pairs.require(config.task, config.data.name, {"train": dataset.train, "test": dataset.test}, meta)
             own = config.data.name in datasets.OWN or ":" in config.data.name or ":" in config.task
             if own and not meta.get("stand_in"):
-                tasks.check_data(config.task, config.data.name, parts[0][1], dataset.test, meta)
+                tasks.check_data(config.task, config.data.name, dataset.train | dataset.tables, dataset.test, meta)
+            dataset = arranged(config, dataset)
+            parts = (("train", dataset.train | dataset.tables), ("test", dataset.test))
+            arrays = {f"{part}/{name}": array for part, group in parts for name, array in group.items()}
+            meta = dataset.meta
             if config.partition.kind == "file":
                 clients = read_partition(config, parts[0][1], meta)
                 arrays |= {f"clients/{name}": array for name, array in partition_file.flat(clients).items()}
@@ -73,7 +75,23 @@ def load_data(config: Config, world: World, read: Callable[..., datasets.Dataset
     else:
         task = tasks.build(config.task, meta, train, config.evaluate.metrics)
         clients = divide(config, task.labels(train), train.get("group"), train.get("document"))
-    return Data(train, test, meta, clients)
+    if config.data.pooled != 0:
+        return Data(train, test, np.arange(len(next(iter(test.values())))), meta, clients)
+    return Data(train, train, np.sort(np.concatenate([own for _, own in clients])), meta, clients)
+
+
+def arranged(config: Config, dataset: datasets.Dataset) -> datasets.Dataset:
+    """Return the data as data.pooled and data.pixels ask for; raises UserError."""
+    if config.data.pixels == "half":
+        dataset = pooling.centred(dataset)
+    if config.data.pooled is None:
+        return dataset
+    pooled = pooling.pool(dataset)
+    if config.data.pooled == 0:
+        return pooled
+    arrays = pooled.train | pooled.tables
+    labels = tasks.build(config.task, pooled.meta, arrays, config.evaluate.metrics).labels(arrays)
+    return pooling.hold_out(pooled, labels, config.data.pooled, generator(config.seed, "pooled"))
 
 
 def read_partition(config: Config, train: dict[str, np.ndarray], meta: dict[str, Any]) -> partition_file.Clients:
@@ -112,6 +130,8 @@ def divide(
         generator(config.seed, "partition"),
         alpha=settings.alpha,
         classes_per_client=settings.classes_per_client,
+        balanced=settings.balanced,
+        unbalanced=settings.unbalanced,
         groups=groups,
         min_samples=settings.min_samples,
         options=settings.options,

@@ -30,10 +30,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Data:
-    """The data set (one copy per node) and the assignment of its training samples to clients."""
+    """The data set (one copy per node) and the assignment of its training samples to clients.
+
+    The global test set is the samples `test_indices` of `test`: with data.pooled=0, of `train`.
+    """
 
     train: Arrays
     test: Arrays
+    test_indices: np.ndarray
     meta: dict[str, Any]
     clients: list[tuple[np.ndarray, np.ndarray]]  # (train, test) indices into `train`, by client id
 
@@ -83,7 +87,7 @@ class Simulation:
     @property
     def test_size(self) -> int:
         """The number of samples in the global test set."""
-        return len(next(iter(self.data.test.values())))
+        return len(self.data.test_indices)
 
     @property
     def scores_student(self) -> bool:

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn import functional
 from trainer import BATCH_NORM, LocalSetup, make
 
-from fedkd_mpi.client.batches import batches
+from fedkd_mpi.client.batches import batches, order_of
 from fedkd_mpi.client.client import Client
 from fedkd_mpi.common.random_streams import generator
+from fedkd_mpi.config.load import load
 from fedkd_mpi.config.sections import LocalConfig
 from fedkd_mpi.errors import RunFault
 
@@ -207,6 +208,21 @@ def test_an_epoch_visits_every_sample_once(count: int, size: int, epochs: int, s
         assert len(samples) == count - left_out
         assert len(set(samples)) == len(samples)
         assert set(samples) <= set(range(count))
+
+
+@given(st.integers(1, 60), st.integers(1, 12), st.integers(1, 3))
+def test_only_full_batches_in_one_order_for_the_whole_run(count: int, size: int, epochs: int):
+    local = LocalConfig(epochs=epochs, batch_size=size, shuffle=False, drop_last=True)
+    visited = list(batches(count, local, np.random.default_rng(0)))
+    per_epoch = max(count // size, 1)
+    assert len(visited) == epochs * per_epoch
+    assert {len(index) for index in visited} == {min(size, count)}
+    for index, first in zip(visited, visited[:per_epoch] * epochs, strict=True):
+        assert torch.equal(index, first)
+    config = load(overrides=["local.shuffle=false"])
+    orders = [order_of(config, *place).permutation(9).tolist() for place in ((0, 0), (0, 1), (5, 0), (5, 1))]
+    assert orders[:2] == orders[2:]
+    assert orders[0] != orders[1]
 
 
 @given(st.integers(1, 60), st.integers(1, 12), st.integers(1, 20))

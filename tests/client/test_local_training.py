@@ -62,7 +62,11 @@ class Plain:
             equation_6 = equation_6 + weight * divergence(student_logits, teacher_logits)
             equation_7 = equation_7 + weight * divergence(teacher_logits, student_logits)
         hidden = torch.zeros(())
-        if switches.hidden:
+        if self.config.method.name == "fml":
+            alpha, beta = (self.config.method.options().get(name, 0.5) for name in ("alpha", "beta"))
+            equation_6 = alpha * supervised[0] + (1 - alpha) * divergence(student_logits, teacher_logits)
+            equation_7 = beta * supervised[1] + (1 - beta) * divergence(teacher_logits, student_logits)
+        elif switches.hidden:
             errors = [
                 (teacher_hidden[t] - student_hidden[s] @ self.private[f"hidden_map.maps.{i}.weight"].T).square().mean()
                 for i, (t, s) in enumerate(PAIRS)
@@ -132,6 +136,8 @@ def assert_same(own: dict[str, Tensor], truth: dict[str, Tensor]) -> None:
         "distillation.logits=false",
         "distillation.hidden=false",
         "distillation.logits=false distillation.hidden=false",
+        "method=fml",
+        'method={"name":"fml","alpha":0.25,"beta":0.875}',
     ],
 )
 def test_two_rounds_equal_a_plain_implementation(overrides: str):

@@ -90,6 +90,7 @@ class Case(NamedTuple):
     over_steps: bool = False
     accumulate: int = 1
     half: bool = False
+    renew: bool = False
     times: float = 1.0
 
     @property
@@ -100,6 +101,7 @@ class Case(NamedTuple):
             *[*keys("optimizer", self.optimizer), *keys("schedule", every)],
             *(f"local.label_smoothing={self.smoothing}", f"local.accumulate={self.accumulate}"),
             f"precision={'float16' if self.half else 'float32'}",
+            f"optimizer.renew={str(self.renew).lower()}",
         ]
 
     def scheduler(self, optimizer: Optimizer) -> lr_scheduler.LRScheduler:
@@ -110,11 +112,13 @@ STACKED = [
     *(Case(optimizer) for optimizer in BUILT_IN),
     *(Case(schedule=schedule) for schedule in SCHEDULES if schedule),
     *(Case(schedule=schedule, over_steps=True) for schedule in OVER_STEPS),
+    *(Case(optimizer, renew=True) for optimizer in BUILT_IN),
     Case("name=adamw momentum=0 weight_decay=0.1", "name=cosine minimum=0.25 warmup_rounds=1", 0.1),
 ]
 ALONE = [
     *(Case(optimizer) for optimizer in BY_PATH),
     Case("name=torch.optim.NAdam", "name=cosine minimum=0.25 warmup_steps=7", over_steps=True),
+    Case("name=torch.optim.NAdam", renew=True),
     *(Case(accumulate=count) for count in (2, 4, 100)),
     *(Case(half=True), Case(half=True, times=1e4), Case("name=torch.optim.NAdam", half=True, accumulate=4)),
 ]
@@ -135,6 +139,9 @@ def plain_loop(local: LocalSetup, client: int, case: Case) -> dict[str, torch.Te
     x = (torch.from_numpy(arrays["x"][indices]).float() / 16 - 0.3) / 0.4
     y = torch.from_numpy(arrays["y"][indices])
     for round_index in range(ROUNDS):
+        if case.renew:
+            optimizer = OPTIMIZERS[case.optimizer](list(truth.values()))
+            scheduler = case.scheduler(optimizer)
         order = generator(local.config.seed, "batches", round_index, client)
         plan = list(batches(len(y), local.config.local, order))
         for at in range(0, len(plan), case.accumulate):
@@ -160,6 +167,8 @@ def plain_loop(local: LocalSetup, client: int, case: Case) -> dict[str, torch.Te
     return truth
 
 
+# A step that the loss scaling leaves out is none to torch's scheduler.
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning")
 @pytest.mark.parametrize(
     ("case", "stacked"),
     [*((case, False) for case in STACKED + ALONE), *((case, True) for case in STACKED)],
