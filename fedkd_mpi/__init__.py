@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from fedkd_mpi.simulation.in_python import run as run
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module fedkd_mpi.run, which is also the function, when it is first used."""
+    if name == "run":
+        return importlib.import_module("fedkd_mpi.run")
+    raise AttributeError(f"module {__name__} has no attribute {name}")
 
 
 def load_student(log: str | Path, round: int | str = "last", *, trust_log: bool = False) -> nn.Module:

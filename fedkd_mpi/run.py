@@ -13,12 +13,12 @@ if __name__ == "__main__":
     early_signals.listen()  # before slow imports
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from types import ModuleType
+from typing import Any, NoReturn
 
 from fedkd_mpi.common.command_line import add_json
 from fedkd_mpi.common.console import open_standard_streams, say
@@ -26,7 +26,7 @@ from fedkd_mpi.communication.launch import LaunchedParser, end_job_on_exceptions
 from fedkd_mpi.config import explain, pairs
 from fedkd_mpi.config import load as configuration
 from fedkd_mpi.config.schema import Config
-from fedkd_mpi.errors import UserError, shown
+from fedkd_mpi.errors import UserError
 
 EX_TEMPFAIL = 75  # exit code of a run that stopped early with a checkpoint and can be requeued
 
@@ -85,11 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         early_signals.let_go()
         leave(0, explain.schema_text(), {"mode": "--print-schema"})
     try:
-        check_names(chosen)
-        if chosen.resume:
-            config = configuration_of(chosen.resume, chosen.overrides, trusted=chosen.trust_log)
-        else:
-            config = configuration.load(chosen.config, chosen.overrides)
+        config = configuration_of(chosen)
         pairs.check(config)
     except UserError as error:
         leave(2, f"fedkd_mpi: {error}")
@@ -103,35 +99,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(config, chosen)
 
 
-def configuration_of(path: Path, overrides: Sequence[str], *, trusted: bool = False) -> Config:
-    """Return the configuration of a log to resume; exits with code 0 if all its rounds are completed."""
-    from fedkd_mpi import costlog
-    from fedkd_mpi.simulation import extension, trust
+def configuration_of(chosen: argparse.Namespace) -> Config:
+    """Return the configuration of a run; exits with code 0 if the log to resume has all its rounds."""
+    from fedkd_mpi.simulation.request import Completed, check_names, resumed
 
-    with costlog.open(path) as log:
-        attrs = log.attrs
-    trust.require_one_name(path)
-    config = trust.configuration_in(path, attrs)
-    longer, others = extension.split(path, config, overrides)
-    if attrs["status"] == "completed" and longer.rounds == config.rounds:
-        done = f"fedkd_mpi: {path} is completed: there is nothing to resume; rounds=N adds rounds"
-        leave(0, done, {"mode": f"--resume {path}, which is completed"})
-    return configuration.with_care(longer, trust.accept(path, config, others, trusted))
-
-
-LONGEST = 255 - len(".checkpoints")  # bytes of a log's name: the limit of the system minus the longest suffix
-
-
-def check_names(chosen: argparse.Namespace) -> None:
-    """Raise UserError if an argument is not a valid name for a log and the files beside it."""
-    for name in ("output", "resume"):
-        path = getattr(chosen, name)
-        if path is None:
-            continue
-        if not str(path).isprintable():
-            raise UserError(f"--{name} {shown(path)}: the name contains unprintable characters: choose another")
-        if len(os.fsencode(path.name)) > LONGEST or len(os.fsencode(path)) > 4000:
-            raise UserError(f"--{name} {shown(path)}: the name is too long: choose one of at most {LONGEST} bytes")
+    check_names(chosen.output, chosen.resume)
+    if not chosen.resume:
+        return configuration.load(chosen.config, chosen.overrides)
+    try:
+        return resumed(chosen.resume, chosen.overrides, trusted=chosen.trust_log)
+    except Completed as done:
+        leave(0, f"fedkd_mpi: {done}", {"mode": f"--resume {chosen.resume}, which is completed"})
 
 
 def started(config: Config, chosen: argparse.Namespace, mode: str) -> dict[str, str]:
@@ -165,10 +143,11 @@ def run(config: Config, chosen: argparse.Namespace) -> int:
     from fedkd_mpi.doctor import at_start
     from fedkd_mpi.fault_tolerance.stopping import slurm_end
     from fedkd_mpi.simulation import lifecycle
+    from fedkd_mpi.simulation.request import Start
 
     end = slurm_end() if launched()[0] == 0 else None  # starts a process, which is safer before MPI is initialised
     try:
-        start = lifecycle.Start.of(chosen.output, chosen.overwrite, chosen.resume, chosen.save_partition)
+        start = Start.of(chosen.output, chosen.overwrite, chosen.resume, chosen.save_partition)
         world = open_world()
     except UserError as error:
         leave(2, f"fedkd_mpi: {error}")
@@ -182,6 +161,19 @@ def run(config: Config, chosen: argparse.Namespace) -> int:
     ending = lifecycle.run(config, start, world, end, lifecycle.Callers(at_start, refuse))
     return 2 if ending.error else EX_TEMPFAIL if ending.reason else 0
 
+
+class _Callable(ModuleType):
+    """This module, which is also the function fedkd_mpi.run()."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Run a simulation in Python: fedkd_mpi.simulation.in_python.run()."""
+        from fedkd_mpi.doctor import at_start
+        from fedkd_mpi.simulation import in_python
+
+        return in_python.run(*arguments, **options, check=at_start)
+
+
+sys.modules[__name__].__class__ = _Callable  # by whatever import the name fedkd_mpi.run is bound, it is this object
 
 if __name__ == "__main__":
     sys.exit(main())

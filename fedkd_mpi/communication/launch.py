@@ -6,6 +6,7 @@ loading MPI or torch.
 
 from __future__ import annotations
 
+import atexit
 import os
 import platform
 import sys
@@ -173,9 +174,10 @@ def mpi_library() -> str:
         raise UserError(f"no MPI library was found ({str(error).splitlines()[-1]})") from None
 
 
-def open_world() -> World:
+def open_world(*, again: bool = False) -> World:
     """Return the World of all processes that the launcher started, or of this process alone without a launcher.
 
+    With `again` it may be opened again once it is closed: MPI is finalized when the process ends.
     Raises UserError if MPI is missing or does not see the other processes: the run would otherwise continue as N
     separate runs of one process each.
     """
@@ -200,12 +202,14 @@ def open_world() -> World:
     owner = not mpi.Is_initialized()
     if owner:
         mpi.Init_thread(mpi.THREAD_FUNNELED)
+        if again:
+            atexit.register(mpi.Finalize)
     if mpi.COMM_WORLD.size < size:
         raise UserError(
             f"{launcher()} started {size} processes, but {library} sees {mpi.COMM_WORLD.size}: use the mpirun of that "
             f"library, or under Slurm `srun --mpi=pmix` (Open MPI) or `srun --mpi=pmi2` (MPICH)"
         )
-    return MpiWorld(mpi, library=library, finalize=owner)
+    return MpiWorld(mpi, library=library, finalize=owner and not again)
 
 
 def install_excepthook(world: World, describe: Callable[[BaseException], str]) -> None:

@@ -43,6 +43,11 @@ def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
     except FileNotFoundError:
         known = ", ".join(sorted(str(file.relative_to(presets())) for file in presets().rglob("*.yaml")))
         raise UserError(f"--config {shown(path)} does not exist; shipped configurations: {known}") from None
+    return of(tree, overrides)
+
+
+def of(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """Return the configuration of a nested mapping, which is changed, with KEY=VALUE overrides; raises UserError."""
     kinds = {key: (kind,) for key, kind in (KIND_OF | MAY_HAVE).items()}
     for chosen, owners in (("partition.kind", kinds), ("optimizer.name", OPTIMIZERS_OF)):
         _let_go_of_others(tree, overrides, chosen, owners)

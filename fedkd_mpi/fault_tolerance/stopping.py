@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -34,14 +35,25 @@ class StopRequests:
     file <log>.stop means the same without a signal, which would kill processes that do not listen yet; rank 0 of a run
     whose rounds have begun removes it at the end. `time_limit` is in seconds from now, `slurm_end` in seconds since
     1970. `notice` returns on rank 0 what the user needs if the run is ended before it can stop: it is written when the
-    first signal arrives.
+    first signal arrives. With `goes_on` the process goes on after the run: signals are handled in its main thread
+    alone, a second SIGINT raises KeyboardInterrupt in a process alone, and no notice is written.
     """
 
-    def __init__(self, world: World, log: Path, time_limit: float | None, slurm_end: float | None = None):
+    def __init__(
+        self,
+        world: World,
+        log: Path,
+        time_limit: float | None,
+        slurm_end: float | None = None,
+        *,
+        goes_on: bool = False,
+    ):
         self.world, self.file, self.own = world, log.parent / STOP, Path(f"{log}.stop")
         self.heard: str | None = None
         self.notice: Callable[[], str] | None = None
-        self._told = StopNotice(early_signals.SIGNALS, self._tell) if world.is_root else nullcontext()
+        self._goes_on = goes_on
+        told = world.is_root and not goes_on
+        self._told = StopNotice(early_signals.SIGNALS, self._tell) if told else nullcontext()
         self._begun = self._interrupted = self._warned = False  # _warned: only SIGUSR1 has been received so far
         limits = [] if time_limit is None else [(time.time() + time_limit, f"time_limit ({time_limit:.0f} s)")]
         if slurm_end is not None:
@@ -50,10 +62,13 @@ class StopRequests:
         self._limit = min(limits, default=None)
 
     def __enter__(self) -> StopRequests:
-        for number in early_signals.heard:
+        handled = threading.current_thread() is threading.main_thread() or not self._goes_on
+        for number in () if self._goes_on else early_signals.heard:
             self._note(number, None)
-        self._before = [(number, signal.signal(number, self._note)) for number in early_signals.obeyed()]
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, early_signals.SIGNALS)  # the mask may be inherited from a launcher
+        numbers = early_signals.obeyed() if handled else ()
+        self._before = [(number, signal.signal(number, self._note)) for number in numbers]
+        if not self._goes_on:  # the mask may be inherited from a launcher
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, early_signals.SIGNALS)
         self._told.__enter__()
         return self
 
@@ -61,7 +76,9 @@ class StopRequests:
         self._told.__exit__(*error)
         for number, handler in self._before:
             signal.signal(number, handler)
-        if signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:  # it may arrive while a completed run ends
+        if (
+            not self._goes_on and signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+        ):  # it may arrive while a completed run ends
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         if self.world.is_root and self._begun:
             with suppress(OSError):
@@ -92,6 +109,8 @@ class StopRequests:
     def _note(self, number: int, _: FrameType | None) -> None:
         where = f"rank {self.world.mpi_rank} on {self.world.hostname}"
         if number == signal.SIGINT and self._interrupted:
+            if self._goes_on and self.world.world_size == 1:
+                raise KeyboardInterrupt
             self.world.fault(f"fedkd_mpi: {where}: second SIGINT, the run is ended at once")
         self._interrupted |= number == signal.SIGINT
         self._warned = number == signal.SIGUSR1 and (self._warned or not self.heard)

@@ -6,7 +6,6 @@ import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from fedkd_mpi.errors import RunFault, UserError
 from fedkd_mpi.fault_tolerance.log_lock import Lock, reserve
 from fedkd_mpi.fault_tolerance.stopping import StopRequests
 from fedkd_mpi.simulation import trust
+from fedkd_mpi.simulation.request import Start, default_output
 
 if TYPE_CHECKING:
     from fedkd_mpi.communication.world import World
@@ -26,30 +26,6 @@ if TYPE_CHECKING:
     from fedkd_mpi.simulation.progress import Progress
     from fedkd_mpi.simulation.session import Session
     from fedkd_mpi.simulation.state import Simulation
-
-
-@dataclass(frozen=True)
-class Start:
-    """How a run starts: with a new log or, with `resume`, from the log that there is.
-
-    `log` is its real path, None for a name that no other run uses, which rank 0 chooses.
-    """
-
-    log: Path | None = None
-    overwrite: bool = False
-    resume: bool = False
-    save_partition: Path | None = None
-
-    @classmethod
-    def of(cls, output: Path | None, overwrite: bool, resume: Path | None, save_partition: Path | None = None) -> Start:
-        """Return the start for the arguments of the command line; raises UserError if the log cannot be reached."""
-        given = resume or output
-        return cls(None if given is None else real(given), overwrite, resume is not None, save_partition)
-
-    @property
-    def mode(self) -> str:
-        """A text that is the same on all ranks if they start the same kind of run."""
-        return "--resume" if self.resume else "a new run"
 
 
 @dataclass(frozen=True)
@@ -69,16 +45,13 @@ class Callers:
     """What the caller of a run does in it.
 
     `check` returns what the user should know of this machine before the first round; it is called by all processes.
-    `refuse` is called on rank 0 with the error for which a run does not begin.
+    `refuse` is called on rank 0 with the error for which a run does not begin. With `goes_on` the process goes on after
+    the run and gets its signal handlers back.
     """
 
     check: Callable[[Simulation, Path], Iterable[str]]
     refuse: Callable[[UserError], None]
-
-
-def default_output(config: Config) -> Path:
-    """Return runs/<name>-<date>.h5 with the current time."""
-    return Path("runs") / f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}.h5"
+    goes_on: bool = False
 
 
 def run(config: Config, start: Start, world: World, slurm_end: float | None, callers: Callers) -> Ending:
@@ -89,7 +62,8 @@ def run(config: Config, start: Start, world: World, slurm_end: float | None, cal
     """
     reserved = reserve(real(default_output(config))) if start.log is None and world.is_root else None
     output = Path(world.from_root(str(reserved.log if reserved else start.log)))
-    with StopRequests(world, output, config.time_limit, slurm_end) as stop, reserved or Lock(output) as lock:
+    requests = StopRequests(world, output, config.time_limit, slurm_end, goes_on=callers.goes_on)
+    with requests as stop, reserved or Lock(output) as lock:
         return _play(config, start, world, stop, lock, callers)
 
 
@@ -113,8 +87,10 @@ def _play(config: Config, start: Start, world: World, stop: StopRequests, lock: 
         return ending
     if not progress.live:
         _greet(config, world, lock.log)
-    reason = _rounds(config, session, stop, lock, watchdog, progress, callers)
-    progress.stop()
+    try:
+        reason = _rounds(config, session, stop, lock, watchdog, progress, callers)
+    finally:
+        progress.stop()
     if writer := session.writer:
         if reason:
             say(f"fedkd_mpi: {stopped(writer, config, reason)}")
