@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -95,19 +95,28 @@ def machine_text(facts: dict[str, Any]) -> str:
 
 
 def of_log(path: Path) -> dict[str, Any]:
-    """Return status, rounds, attributes and configuration of a log; raises UserError if it cannot be read."""
+    """Return status, rounds, attributes, starts, data files and configuration of a log; raises UserError."""
     from fedkd_mpi import costlog
 
     with costlog.open(path) as log:
         attributes, rounds = dict(log.attrs), log.rounds_completed
+        starts, files = _rows(log["starts"]), _rows(log["files"])
     config = yaml_loader.parse_mapping(attributes.pop("config"), f"the configuration in {path}")
     return {
         "log": str(path),
         "status": attributes.pop("status"),
         "rounds_completed": rounds,
         "attributes": attributes,
+        "starts": starts,
+        "files": files,
         "config": config,
     }
+
+
+def _rows(table: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of a table of a log as JSON can hold them."""
+    names, columns = list(table), [values.tolist() for values in table.values()]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def log_text(facts: dict[str, Any]) -> str:
@@ -118,7 +127,16 @@ def log_text(facts: dict[str, Any]) -> str:
         name: ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         for name, value in rows.items()
     }
-    return f"{_lines(shown)}\n\n{yaml_loader.dump(facts['config']).rstrip()}"
+    parts = [_lines(shown)]
+    for number, start in enumerate(facts["starts"], 1):
+        told = {name: str(value) for name, value in start.items() if value != "" and name != "environment"}
+        parts.append(f"start {number} of {len(facts['starts'])}\n{_lines(told)}")
+        if start["environment"]:
+            parts[-1] += "\n" + "\n".join(map(plain, start["environment"].split("\n")))
+    if facts["files"]:
+        files = (f"{file['digest']}  {file['path']}  {bytes_text(file['bytes'])}" for file in facts["files"])
+        parts.append("data files, with their SHA-256\n" + "\n".join(map(plain, files)))
+    return "\n\n".join([*parts, yaml_loader.dump(facts["config"]).rstrip()])
 
 
 def _lines(rows: dict[str, str]) -> str:

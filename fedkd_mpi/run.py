@@ -24,7 +24,6 @@ from fedkd_mpi.common.command_line import add_json
 from fedkd_mpi.common.console import open_standard_streams, say
 from fedkd_mpi.communication.launch import LaunchedParser, end_job_on_exceptions, launched, leave
 from fedkd_mpi.config import explain, pairs
-from fedkd_mpi.config import load as configuration
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.errors import UserError
 
@@ -38,13 +37,13 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "overrides", nargs="*", metavar="KEY=VALUE", help="override a key, e.g. rounds=50 compression.t_end=0.99"
     )
     parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="YAML file, or the name of a shipped one (default digits.yaml)"
+        "--config", type=Path, metavar="FILE", help="YAML file, shipped one's name (default digits.yaml), or a log"
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="the log (default runs/<name>-<date>.h5)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --output")
     parser.add_argument("--resume", type=Path, metavar="LOG", help="continue the run of this log")
     parser.add_argument(
-        "--trust-log", action="store_true", help="with --resume: run the code that the log names (package.module:Name)"
+        "--trust-log", action="store_true", help="run the code that the log of --resume or --config names"
     )
     parser.add_argument(
         "--save-partition", type=Path, metavar="FILE", help="write who holds what, as partition.kind=file reads it"
@@ -68,8 +67,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--resume takes configuration and output from the log: omit --config, --output, --overwrite")
     if chosen.resume and chosen.save_partition:
         parser.error("--save-partition belongs to a new run, or to --dry-run")
-    if chosen.trust_log and not chosen.resume:
-        parser.error("--trust-log belongs to --resume")
+    if chosen.trust_log and not (chosen.resume or chosen.config):
+        parser.error("--trust-log belongs to --resume LOG or --config LOG")
     return chosen
 
 
@@ -101,11 +100,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def configuration_of(chosen: argparse.Namespace) -> Config:
     """Return the configuration of a run; exits with code 0 if the log to resume has all its rounds."""
-    from fedkd_mpi.simulation.request import Completed, check_names, resumed
+    from fedkd_mpi.simulation.request import Completed, check_names, loaded, resumed
 
     check_names(chosen.output, chosen.resume)
     if not chosen.resume:
-        return configuration.load(chosen.config, chosen.overrides)
+        return loaded(chosen.config, chosen.overrides, trusted=chosen.trust_log)
     try:
         return resumed(chosen.resume, chosen.overrides, trusted=chosen.trust_log)
     except Completed as done:

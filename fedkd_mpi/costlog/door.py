@@ -31,7 +31,7 @@ FILTERS = {h5z.FILTER_DEFLATE, h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32}
 LONGEST_NAME = 2**16  # bytes of a text in a column
 MOST = 2**60  # integers above it are invalid
 INTEGERS = {"schema_version": -MOST, "world_size": 1, "num_clients": 0, "seed": 0}  # attribute -> smallest value
-LISTS = ("metrics", "lower_is_better", "hostnames")
+LISTS = ("metrics", "lower_is_better", "hostnames", "data")
 SHAPE = re.compile(r"scalar|\d{1,18}(x\d{1,18}){0,31}", re.ASCII)
 
 
@@ -59,11 +59,14 @@ def read_attrs(path: Path, file: h5py.File) -> dict[str, Any]:
             value = _attribute(path, file, name)
         if name == "schema_version" and value is None:
             raise UserError(f"{path} is not a cost log of fedkd_mpi: it has no schema_version")
+        if value is None and name in schema.ATTRS_SINCE and attrs["schema_version"] < schema.SCHEMA_VERSION:
+            value = schema.ATTRS_SINCE[name]
         if value is None:
             raise damaged(path, f"the attribute {name} is missing")
         attrs[name] = _checked(path, name, value)
-        if name == "schema_version" and value != schema.SCHEMA_VERSION:
-            raise UserError(f"{path} has schema_version {value}, but this fedkd_mpi reads {schema.SCHEMA_VERSION}")
+        if name == "schema_version" and value not in schema.READABLE:
+            reads = " and ".join(map(str, schema.READABLE))
+            raise UserError(f"{path} has schema_version {value}, but this fedkd_mpi reads {reads}")
     if attrs["status"] not in schema.STATUSES:
         raise damaged(path, f"the attribute status is {attrs['status']!r}, not {' or '.join(schema.STATUSES)}")
     metrics = attrs["metrics"]
@@ -175,10 +178,11 @@ def _require_stored(path: Path, dataset: h5py.Dataset, size: int) -> None:
 def require_lengths(path: Path, file: h5py.File, columns: Mapping[str, Columns], attrs: Mapping[str, Any]) -> None:
     """Raise UserError if the lengths of tables are inconsistent: clients, layers or processes."""
     shapes = {table: {name: file[f"{table}/{name}"].shape for name in names} for table, names in columns.items()}
+    rows = {table: next(iter(shapes[table].values()))[0] for table in schema.SINCE if table in shapes}
     width = {"layer": shapes["layers"]["name"][0], "mpi_rank": shapes["mpi"]["bytes_sent"][1]}
     if width["mpi_rank"] < attrs["world_size"]:
         raise damaged(path, f"world_size is {attrs['world_size']}, but mpi has {width['mpi_rank']} processes")
-    rows = {"layers": width["layer"], "clients": attrs["num_clients"]}
+    rows |= {"layers": width["layer"], "clients": attrs["num_clients"]}
     for table, names in columns.items():
         for name, column in names.items():
             shape = shapes[table][name]

@@ -12,6 +12,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from h5py import h5ds
 
 from fedkd_mpi.costlog import schema, superblock
 from fedkd_mpi.errors import UserError
@@ -33,10 +34,11 @@ def replace(path: Path, attrs: Mapping[str, Any], tables: Tables) -> None:
     # boundary, at which the kernel may cut the write of a process that is being killed.
     layout = {"libver": ("v110", "v110"), "fs_strategy": "page", "fs_page_size": PAGE}
     with h5py.File(path, "w", driver="core", backing_store=False, **layout) as file:
-        file.attrs.update({"schema_version": schema.SCHEMA_VERSION, **attrs})
+        file.attrs.update({**attrs, "schema_version": schema.SCHEMA_VERSION})
         for name, value in attrs.items():
             if isinstance(value, list):  # an empty list would become an array of numbers
                 file.attrs.create(name, np.array(value, dtype=object), dtype=h5py.string_dtype())
+        scales: dict[str, h5py.Dataset] = {}
         for table, columns in (schema.FIXED | schema.growing(attrs["metrics"])).items():
             for name, column in columns.items():
                 if name in tables[table]:
@@ -45,6 +47,10 @@ def replace(path: Path, attrs: Mapping[str, Any], tables: Tables) -> None:
                         values = widen(values, max(values.shape[1], attrs["world_size"]))
                     dataset = _dataset(file, f"{table}/{name}", column, values, table in schema.GROWING)
                     dataset.attrs.update({"unit": column.unit, "description": column.description})
+                    for axis, dimension in enumerate(filter(None, (schema.ROWS[table], column.axis))):
+                        if dimension not in scales:
+                            scales[dimension] = _scale(file, dimension, dataset.shape[axis], dataset.maxshape[axis])
+                        h5ds.attach_scale(dataset.id, scales[dimension].id, axis)
         file.flush()
         image = superblock.close(file.id.get_file_image())  # HDF5 1.14 writes a wrong checksum
     path = real(path)
@@ -84,6 +90,15 @@ def open_read(path: Path) -> h5py.File:
             raise UserError(f"{path} is damaged: {reason(error)}") from error
     except OSError as error:
         raise UserError(f"cannot read the log {path}: {reason(error)}") from error
+
+
+def is_hdf5(path: Path) -> bool:
+    """Whether a file exists, can be read and begins as an HDF5 file."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_SIGNATURE)) == _SIGNATURE
+    except OSError:
+        return False
 
 
 def is_open(path: Path) -> bool:
@@ -159,6 +174,18 @@ def reason(error: Exception) -> str:
     system = re.search(r"error message = '([^']*)'", text)
     number = getattr(error, "errno", None)
     return system[1] if system else os.strerror(number) if number else text
+
+
+def _scale(file: h5py.File, name: str, length: int, most: int | None) -> h5py.Dataset:
+    """Return a new dimension without values of its own, as the netCDF library writes it, which names axes alone.
+
+    It grows without bound where `most` is None; its columns then tell its length.
+    """
+    grows = {"maxshape": (None,), "chunks": (_CHUNK_ROWS,)} if most is None else {}
+    scale = file.create_dataset(name, (0 if grows else length,), ">f4", **grows)
+    text = f"This is a netCDF dimension but not a netCDF variable{0 if grows else length:10d}"
+    h5ds.set_scale(scale.id, text.encode())
+    return scale
 
 
 def _dataset(file: h5py.File, name: str, column: schema.Column, values: np.ndarray, grows: bool) -> h5py.Dataset:

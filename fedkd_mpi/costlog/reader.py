@@ -5,15 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from fedkd_mpi.costlog import door, files, schema
+from fedkd_mpi.costlog import checks, door, files, schema
 from fedkd_mpi.errors import UserError
-
-if TYPE_CHECKING:
-    import pandas
 
 ATTEMPTS, PAUSE = 100, 0.03  # seconds between two attempts to open a log that is being written
 
@@ -94,7 +91,10 @@ class Log(Mapping[str, Mapping[str, np.ndarray]]):
 
     def _load(self, rounds: int | None) -> None:
         self.attrs = door.read_attrs(self.path, self._file)
-        columns = door.find_columns(self.path, self._file, schema.FIXED | schema.growing(self.attrs["metrics"]))
+        declared = schema.FIXED | schema.growing(self.attrs["metrics"])
+        missing = schema.SINCE if self.attrs["schema_version"] < schema.SCHEMA_VERSION else ()
+        there = {table: names for table, names in declared.items() if table not in missing}
+        columns = door.find_columns(self.path, self._file, there)
         door.require_lengths(self.path, self._file, columns, self.attrs)
         of_round, of_event = (self._source.values(f"{table}/round", slice(None)) for table in ("rounds", "events"))
 
@@ -123,7 +123,10 @@ class Log(Mapping[str, Mapping[str, np.ndarray]]):
             need = rows.stop if isinstance(rows, slice) else int(rows[-1]) + 1 if len(rows) else 0
             door.require_rows(self.path, table, self._file, columns[table], need)
         self._tables = {
-            table: Table(self._source, table, names, select[table], self.attrs) for table, names in columns.items()
+            table: checks.fixed(table, None)
+            if table in missing
+            else Table(self._source, table, columns[table], select[table], self.attrs)
+            for table in declared
         }
         spectrum = self._file["uplink/spectrum"].shape if "spectrum" in columns["uplink"] else None
         door.require_layers(self.path, self._tables["layers"], spectrum)
@@ -158,7 +161,7 @@ def open(path: str | Path, rounds: int | None = None, *, sums: bool = True) -> L
     """Open a log of any status, cut to its first `rounds` rounds, by default to all completed rounds.
 
     To follow a running run, open its log again with sums=False, which omits the check of the sums of bytes. Raises
-    UserError if the file is missing, not a log, damaged, of another schema_version, or has fewer than `rounds` rounds.
+    UserError if the file is missing, not a log, damaged, of an unknown schema_version, or has fewer rounds than asked.
     """
     path = Path(path)
     known = None
@@ -183,41 +186,3 @@ def read(path: str | Path) -> dict[str, dict[str, Any]]:
     """
     with open(path) as log:
         return {"attrs": log.attrs} | {name: dict(table) for name, table in log.items()}
-
-
-def frames(path: str | Path) -> dict[str, pandas.DataFrame]:
-    """Return the tables of a log as pandas data frames; bytes are int64, seconds float64.
-
-    Columns with a second dimension are in separate frames with one row per cell: `mpi`, `uplink_layers`,
-    `downlink_layers` and `label_histogram`. Spectra are only in read(). Raises UserError as open() does, and if pandas
-    is not installed.
-    """
-    try:
-        import pandas
-    except ImportError as error:
-        raise UserError("data frames need pandas: pip install 'fedkd-mpi[report]'") from error
-    log = read(path)
-    layers = {"layer": log["layers"]["name"]}
-    rounds, uplink = {"round": log["rounds"]["round"]}, {name: log["uplink"][name] for name in ("round", "client")}
-    tables = {name: _flat(log[name]) for name in ("layers", "clients", "rounds", "uplink", "downlink", "training")}
-    for way, rows in (("uplink", uplink), ("downlink", rounds)):
-        by_layer = {name: values for name, values in log[way].items() if name.startswith("layer_")}
-        tables[f"{way}_layers"] = _melt(by_layer, rows, layers)
-    tables["mpi"] = _melt(log["mpi"], rounds, {"mpi_rank": np.arange(log["mpi"]["bytes_sent"].shape[1])})
-    tables["events"] = log["events"]
-    if "label_histogram" in log["clients"]:
-        clients, classes = (np.arange(size) for size in log["clients"]["label_histogram"].shape)
-        tables["label_histogram"] = _melt(log["clients"], {"client": clients}, {"class": classes})
-    return {name: pandas.DataFrame(columns) for name, columns in tables.items()}
-
-
-def _flat(table: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: values for name, values in table.items() if values.ndim == 1}
-
-
-def _melt(
-    table: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray], across: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    (axis, labels), height = next(iter(across.items())), len(next(iter(rows.values())))
-    keys = {name: np.repeat(values, len(labels)) for name, values in rows.items()} | {axis: np.tile(labels, height)}
-    return keys | {name: values.ravel() for name, values in table.items() if values.ndim == 2}

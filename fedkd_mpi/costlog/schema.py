@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+READABLE = (2, 3)  # versions; a log of an earlier one lacks the tables in SINCE and the attributes in ATTRS_SINCE
 STATUSES = ("running", "interrupted", "completed")
 LEVELS = ("info", "warning", "error")
 STRAGGLER = 2.0  # a local training this many times as long as the median of its round
@@ -77,7 +78,9 @@ ATTRS = {
     "hostnames": "host of each MPI process, in rank order",
     "seed": "seed of all random streams",
     "started": "when the run first started, ISO 8601",
+    "data": "name, type, shape and digest (BLAKE2b, 16 bytes) of every array of the data, and the digest of their meta",
 }
+ATTRS_SINCE: dict[str, Any] = {"data": []}  # those of version 3 with the value that stands for none
 OWN_ATTRS = ("schema_version", "status", "metrics", "lower_is_better", "world_size", "num_clients")
 
 # Tables that are written completely when the log is created.
@@ -95,12 +98,46 @@ FIXED = {
         "label_histogram": _count(
             "samples", "train and test samples of each class; only if there are classes", "class"
         ),
+        "digest": Column("S", "text", "digest (BLAKE2b, 16 bytes) of the indices of the client's samples, see below"),
+    },
+    "files": {
+        "path": Column("S", "text", "data file that was read, or their folder if there are more than 100"),
+        "count": _count("files", "1, or the files below the folder that were read"),
+        "bytes": _bytes("their size"),
+        "digest": Column("S", "text", "SHA-256 of the file; of a folder, of what sha256sum prints, see below"),
+    },
+    "starts": {
+        "started": Column("S", "text", "when the run was started or resumed, ISO 8601"),
+        "ended": Column("S", "text", "when that part of the run ended, ISO 8601; empty while it runs and after a kill"),
+        "first_round": _index("the round with which it began"),
+        "world_size": _count("processes", "number of MPI processes"),
+        "hosts": Column("S", "text", "each host with its number of processes"),
+        "mpi_library": Column("S", "text", "name and version of the MPI library"),
+        "fedkd_mpi": Column("S", "text", "version of fedkd_mpi"),
+        "python": Column("S", "text", "version of Python"),
+        "torch": Column("S", "text", "version of torch"),
+        "numpy": Column("S", "text", "version of numpy"),
+        "h5py": Column("S", "text", "version of h5py"),
+        "mpi4py": Column("S", "text", "version of mpi4py"),
+        "cuda": Column("S", "text", "version of CUDA (or ROCm) that torch was built for; empty if none"),
+        "cpu": Column("S", "text", "models of the processors, and the vector instructions that torch uses"),
+        "gpu": Column("S", "text", "models of the GPUs that the run uses; empty if none"),
+        "cores": Column("S", "text", "cores that the processes of a node may use; several if nodes differ"),
+        "threads": Column("S", "text", "torch threads of a process; several if processes differ"),
+        "package_commit": Column("S", "text", "git commit of fedkd_mpi, with -dirty if changed; empty if installed"),
+        "folder_commit": Column("S", "text", "git commit of the working directory, likewise; empty if none"),
+        "command": Column("S", "text", "the command line"),
+        "environment": Column("S", "text", "NAME=VALUE of the variables that matter, one per line"),
+        "slurm_job_id": Column("S", "text", "Slurm's job id, with the place in an array; empty outside Slurm"),
     },
 }
+SINCE = ("files", "starts")  # tables of version 3
 # Columns of some logs only: label_histogram if there are classes, spectrum with log.spectra, the paper's counts for
 # codecs that choose the rank at which the paper would send.
 PAPER = {("rounds", "uplink_paper_bytes"), ("rounds", "downlink_paper_bytes")}
-OPTIONAL = {("clients", "label_histogram"), ("uplink", "spectrum"), ("downlink", "spectrum"), *PAPER}
+# Logs that an earlier version began have no digests of clients.
+OPTIONAL = {*PAPER, ("uplink", "spectrum"), ("downlink", "spectrum")}
+OPTIONAL |= {("clients", "label_histogram"), ("clients", "digest")}
 
 
 _MESSAGE = {
@@ -182,6 +219,20 @@ GROWING = {
             "what happened: a straggler, a skipped update, NaN scores, a restart, a stop; at most 240 bytes",
         ),
     },
+}
+
+# The name of each table's first dimension. All dimensions are HDF5 dimension scales in the root group.
+ROWS = {
+    "layers": "layer",
+    "clients": "client",
+    "files": "file",
+    "starts": "start",
+    "rounds": "round",
+    "uplink": "update",
+    "downlink": "round",
+    "training": "local_training",
+    "mpi": "round",
+    "events": "event",
 }
 
 # Columns of the table rounds for every metric of the task.

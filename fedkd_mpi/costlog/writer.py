@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from fedkd_mpi.costlog import files, reader, schema
+from fedkd_mpi.costlog import checks, files, reader, schema
 from fedkd_mpi.costlog.live import LiveFile
 from fedkd_mpi.errors import RunFault, UserError
 
@@ -60,19 +61,22 @@ class Writer:
         *,
         lower_is_better: Sequence[str] = (),
         paper: bool = True,
+        sources: Mapping[str, np.ndarray] | None = None,
+        start: Mapping[str, Any] | None = None,
     ) -> Writer:
         """Create a log, which exists completely or not at all, and open it for appending.
 
         `attrs` are the attributes of schema.ATTRS that the writer does not set itself (text, integers, lists of text).
         `layers` are (name, shape, compressible). `clients` are the columns [client] of schema.FIXED, and
         label_histogram [client, class] if there are classes. `spectra` adds the column spectrum to uplink and downlink,
-        `paper` adds the paper's counts to rounds. `lower_is_better` are the metrics for which less is better. Raises
-        UserError if the file exists without `overwrite` or cannot be written, ValueError on invalid names, shapes or
-        types.
+        `paper` adds the paper's counts to rounds. `lower_is_better` are the metrics for which less is better. `sources`
+        are the columns of the table files, `start` is the first row of the table starts; both tables may be empty.
+        Raises UserError if the file exists without `overwrite` or cannot be written, ValueError on invalid names,
+        shapes or types.
         """
         path = Path(path)
-        _check_names("attrs", attrs, set(schema.ATTRS) - set(schema.OWN_ATTRS))
-        _check_names("clients", clients, schema.FIXED["clients"], optional={"label_histogram"})
+        checks.check_names("attrs", attrs, set(schema.ATTRS) - set(schema.OWN_ATTRS))
+        checks.check_names("clients", clients, schema.FIXED["clients"], optional={"label_histogram", "digest"})
         if wrong := [metric for metric in metrics if not schema.is_metric(metric)]:
             raise UserError(
                 f"the task's metric {wrong[0]!r} cannot be the name of a log column: it must be printable, without /"
@@ -81,7 +85,7 @@ class Writer:
         attrs = {"status": "running", "world_size": world_size, "num_clients": count, **attrs, "metrics": list(metrics)}
         attrs["lower_is_better"] = [metric for metric in metrics if metric in lower_is_better]
         width = {"layer": len(layers), "mpi_rank": world_size, "component": schema.components(layers)}
-        tables = {table: _empty(columns, width) for table, columns in schema.growing(metrics).items()}
+        tables = {table: checks.empty(columns, width) for table, columns in schema.growing(metrics).items()}
         if not (spectra and width["component"]):
             del tables["uplink"]["spectrum"], tables["downlink"]["spectrum"]
         if not paper:
@@ -94,9 +98,13 @@ class Writer:
             "compressible": np.array([compressible for _, _, compressible in layers], dtype=bool),
         }
         tables["clients"] = {
-            name: _checked(f"clients/{name}", schema.FIXED["clients"][name], values, (count, *np.shape(values)[1:]))
+            name: checks.checked(
+                f"clients/{name}", schema.FIXED["clients"][name], values, (count, *np.shape(values)[1:])
+            )
             for name, values in clients.items()
         }
+        tables["files"] = checks.fixed("files", sources)
+        tables["starts"] = checks.fixed("starts", checks.row(start) if start else None)
         files.check_output(path, overwrite)
         return cls._start(path, attrs, tables)
 
@@ -108,16 +116,22 @@ class Writer:
         *,
         world_size: int | None = None,
         attrs: Mapping[str, Any] | None = None,
+        start: Mapping[str, Any] | None = None,
     ) -> Writer:
         """Continue a log of any status after its first `completed_rounds` rounds; later rows and events are removed.
 
-        `world_size` and `attrs` (hostnames, mpi_library, ...) replace those of the log. With more processes than before
-        the table mpi becomes wider, with 0 bytes and NaN seconds for processes that did not exist. The old file remains
-        until the new one is complete. Raises UserError if the log cannot be read or written, or has fewer rounds.
+        `world_size` and `attrs` (hostnames, mpi_library, ...) replace those of the log; `start` is a further row of the
+        table starts. With more processes than before the table mpi becomes wider, with 0 bytes and NaN seconds for
+        processes that did not exist. The old file remains until the new one is complete. Raises UserError if the log
+        cannot be read or written, or has fewer rounds.
         """
         with reader.open(path, completed_rounds) as log:
             new = {"status": "running", "world_size": log.attrs["world_size"] if world_size is None else world_size}
-            return cls._start(Path(path), log.attrs | dict(attrs or {}) | new, log)
+            rows = dict(log["starts"])
+            if start:
+                further = checks.fixed("starts", checks.row(start))
+                rows = {name: np.concatenate([values, further[name]]) for name, values in rows.items()}
+            return cls._start(Path(path), log.attrs | dict(attrs or {}) | new, {**log, "starts": rows})
 
     @classmethod
     def _start(cls, path: Path, attrs: Mapping[str, Any], tables: files.Tables) -> Writer:
@@ -146,18 +160,18 @@ class Writer:
             given = {"rounds": rounds, "uplink": uplink, "downlink": downlink, "training": training, "mpi": mpi}
             for table, values in given.items():
                 if values.keys() != self._given[table]:
-                    _check_names(table, values, self._given[table])
+                    checks.check_names(table, values, self._given[table])
             number = int(rounds["round"])
             if number != (max(0, number) if self._next is None else self._next):
                 raise ValueError(f"round {number} in {self.path}, but round {self._next or 0} is next")
             rows = {
                 "uplink": self._of_clients("uplink", uplink, number),
-                "downlink": self._checked("downlink", _row({**downlink, "round": number}), 1),
+                "downlink": self._checked("downlink", checks.row({**downlink, "round": number}), 1),
                 "training": self._of_clients("training", training, number),
-                "mpi": self._checked("mpi", _row(mpi), 1),
-                "rounds": self._checked("rounds", _row(rounds), 1),
+                "mpi": self._checked("mpi", checks.row(mpi), 1),
+                "rounds": self._checked("rounds", checks.row(rounds), 1),
             }
-            _check_sums(number, rows)
+            checks.check_sums(number, rows)
             self._write(f"round {number + 1}", number, "rounds", rows)
             self.rounds_completed += 1
             self._next = number + 1
@@ -174,7 +188,7 @@ class Writer:
         text = message.replace("\0", " ").encode("utf-8", "replace")[:size].decode("utf-8", "ignore").encode()
         row = {"round": round, "client": -1 if client is None else client, "level": level.encode(), "message": text}
         with self._lock:
-            self._write("an event", round, "events", {"events": self._checked("events", _row(row), 1)})
+            self._write("an event", round, "events", {"events": self._checked("events", checks.row(row), 1)})
 
     def finish(self, status: str) -> None:
         """Close the log as `interrupted` or `completed`; a reader sees the old or the new status, never a partial file.
@@ -232,7 +246,7 @@ class Writer:
             values, of_process = given[name], column.axis == "mpi_rank"
             shape = (count, self._world_size) if of_process else (count, *width)
             if type(values) is not np.ndarray or values.dtype != dtype or values.shape != shape:
-                values = _checked(f"{table}/{name}", column, values, shape)
+                values = checks.checked(f"{table}/{name}", column, values, shape)
             rows[name] = files.widen(values, *width) if of_process and shape[1:] != width else values
         return rows
 
@@ -252,49 +266,16 @@ class Writer:
 def mark(path: Path, status: str, owner: Mapping[str, Any] = MappingProxyType({})) -> None:
     """Set the status of a log that no process writes any more, if its attributes include those of `owner`.
 
-    Raises RunFault if the log belongs to another run or cannot be written.
+    Its last start ends now. Raises RunFault if the log belongs to another run or cannot be written.
     """
     try:
         with reader.open(path, sums=False) as log:
             if any(log.attrs[name] != value for name, value in owner.items()):
                 raise RunFault(f"the log {path} now belongs to another run and is not changed")
-            files.replace(path, log.attrs | {"status": status}, log)
+            starts = dict(log["starts"])
+            if len(starts["ended"]):
+                now = datetime.now().astimezone().isoformat(timespec="seconds")
+                starts["ended"] = np.array([*starts["ended"][:-1], now])
+            files.replace(path, log.attrs | {"status": status}, {**log, "starts": starts})
     except (OSError, RuntimeError, UserError) as error:
         raise RunFault(f"cannot mark the log {path} as {status}: {files.reason(error)}") from error
-
-
-def _empty(columns: Mapping[str, schema.Column], width: Mapping[str, int]) -> dict[str, np.ndarray]:
-    shapes = {name: (0, width[column.axis]) if column.axis else (0,) for name, column in columns.items()}
-    return {name: np.zeros(shapes[name], column.dtype) for name, column in columns.items()}
-
-
-def _row(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    return {name: np.asarray(value)[np.newaxis] for name, value in values.items()}
-
-
-def _checked(name: str, column: schema.Column, given: Any, shape: tuple[int, ...]) -> np.ndarray:
-    values = np.asarray(given)
-    if values.size == 0 and math.prod(shape) == 0:
-        return np.zeros(shape, column.dtype)
-    if values.shape != shape or not np.can_cast(values.dtype, column.dtype, "same_kind"):
-        raise ValueError(f"log column {name} is {column.dtype} {list(shape)}, not {values.dtype} {list(values.shape)}")
-    return values.astype(column.dtype)
-
-
-def _check_names(table: str, given: Iterable[str], expected: Iterable[str], optional: Iterable[str] = ()) -> None:
-    missing, unknown = sorted(set(expected) - set(given) - set(optional)), sorted(set(given) - set(expected))
-    if missing or unknown:
-        parts = [f"{word} {', '.join(names)}" for word, names in (("missing", missing), ("unknown", unknown)) if names]
-        raise ValueError(f"log table {table}: {'; '.join(parts)}")
-
-
-def _check_sums(number: int, rows: files.Tables) -> None:
-    rounds, uplink, downlink = rows["rounds"], rows["uplink"], rows["downlink"]
-    agree = {
-        "uplink/bytes": (uplink["bytes"] == uplink["header_bytes"] + uplink["layer_bytes"].sum(axis=1)).all(),
-        "downlink/bytes": (downlink["bytes"] == downlink["header_bytes"] + downlink["layer_bytes"].sum(axis=1)).all(),
-        "rounds/uplink_bytes": rounds["uplink_bytes"][0] == uplink["bytes"].sum(),
-        "rounds/uplink_header_bytes": rounds["uplink_header_bytes"][0] == uplink["header_bytes"].sum(),
-    }
-    if wrong := [name for name, good in agree.items() if not good]:
-        raise RunFault(f"round {number + 1} is not logged: {', '.join(wrong)}: not the sum of its parts", round=number)

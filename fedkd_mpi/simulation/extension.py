@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fedkd_mpi.config import load as configuration
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.errors import UserError, shown
+from fedkd_mpi.simulation import trust
 
 BY_ENERGY = ("svd", "rdsvd")  # the codecs that follow the threshold T
 
@@ -55,3 +57,12 @@ def why_not(config: Config) -> str | None:
             f"T rises over the rounds of a run, from compression.t_start={settings.t_start} to t_end={settings.t_end}"
         )
     return None
+
+
+def attributes(output: Path, attrs: Mapping[str, Any], rounds: int) -> dict[str, str]:
+    """Return the attributes of a log that is to have so many rounds in all, where it was planned for fewer."""
+    planned = trust.configuration_in(output, attrs)
+    if planned.rounds == rounds:
+        return {}
+    config = planned.model_copy(update={"rounds": rounds})
+    return {"config": config.to_yaml(), "config_digest": config.digest()}

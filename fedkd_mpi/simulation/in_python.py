@@ -20,7 +20,7 @@ from fedkd_mpi.config.schema import Config
 from fedkd_mpi.costlog.files import real
 from fedkd_mpi.errors import UserError, shown
 from fedkd_mpi.simulation import launching, lifecycle, sameness, trained, trust
-from fedkd_mpi.simulation.request import Completed, Start, check_names, resumed
+from fedkd_mpi.simulation.request import Completed, Start, check_names, loaded, resumed
 
 if TYPE_CHECKING:
     import pandas
@@ -85,7 +85,7 @@ def run(
 ) -> Result:
     """Run or resume a simulation and return its result; the arguments are those of the command line.
 
-    `config` is a shipped configuration's name, a file, a mapping as in such a file, or a Config; the default is
+    `config` is a shipped configuration's name, a file, a log to run again, a mapping, or a Config; the default is
     digits.yaml. `overrides` are KEY=VALUE texts or a mapping of dotted keys to values. The run takes place in this
     process, or together with the other processes if a launcher started this one; then all call run() alike. With
     `ranks` so many new processes are started by the command `launch`, followed by -n. The bits are the same. `check`
@@ -107,7 +107,7 @@ def run(
             with costlog.open(given["resume"]) as log:
                 return Result(real(given["resume"]), trust.configuration_in(given["resume"], log.attrs))
     else:
-        resolved = resolve(config, words)
+        resolved = resolve(config, words, trusted=trust_log)
     pairs.check(resolved)
     if ranks is not None:
         arguments = ["--overwrite" for _ in range(overwrite)]
@@ -122,10 +122,12 @@ def run(
     return Result(ending.log or Path(), resolved, ending.reason)
 
 
-def resolve(config: str | Path | Mapping[str, Any] | Config | None, words: Sequence[str] = ()) -> Config:
+def resolve(
+    config: str | Path | Mapping[str, Any] | Config | None, words: Sequence[str] = (), *, trusted: bool = False
+) -> Config:
     """Return the configuration that run() means by its first argument, with KEY=VALUE overrides; raises UserError."""
     if config is None or isinstance(config, str | Path):
-        return configuration.load(None if config is None else Path(config), words)
+        return loaded(None if config is None else Path(config), words, trusted=trusted)
     if isinstance(config, Config):
         return configuration.of(config.model_dump(mode="json"), words)
     if isinstance(config, Mapping):

@@ -114,8 +114,8 @@ def _open(config: Config, start: Start, world: World, lock: Lock) -> Session:
 
     world.collectively(lambda: lock.take() if world.is_root else None)
     if start.resume:
-        return sessions.resume(config, world, lock.log)
-    return sessions.begin(config, world, lock.log, start.overwrite, start.save_partition)
+        return sessions.resume(config, world, lock.log, start.commits)
+    return sessions.begin(config, world, lock.log, start.overwrite, start.save_partition, start.commits)
 
 
 def _rounds(

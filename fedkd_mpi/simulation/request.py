@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -23,21 +23,30 @@ class Completed(Exception):
 class Start:
     """How a run starts: with a new log or, with `resume`, from the log that there is.
 
-    `log` is its real path, None for a name that no other run uses, which rank 0 chooses.
+    `log` is its real path, None for a name that no other run uses, which rank 0 chooses. `commits` are those of the
+    code, on rank 0.
     """
 
     log: Path | None = None
     overwrite: bool = False
     resume: bool = False
     save_partition: Path | None = None
+    commits: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, output: Path | None, overwrite: bool, resume: Path | None, save_partition: Path | None = None) -> Start:
-        """Return the start for the arguments of the command line; raises UserError if the log cannot be reached."""
+        """Return the start for the arguments of the command line; raises UserError if the log cannot be reached.
+
+        It starts processes (git), which is safer before MPI is initialised.
+        """
+        from fedkd_mpi.communication.launch import launched
         from fedkd_mpi.costlog.files import real
+        from fedkd_mpi.simulation import provenance
 
         given = resume or output
-        return cls(None if given is None else real(given), overwrite, resume is not None, save_partition)
+        log = None if given is None else real(given)
+        commits = provenance.commits() if launched()[0] == 0 else {}
+        return cls(log, overwrite, resume is not None, save_partition, commits)
 
     @property
     def mode(self) -> str:
@@ -59,6 +68,25 @@ def check_names(output: Path | None, resume: Path | None) -> None:
             raise UserError(f"--{name} {shown(path)}: the name contains unprintable characters: choose another")
         if len(os.fsencode(path.name)) > LONGEST or len(os.fsencode(path)) > 4000:
             raise UserError(f"--{name} {shown(path)}: the name is too long: choose one of at most {LONGEST} bytes")
+
+
+def loaded(path: Path | None, overrides: Sequence[str], *, trusted: bool = False) -> Config:
+    """Return the configuration of a file, or of a log whose run is to be run again, with overrides of any key.
+
+    Raises UserError; also where a log names code that is not trusted, or where what is trusted is no log.
+    """
+    from fedkd_mpi import costlog
+    from fedkd_mpi.costlog.files import is_hdf5
+    from fedkd_mpi.simulation import trust
+
+    if path is None or not is_hdf5(path):
+        if trusted:
+            raise UserError(f"--trust-log: {shown(path)} is no log")
+        return configuration.load(path, overrides)
+    with costlog.open(path) as log:
+        config = trust.configuration_in(path, log.attrs)
+    fresh = trust.accept(path, config, overrides, trusted, "--config")
+    return configuration.of(config.model_dump(mode="json"), fresh)
 
 
 def resumed(path: Path, overrides: Sequence[str], *, trusted: bool = False) -> Config:

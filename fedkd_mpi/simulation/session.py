@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,12 +16,12 @@ import numpy as np
 from fedkd_mpi import __version__, costlog
 from fedkd_mpi.communication.world import SingleProcessWorld, World
 from fedkd_mpi.config.schema import Config
-from fedkd_mpi.datasets import partition_file
-from fedkd_mpi.errors import UserError
+from fedkd_mpi.datasets import opened, partition_file
+from fedkd_mpi.errors import UserError, shown
 from fedkd_mpi.fault_tolerance.checkpoint import Checkpoints
 from fedkd_mpi.fault_tolerance.manifest import Manifest
 from fedkd_mpi.fault_tolerance.stopping import STOP
-from fedkd_mpi.simulation import saved_state, trust
+from fedkd_mpi.simulation import extension, provenance, saved_state
 from fedkd_mpi.simulation.best import BestRound, column
 from fedkd_mpi.simulation.snapshot import restore
 
@@ -49,10 +50,17 @@ class Session:
     notes: Sequence[str] = ()
 
 
-def begin(config: Config, world: World, output: Path, overwrite: bool, save_partition: Path | None = None) -> Session:
+def begin(
+    config: Config,
+    world: World,
+    output: Path,
+    overwrite: bool,
+    save_partition: Path | None = None,
+    commits: Mapping[str, str] = MappingProxyType({}),
+) -> Session:
     """Read the data, build the run and create the log; raises the same UserError on every process. Collective.
 
-    Rank 0 writes the partition to the file `save_partition`.
+    Rank 0 writes the partition to the file `save_partition`; `commits` are those of the code, for the log.
     """
     started = world.from_root(datetime.now().astimezone().isoformat(timespec="seconds"))
     owner = {"configuration": config.identity(), "started": started}
@@ -69,11 +77,12 @@ def begin(config: Config, world: World, output: Path, overwrite: bool, save_part
 
     world.collectively(lambda: check() if world.is_root else None)
     simulation = build(config, world)
+    start = provenance.start(simulation, 0, commits)
 
     def create() -> costlog.Writer:
         if save_partition:
             write_partition(simulation, save_partition, overwrite)
-        writer = create_log(simulation, output, overwrite, started)
+        writer = create_log(simulation, output, overwrite, start | {"started": started})
         checkpoints.clear()
         return writer
 
@@ -82,26 +91,29 @@ def begin(config: Config, world: World, output: Path, overwrite: bool, save_part
     return Session(simulation, writer, checkpoints, started, best)
 
 
-def resume(config: Config, world: World, output: Path) -> Session:
+def resume(config: Config, world: World, output: Path, commits: Mapping[str, str] = MappingProxyType({})) -> Session:
     """Continue the run of a log from its newest complete checkpoint, or from round 0 without a checkpoint.
 
     `config` is the configuration of the log, in which keys that do not affect results and the number of rounds may have
-    been changed. Raises the same UserError on every process. Collective.
+    been changed, `commits` are those of the code, for the log. Raises the same UserError on every process. Collective.
     """
 
-    def look() -> tuple[dict[str, Any], int, np.ndarray, np.ndarray]:
+    def look() -> tuple[dict[str, Any], int, np.ndarray, np.ndarray, dict[str, Any]]:
         require_no_stop(output)
         with costlog.open(output) as log:
             training = log["training"]
             done = ~np.isnan(training["seconds_train"])  # a skipped client is left as it was
-            return log.attrs, log.rounds_completed, training["client"][done], training["round"][done]
+            before = {name: values[-1] for name, values in log["starts"].items() if len(values)}
+            return log.attrs, log.rounds_completed, training["client"][done], training["round"][done], before
 
-    attrs, logged, clients, of_round = world.collectively(look)
+    attrs, logged, clients, of_round, before = world.collectively(look)
     owner = {"configuration": config.identity(), "started": attrs["started"]}
     checkpoints = Checkpoints(output, owner, world)
     world.collectively(lambda: checkpoints.require_writable() if world.is_root else None)
     simulation = build(config, world)
-    world.collectively(lambda: require_same_data(simulation, output))
+    columns = client_columns(simulation)
+    data = provenance.data(simulation.data) if world.is_root else []
+    world.collectively(lambda: require_same_data(simulation, output, columns, data) if world.is_root else None)
     manifest, refused = checkpoints.newest(
         logged, lambda rounds: set(clients[of_round < rounds].tolist()), partial(saved_state.check, simulation)
     )
@@ -110,13 +122,17 @@ def resume(config: Config, world: World, output: Path) -> Session:
     elif attrs["status"] == "completed":
         raise UserError(f"{output} is completed and has no checkpoint to continue from (checkpoint.last=false)")
     first = manifest.rounds if manifest else 0
-    where = {"mpi_library": world.library, "hostnames": world.hostnames, **longer(output, attrs, config.rounds)}
+    where = {"mpi_library": world.library, "hostnames": world.hostnames, "data": data}
+    where |= extension.attributes(output, attrs, config.rounds)
+    start = provenance.start(simulation, first, commits)
+    warning = provenance.changed(before, start) if before else None
 
     notes: list[str] = []
 
     def reopen() -> costlog.Writer:
-        writer = costlog.Writer.resume(output, first, world_size=world.world_size, attrs=where)
-        notes.extend(announce(writer, simulation, manifest, refused, logged))
+        writer = costlog.Writer.resume(output, first, world_size=world.world_size, attrs=where, start=start)
+        found = [*refused, *([warning] if warning else [])]
+        notes.extend(announce(writer, simulation, manifest, found, logged))
         return writer
 
     writer = world.collectively(lambda: reopen() if world.is_root else None)
@@ -127,21 +143,12 @@ def resume(config: Config, world: World, output: Path) -> Session:
     return Session(simulation, writer, checkpoints, attrs["started"], best, first, saved, notes)
 
 
-def longer(output: Path, attrs: Mapping[str, Any], rounds: int) -> dict[str, str]:
-    """Return the attributes of a log that is to have so many rounds in all, where it was planned for fewer."""
-    planned = trust.configuration_in(output, attrs)
-    if planned.rounds == rounds:
-        return {}
-    config = planned.model_copy(update={"rounds": rounds})
-    return {"config": config.to_yaml(), "config_digest": config.digest()}
-
-
 def announce(
-    writer: costlog.Writer, run: Simulation, manifest: Manifest | None, refused: list[str], logged: int
+    writer: costlog.Writer, run: Simulation, manifest: Manifest | None, warnings: list[str], logged: int
 ) -> Iterator[str]:
-    """Log where a run continues and which checkpoints could not be used, and yield the same for the console.
+    """Log where a run continues, with the warnings of what it continues from, and yield the same for the console.
 
-    `refused` are the messages of those checkpoints, `logged` is the number of rounds in the log.
+    `logged` is the number of rounds in the log.
     """
     first = manifest.rounds if manifest else 0
     origin = manifest.folder.name if manifest else "the start (there is no checkpoint)"
@@ -150,7 +157,7 @@ def announce(
     )
     if logged > first:
         text += f"; the log's {logged - first} later round(s) are run again"
-    for level, message in [*(("warning", reason) for reason in refused), ("info", text)]:
+    for level, message in [*(("warning", reason) for reason in warnings), ("info", text)]:
         writer.event(max(first - 1, 0), None, level, message)
         yield message
 
@@ -207,8 +214,8 @@ def write_partition(run: Simulation, path: Path, overwrite: bool) -> None:
     partition_file.write(path, run.data.clients, samples, overwrite=overwrite)
 
 
-def create_log(run: Simulation, output: Path, overwrite: bool, started: str) -> costlog.Writer:
-    """Create the cost log of a run."""
+def create_log(run: Simulation, output: Path, overwrite: bool, start: Mapping[str, Any]) -> costlog.Writer:
+    """Create the cost log of a run with the first row of its table starts."""
     config = run.config
     attrs = {
         "config": config.to_yaml(),
@@ -217,7 +224,8 @@ def create_log(run: Simulation, output: Path, overwrite: bool, started: str) -> 
         "mpi_library": run.world.library,
         "hostnames": run.world.hostnames,
         "seed": config.seed,
-        "started": started,
+        "started": start["started"],
+        "data": provenance.data(run.data),
     }
     layers = (
         [(layer.name, layer.shape, layer.compressible) for layer in run.exchange.student.exchanged_layers]
@@ -237,6 +245,8 @@ def create_log(run: Simulation, output: Path, overwrite: bool, started: str) -> 
         spectra,
         lower_is_better=getattr(run.task, "lower_is_better", ()),
         paper=bool(run.exchange and run.exchange.codec.paper_rank),
+        sources=opened.described(run.data.files),
+        start=start,
     )
 
 
@@ -252,16 +262,34 @@ def client_columns(run: Simulation) -> dict[str, np.ndarray]:
     if run.task.num_classes and labels.ndim == 1:
         counts = [np.bincount(labels[np.concatenate(split)], minlength=run.task.num_classes) for split in clients]
         columns["label_histogram"] = np.array(counts)
-    return columns
+    return columns | {"digest": provenance.clients(run.data)}
 
 
-def require_same_data(run: Simulation, output: Path) -> None:
-    """Raise UserError if the samples of the clients are not those with which the log was created."""
-    columns = client_columns(run)
+def require_same_data(run: Simulation, output: Path, columns: Mapping[str, np.ndarray], data: Sequence[str]) -> None:
+    """Raise UserError naming what differs if data or partition are not those with which the log was created.
+
+    `columns` are the client_columns() and `data` the provenance.data() of this run.
+    """
     with costlog.open(output) as log:
+        told = log.attrs["data"]
+        if told and told != data:
+            names = sorted({text.partition(" ")[0] for text in set(told) ^ set(data)})
+            raise UserError(
+                f"the data are not those of {output}: {', '.join(names)} differ{'s' * (len(names) == 1)}; resume it"
+                " with the files that its table files lists"
+            )
         for name, values in log["clients"].items():
-            if name != "mpi_rank" and not (name in columns and np.array_equal(values, columns[name])):
+            if name == "mpi_rank" or (name in columns and np.array_equal(values, columns[name])):
+                continue
+            if name != "digest":
                 raise UserError(f"the data are not those of {output}: {name} of the clients differs")
+            different = np.flatnonzero(values != columns[name])
+            others = f" and {len(different) - 1} more clients have" if len(different) > 1 else " has"
+            path = run.config.partition.path
+            raise UserError(
+                f"the partition is not that of {output}: client {different[0]}{others} other samples"
+                + (f": partition.path={shown(path)} was changed" if path else "")
+            )
 
 
 def require_no_stop(output: Path) -> None:

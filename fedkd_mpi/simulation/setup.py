@@ -22,8 +22,8 @@ from fedkd_mpi.common.torch_streams import torch_scope
 from fedkd_mpi.communication.world import World
 from fedkd_mpi.config import pairs
 from fedkd_mpi.config.schema import Config
+from fedkd_mpi.datasets import opened, partition_file, pooling
 from fedkd_mpi.datasets import partition as partitions
-from fedkd_mpi.datasets import partition_file, pooling
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.methods import Method
 from fedkd_mpi.models import module_tensors
@@ -45,21 +45,13 @@ def load_data(config: Config, world: World, read: Callable[..., datasets.Dataset
     """
     pairs.check(config)
     arrays = meta = error = None
+    files: list[Path] = []
     if world.is_node_leader:
         try:
-            dataset = (read or datasets.load)(config.data.name, data_root(config), config.seed, config.data.options())
-            meta = dataset.meta
-            pairs.require(config.task, config.data.name, {"train": dataset.train, "test": dataset.test}, meta)
-            own = config.data.name in datasets.OWN or ":" in config.data.name or ":" in config.task
-            if own and not meta.get("stand_in"):
-                tasks.check_data(config.task, config.data.name, dataset.train | dataset.tables, dataset.test, meta)
-            dataset = arranged(config, dataset)
-            parts = (("train", dataset.train | dataset.tables), ("test", dataset.test))
-            arrays = {f"{part}/{name}": array for part, group in parts for name, array in group.items()}
-            meta = dataset.meta
-            if config.partition.kind == "file":
-                clients = read_partition(config, parts[0][1], meta)
-                arrays |= {f"clients/{name}": array for name, array in partition_file.flat(clients).items()}
+            with opened.recorded() as files:
+                arrays, meta = read_data(config, read or datasets.load)
+            if config.data.name == "hf":  # which maps its files into memory
+                files = opened.below(datasets.expanded(config.data.options()["path"]))
         except UserError as problem:
             error = str(problem)
     if first := world.first_message(error):
@@ -76,8 +68,26 @@ def load_data(config: Config, world: World, read: Callable[..., datasets.Dataset
         task = tasks.build(config.task, meta, train, config.evaluate.metrics)
         clients = divide(config, task.labels(train), train.get("group"), train.get("document"))
     if config.data.pooled != 0:
-        return Data(train, test, np.arange(len(next(iter(test.values())))), meta, clients)
-    return Data(train, train, np.sort(np.concatenate([own for _, own in clients])), meta, clients)
+        return Data(train, test, np.arange(len(next(iter(test.values())))), meta, clients, files)
+    return Data(train, train, np.sort(np.concatenate([own for _, own in clients])), meta, clients, files)
+
+
+def read_data(config: Config, read: Callable[..., datasets.Dataset]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return the arrays of the data set, with those of a partition file, and its meta; raises UserError."""
+    dataset = read(config.data.name, data_root(config), config.seed, config.data.options())
+    meta = dataset.meta
+    pairs.require(config.task, config.data.name, {"train": dataset.train, "test": dataset.test}, meta)
+    own = config.data.name in datasets.OWN or ":" in config.data.name or ":" in config.task
+    if own and not meta.get("stand_in"):
+        tasks.check_data(config.task, config.data.name, dataset.train | dataset.tables, dataset.test, meta)
+    dataset = arranged(config, dataset)
+    parts = (("train", dataset.train | dataset.tables), ("test", dataset.test))
+    arrays = {f"{part}/{name}": array for part, group in parts for name, array in group.items()}
+    meta = dataset.meta
+    if config.partition.kind == "file":
+        clients = read_partition(config, parts[0][1], meta)
+        arrays |= {f"clients/{name}": array for name, array in partition_file.flat(clients).items()}
+    return arrays, meta
 
 
 def arranged(config: Config, dataset: datasets.Dataset) -> datasets.Dataset:

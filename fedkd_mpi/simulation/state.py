@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,6 +41,7 @@ class Data:
     test_indices: np.ndarray
     meta: dict[str, Any]
     clients: list[tuple[np.ndarray, np.ndarray]]  # (train, test) indices into `train`, by client id
+    files: list[Path]  # that this process has read them from; none except on node leaders
 
 
 @dataclass

@@ -30,9 +30,9 @@ def own_parts(config: Config) -> dict[str, str]:
     return {key: name for key, name in named.items() if ":" in name and not name.startswith("torch.optim:")}
 
 
-def again(path: Path, config: Config) -> str:
-    """Return the command that resumes the run of a log."""
-    words = ["--resume", str(path), *(f"{key}={name}" for key, name in own_parts(config).items())]
+def again(path: Path, config: Config, option: str = "--resume") -> str:
+    """Return the command that resumes the run of a log or, with `option` --config, runs it again."""
+    words = [option, str(path), *(f"{key}={name}" for key, name in own_parts(config).items())]
     return f"python -m fedkd_mpi.run {shlex.join(words)}"
 
 
@@ -60,7 +60,7 @@ def require_one_name(path: Path) -> None:
         )
 
 
-def accept(path: Path, config: Config, overrides: Sequence[str], trusted: bool) -> list[str]:
+def accept(path: Path, config: Config, overrides: Sequence[str], trusted: bool, option: str = "--resume") -> list[str]:
     """Return those overrides that differ from the configuration of the log.
 
     Raises UserError naming the code that the log would run, unless the overrides name it again or the log is `trusted`.
@@ -83,7 +83,7 @@ def accept(path: Path, config: Config, overrides: Sequence[str], trusted: bool) 
     unnamed = {key: name for key, name in parts.items() if key not in repeated}
     if unnamed and not trusted:
         code = ", ".join(f"{key}={name}" for key, name in unnamed.items())
-        how = f"name it again ({again(path, config)}), or pass --trust-log"
+        how = f"name it again ({again(path, config, option)}), or pass --trust-log"
         raise UserError(f"{path} names code to run, {code}: if it is yours, {how}")
     return fresh
 

@@ -117,13 +117,16 @@ def test_what_is_appended_is_read_back(tmp_path, first, cohorts, layers, world_s
 def test_the_file_describes_itself_to_h5py_alone(three_rounds):
     with h5py.File(three_rounds) as file:
         assert set(file.attrs) == set(schema.ATTRS)
-        assert file.attrs["schema_version"] == 2
+        assert file.attrs["schema_version"] == 3
         assert list(file.attrs["hostnames"]) == ["node1", "nöde2"]
         columns = {}
         file.visititems(lambda name, item: columns.update({name: item} if isinstance(item, h5py.Dataset) else {}))
         declared = {**schema.FIXED, **schema.growing(["f1"])}
         named = {f"{table}/{name}" for table, names in declared.items() for name in names}
-        assert set(columns) == named - {"uplink/spectrum", "downlink/spectrum"}
+        dimensions = {*schema.ROWS.values(), "layer", "mpi_rank", "class"}
+        assert set(columns) == named - {"uplink/spectrum", "downlink/spectrum"} | dimensions
+        for name in dimensions:
+            assert columns.pop(name).is_scale, name
         for name, dataset in columns.items():
             assert dataset.attrs["unit"], name
             assert dataset.attrs["description"], name
@@ -373,7 +376,7 @@ def test_a_file_that_is_no_log_is_refused_in_a_line(tmp_path, three_rounds):
         tmp_path / "text.h5": "is not an HDF5 file",
         tmp_path / "empty.h5": "is not an HDF5 file",
         tmp_path / "foreign.h5": "is not a cost log of fedkd_mpi: it has no schema_version",
-        three_rounds: "has schema_version 1, but this fedkd_mpi reads 2",
+        three_rounds: "has schema_version 1, but this fedkd_mpi reads 2 and 3",
     }
     for place, message in refused.items():
         with pytest.raises(UserError, match=message) as caught:
@@ -410,7 +413,7 @@ def test_a_damaged_copy_of_an_unfinished_log_is_refused_and_not_waited_for(kille
 def test_a_repacked_log_reads_the_same(three_rounds, tmp_path):
     with h5py.File(three_rounds) as old, h5py.File(tmp_path / "old format.h5", "w") as new:
         new.attrs.update(old.attrs)
-        for table in old:
+        for table in schema.ROWS:
             for name, dataset in old[table].items():
                 new.create_dataset(f"{table}/{name}", data=dataset[()], dtype=dataset.dtype)
     old, new = costlog.read(three_rounds), costlog.read(tmp_path / "old format.h5")

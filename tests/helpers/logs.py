@@ -22,9 +22,19 @@ ATTRS = {
     "hostnames": ["node1", "nöde2"],
     "seed": 1,
     "started": "2026-11-22T14:00:00+00:00",
+    "data": ["train/x uint8 [9, 1, 8, 8] 00ff", "meta 11ee"],
 }
+FILES = {"path": ["a.gz", "bildér"], "count": [1, 200], "bytes": [2**33, 7], "digest": ["0" * 64, "f" * 64]}
+FILES = {name: np.array(values) for name, values in FILES.items()}
 LAYERS = [("conv.weight", (4, 3, 3, 3), True), ("conv.bias", (4,), False), ("norm.count", (), False)]
+STARTS = schema.FIXED["starts"]
 Round = tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]
+
+
+def start(number: int = 0, **more: Any) -> dict[str, Any]:
+    """Return a row of the table starts: always the same for the same number."""
+    row = {name: f"{name} {number}" if column.dtype == "S" else number for name, column in STARTS.items()}
+    return row | {"ended": "", "environment": f"FEDKD_DATA=/dätä\nOMP_NUM_THREADS={number}", **more}
 
 
 def create(path: Path, *, layers: int = 3, world_size: int = 3, metrics: tuple[str, ...] = ("f1",), **more: Any):
@@ -32,6 +42,8 @@ def create(path: Path, *, layers: int = 3, world_size: int = 3, metrics: tuple[s
     clients = {"train_samples": [9, 8, 7, 6], "test_samples": [1, 2, 3, 4], "mpi_rank": [0, 1, 2, 2]}
     clients = {name: np.array(values) for name, values in clients.items()}
     clients["label_histogram"] = np.arange(8).reshape(4, 2)
+    clients["digest"] = np.array([f"{client:032x}" for client in range(4)])
+    more = {"start": start(), "sources": FILES} | more
     return costlog.Writer.create(path, ATTRS, LAYERS[:layers], clients, metrics, world_size, **more)
 
 

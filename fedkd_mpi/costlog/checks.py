@@ -1,0 +1,79 @@
+"""Checks of what a writer is given: names, types, shapes and the sums of bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from fedkd_mpi.costlog import files, schema
+from fedkd_mpi.errors import RunFault
+
+LONGEST_TEXT = 2**14  # bytes of a text in a fixed table
+
+
+def empty(columns: Mapping[str, schema.Column], width: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Return columns without rows; `width` are the lengths of the second dimensions by name."""
+    shapes = {name: (0, width[column.axis]) if column.axis else (0,) for name, column in columns.items()}
+    return {name: np.zeros(shapes[name], column.dtype) for name, column in columns.items()}
+
+
+def row(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return values as columns of one row."""
+    return {name: np.asarray(value)[np.newaxis] for name, value in values.items()}
+
+
+def checked(name: str, column: schema.Column, given: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Return values in a column's type; raises ValueError if they have another shape or kind.
+
+    Text of a column without a fixed length remains text.
+    """
+    values = np.asarray(given)
+    if values.size == 0 and math.prod(shape) == 0:
+        return np.zeros(shape, column.dtype)
+    if column.dtype == "S" and values.shape == shape and values.dtype.kind == "U":
+        return values
+    if values.shape != shape or not np.can_cast(values.dtype, column.dtype, "same_kind"):
+        raise ValueError(f"log column {name} is {column.dtype} {list(shape)}, not {values.dtype} {list(values.shape)}")
+    return values.astype(column.dtype)
+
+
+def fixed(table: str, given: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
+    """Return the columns of a table of schema.FIXED without second dimensions, without rows if none are given.
+
+    Texts are cut to LONGEST_TEXT bytes. Raises ValueError on invalid names, shapes or types.
+    """
+    columns = schema.FIXED[table]
+    if given is None:
+        return empty(columns, {})
+    check_names(table, given, columns)
+    count = len(next(iter(given.values())))
+    found = {name: checked(f"{table}/{name}", column, given[name], (count,)) for name, column in columns.items()}
+    return {name: _cut(values) if values.dtype.kind == "U" else values for name, values in found.items()}
+
+
+def _cut(texts: np.ndarray) -> np.ndarray:
+    return np.array([text.encode()[:LONGEST_TEXT].decode(errors="ignore") for text in texts.tolist()], dtype=str)
+
+
+def check_names(table: str, given: Iterable[str], expected: Iterable[str], optional: Iterable[str] = ()) -> None:
+    """Raise ValueError naming what is missing and what is unknown."""
+    missing, unknown = sorted(set(expected) - set(given) - set(optional)), sorted(set(given) - set(expected))
+    if missing or unknown:
+        parts = [f"{word} {', '.join(names)}" for word, names in (("missing", missing), ("unknown", unknown)) if names]
+        raise ValueError(f"log table {table}: {'; '.join(parts)}")
+
+
+def check_sums(number: int, rows: files.Tables) -> None:
+    """Raise RunFault if the sums of bytes of a round do not agree."""
+    rounds, uplink, downlink = rows["rounds"], rows["uplink"], rows["downlink"]
+    agree = {
+        "uplink/bytes": (uplink["bytes"] == uplink["header_bytes"] + uplink["layer_bytes"].sum(axis=1)).all(),
+        "downlink/bytes": (downlink["bytes"] == downlink["header_bytes"] + downlink["layer_bytes"].sum(axis=1)).all(),
+        "rounds/uplink_bytes": rounds["uplink_bytes"][0] == uplink["bytes"].sum(),
+        "rounds/uplink_header_bytes": rounds["uplink_header_bytes"][0] == uplink["header_bytes"].sum(),
+    }
+    if wrong := [name for name, good in agree.items() if not good]:
+        raise RunFault(f"round {number + 1} is not logged: {', '.join(wrong)}: not the sum of its parts", round=number)
