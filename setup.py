@@ -14,6 +14,7 @@ extras = {
     "hf": ["datasets>=4", "Pillow>=10"],
     "ct": ["pydicom>=3", "scikit-image>=0.22"],
     "report": ["pandas>=2", "matplotlib>=3.8", "plotly>=6"],
+    "xarray": ["xarray>=2024.10", "h5netcdf>=1.4"],
     "export": ["onnx>=1.17", "onnxscript>=0.2"],
     "test": [
         "pytest>=8",
@@ -23,6 +24,8 @@ extras = {
         "psutil>=5.9.4",
         "jsonschema>=4",
         "selenium>=4.20",
+        "nbclient>=0.10.1",
+        "ipykernel>=6.29.5",
     ],
     # Another release of mypy or ruff finds other faults: a new one is taken by hand.
     "dev": ["mypy==2.4.*", "types-PyYAML", "ruff==0.17.*", "codespell>=2.4", "import-linter>=2.17", "build>=1.2"],

@@ -472,3 +472,38 @@ def test_the_manual_names_every_column_with_its_unit_and_meaning():
             assert line in page, f"docs/hdf5.md lacks: {line}"
     for name, description in schema.ATTRS.items():
         assert f"| `{name}` | {description} |" in page
+
+
+def test_xarray_reads_each_table_with_named_dimensions(three_rounds):
+    pytest.importorskip("h5netcdf")
+    xarray = pytest.importorskip("xarray")
+    log = costlog.read(three_rounds)
+    for table, row in schema.ROWS.items():
+        with xarray.open_dataset(three_rounds, group=table, engine="h5netcdf") as dataset:
+            assert set(dataset.variables) == set(log[table])
+            for name, values in log[table].items():
+                axis = (schema.FIXED | schema.growing(["f1"]))[table][name].axis
+                assert dataset[name].dims == ((row, axis) if axis else (row,))
+                found = dataset[name].values
+                found = np.char.decode(found, "utf-8") if values.dtype.kind == "U" else found
+                np.testing.assert_array_equal(found, values, err_msg=f"{table}/{name}")
+
+
+def test_logs_are_put_together_by_run(three_rounds, tmp_path):
+    pandas = pytest.importorskip("pandas")
+    other = tmp_path / "other" / "x.h5"
+    with logs.create(other, metrics=("accuracy",)) as writer:
+        writer.append_round(*logs.make_round(0, metrics=("accuracy",)))
+    copy = shutil.copy(three_rounds, tmp_path / "y.h5")
+    both = costlog.concat([three_rounds, other, copy])
+    names = [str(three_rounds), str(other), "y"]
+    assert all(frame.columns[0] == "run" for frame in both.values())
+    assert both["rounds"]["run"].tolist() == [names[0]] * 3 + [names[1]] + [names[2]] * 3
+    pandas.testing.assert_frame_equal(
+        both["uplink"].loc[lambda rows: rows["run"] == "y"].reset_index(drop=True), costlog.frames(copy)["uplink"]
+    )
+    assert both["rounds"]["student_accuracy"].isna().tolist() == [True] * 3 + [False] + [True] * 3
+    assert both["attrs"]["run"].tolist() == names
+    assert both["attrs"]["name"].tolist() == ["made-up"] * 3, "a key of the configuration"
+    assert both["attrs"]["metrics"].tolist() == [["f1"], ["accuracy"], ["f1"]]
+    assert both["starts"]["first_round"].tolist() == [0, 0, 0]
