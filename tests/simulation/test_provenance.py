@@ -35,7 +35,7 @@ def run_of_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("files")
     own_files.arrays(folder / "x.npz")
     chosen = [*TINY, "data.name=npz", f"data.path={folder / 'x.npz'}", "partition.min_samples=4"]
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         main([*chosen, "--dry-run", "--save-partition", str(folder / "who.json")])
     chosen += ["partition.kind=file", f"partition.path={folder / 'who.json'}", ONE_ROUND]
     assert main([*chosen, "--output", str(folder / "x.h5")]) == 75
