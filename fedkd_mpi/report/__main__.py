@@ -17,7 +17,7 @@ from typing import Any
 from fedkd_mpi.common.command_line import Parser
 from fedkd_mpi.common.console import say, tell
 from fedkd_mpi.errors import UserError, plain
-from fedkd_mpi.report import baseline, energy, exact, links, names, network, pareto, runs, sheets, tables
+from fedkd_mpi.report import baseline, energy, exact, links, messages, names, network, pareto, runs, sheets, tables
 from fedkd_mpi.report.runs import SCORES, Target
 
 
@@ -68,6 +68,11 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         const="0.9,0.95,0.98,0.99,0.999",
         metavar="T,T,...",
         help="bytes of codec svd at other thresholds (for logs with spectra)",
+    )
+    parser.add_argument(
+        "--messages",
+        action="store_true",
+        help="messages by size with effective bandwidth and waiting, and stragglers by MPI rank and client",
     )
     parser.add_argument("--plot", type=Path, metavar="DIR", help="write the plots to this folder, as PNG, SVG and PDF")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained interactive page")
@@ -125,7 +130,11 @@ def report(chosen: argparse.Namespace) -> int:
     if chosen.format in ("csv", "json"):
         made = exact.chosen(whole, keys) if keys else exact.rows(whole, replays, thresholds, differences)
         in_order = [made[run.path] for run in found]
-        more = {} if base is None else {"baseline": whole.names[base].id, "differences": _by_id(whole, differences)}
+        more: dict[str, Any] = {}
+        if base is not None:
+            more |= {"baseline": whole.names[base].id, "differences": _by_id(whole, differences)}
+        if chosen.messages:
+            more["messages"] = {plain(str(run.path)): messages.rows(run) for run in found}
         tell(exact.as_csv(in_order) if chosen.format == "csv" else exact.as_json(in_order, problems, more))
 
     def shown(form: str) -> list[sheets.Sheet]:
@@ -137,7 +146,8 @@ def report(chosen: argparse.Namespace) -> int:
             made.insert(2, equal)
         made += [] if base is None else [baseline.sheet(whole, base, differences, form)]
         made += [network.sheet(whole, profile, results, form) for profile, results in replays]
-        return made + ([energy.sheet(whole, thresholds, form)] if thresholds else [])
+        made += [energy.sheet(whole, thresholds, form)] if thresholds else []
+        return made + (messages.sheets(whole, form) if chosen.messages else [])
 
     if chosen.format in sheets.RENDERERS:
         tell("\n\n".join(sheets.RENDERERS[chosen.format](sheet) for sheet in shown(chosen.format)))

@@ -181,13 +181,19 @@ class Run:
         seconds["skipped"] = int(rounds["skipped_clients"].sum())
         return identity | self._scores() | sums | costs | goal | seconds
 
-    def stragglers(self) -> int:
-        """Return the number of local trainings that took more than STRAGGLER times the median of their round."""
+    @cached_property
+    def late(self) -> np.ndarray:
+        """Which local trainings took more than STRAGGLER times the median of their round: bool [trainings]."""
         training = self.log["training"]
         seconds, of_round = training["seconds_train"], training["round"]
         starts = np.flatnonzero(np.diff(of_round, prepend=-1))
         parts = np.split(seconds, starts[1:])
-        return sum(int((part > STRAGGLER * np.nanmedian(part)).sum()) for part in parts if not np.isnan(part).all())
+        medians = [np.nan if np.isnan(part).all() else np.nanmedian(part) for part in parts]
+        return seconds > STRAGGLER * np.repeat(medians, [len(part) for part in parts])
+
+    def stragglers(self) -> int:
+        """Return the number of local trainings that took more than STRAGGLER times the median of their round."""
+        return int(self.late.sum())
 
     def _scores(self) -> dict[str, float]:
         best = np.min if self.less_is_better else np.max
