@@ -15,6 +15,7 @@ extras = {
     "ct": ["pydicom>=3", "scikit-image>=0.22"],
     "report": ["pandas>=2", "matplotlib>=3.8", "plotly>=6"],
     "xarray": ["xarray>=2024.10", "h5netcdf>=1.4"],
+    "tensorboard": ["tensorboard>=2.15"],
     "export": ["onnx>=1.17", "onnxscript>=0.2"],
     "test": [
         "pytest>=8",

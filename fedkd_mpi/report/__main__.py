@@ -75,6 +75,12 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="messages by size with effective bandwidth and waiting, and stragglers by MPI rank and client",
     )
     parser.add_argument("--plot", type=Path, metavar="DIR", help="write the plots to this folder, as PNG, SVG and PDF")
+    parser.add_argument(
+        "--tensorboard",
+        type=Path,
+        metavar="DIR",
+        help="write scores, bytes, ranks and seconds as events for TensorBoard",
+    )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained interactive page")
     parser.add_argument(
         "--diff",
@@ -155,6 +161,11 @@ def report(chosen: argparse.Namespace) -> int:
         from fedkd_mpi.report import drawing
 
         drawing.save(whole.groups, target, chosen.plot, _progress)
+    if chosen.tensorboard:
+        from fedkd_mpi.report import events
+
+        for path in events.write(whole.groups, chosen.tensorboard):
+            _progress(str(path))
     if chosen.html:
         from fedkd_mpi.report import page, plots
 

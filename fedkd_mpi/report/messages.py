@@ -124,8 +124,8 @@ def _messages(report: Report, form: str) -> Sheet:
     ]
     note = (
         "The first log of each run, payload and headers. Moving: the messages' share by bytes of the seconds in which"
-        " the server gathers or broadcasts; the bandwidth is their quotient. Waiting: their share by count of the seconds"
-        " in which the server waits for updates. In one process nothing is moved."
+        " the server gathers or broadcasts; the bandwidth is their quotient. Waiting: their share by count of the"
+        " seconds in which the server waits for updates. In one process nothing is moved."
     )
     return _sheet("Messages by size", ["run", "leg", "from", "to below"], labels, columns, note, form)
 
