@@ -31,7 +31,7 @@ from fedkd_mpi.config.sections import (
     WatchdogConfig,
     seconds_of,
 )
-from fedkd_mpi.config.training import OptimizerConfig, ScheduleConfig, ServerConfig
+from fedkd_mpi.config.training import OptimizerConfig, ScheduleConfig, ServerConfig, StopConfig
 
 # Keys that do not affect results; a resumed run may have other values.
 CARE = ("checkpoint", "watchdog", "time_limit", "clients_in_memory", "balance")
@@ -104,6 +104,7 @@ class Config(Section):
     distillation: DistillationConfig = DistillationConfig()
     compression: CompressionConfig = CompressionConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    stop: StopConfig = StopConfig()
     averaging: AveragingConfig = AveragingConfig()
     log: LogConfig = LogConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -160,6 +161,11 @@ class Config(Section):
             )
         if self.compile and self.stack > 1:
             raise ValueError("compile=true trains clients one at a time: set stack=1, or compile=false")
+        if self.stop.metric and self.evaluate.global_teachers:
+            raise ValueError(
+                "evaluate.global_teachers scores after the last round, before which stop.metric may end the run: set"
+                " one of them alone"
+            )
         if self.method.name == "centralized" and self.num_clients != 1:
             raise ValueError("method=centralized trains one model on all data: set num_clients=1")
         if self.method.name == "scaffold" and (self.server.weighting != "uniform" or self.server.buffers != "average"):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import AfterValidator, Field, model_validator
 
 from fedkd_mpi.common.registry import known_or_own
-from fedkd_mpi.config.sections import HUGE, MANY, PART, TINY, Section
+from fedkd_mpi.config.sections import HUGE, MANY, NAME, PART, TINY, Section
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -135,6 +135,31 @@ class ScheduleConfig(Section):
             least, share = self.minimum or 0.0, (now - warmup) / (rounds * steps - warmup)
             return least + (1 - least) * (1 + math.cos(math.pi * share)) / 2
         return 1.0
+
+
+class StopConfig(Section):
+    metric: str | None = Field(
+        None,
+        min_length=1,
+        max_length=NAME,
+        description="early stopping: a metric of the task or of evaluate.metrics, or a score or loss of docs/hdf5.md's"
+        " rounds; null = all rounds are run",
+    )
+    patience: int = Field(
+        10, ge=1, le=MANY, description="evaluations in a row without a better value, after which the run ends"
+    )
+    min_delta: float = Field(0.0, ge=0, le=HUGE, description="by how much a value must exceed the best to be better")
+
+    @model_validator(mode="after")
+    def _keys_have_a_metric(self) -> StopConfig:
+        for key in ("patience", "min_delta"):
+            if (
+                self.metric is None
+                and key in self.model_fields_set
+                and getattr(self, key) != getattr(StopConfig(), key)
+            ):
+                raise ValueError(f"stop.{key} needs stop.metric")
+        return self
 
 
 class Adaptive(NamedTuple):

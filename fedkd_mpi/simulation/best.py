@@ -1,4 +1,4 @@
-"""The best round by the task's first metric: found on rank 0 as rounds are logged, its networks kept apart."""
+"""The best round by the task's first metric or stop.metric: found on rank 0 as rounds are logged, its networks kept."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fedkd_mpi.fault_tolerance.manifest import BEST
+from fedkd_mpi.simulation.early_stop import EarlyStop, watched
 from fedkd_mpi.simulation.snapshot import about, networks
 
 if TYPE_CHECKING:
@@ -28,15 +29,17 @@ class BestRound:
         kept = run.config.checkpoint.best
         self.with_teachers = kept == "all"
         self.on = self.with_teachers or (kept == "student" and run.exchange is not None)
-        self.column = column(run)
-        self._sign = -1.0 if run.task.metrics[0] in getattr(run.task, "lower_is_better", ()) else 1.0
+        self.column, self._sign = watched(run)
         self._best = -math.inf
         self.due = False  # whether the last logged round is the best, and its networks are not yet written
+        scores = list(scores)
+        self.early = EarlyStop(run, scores)
         for score in scores:
             self._rises(score)
 
     def logged(self, row: Mapping[str, Any]) -> None:
         """Take the row of `rounds` that rank 0 has just logged, while its networks are still those of that round."""
+        self.early.logged(row[self.column])
         if not self.on or not self._rises(row[self.column]):
             return
         if self.with_teachers:
@@ -57,14 +60,3 @@ class BestRound:
         if rises:
             self._best = self._sign * score
         return rises
-
-
-def column(run: Simulation) -> str:
-    """Return the column of `rounds` that says which round is the best.
-
-    It is the score of the global student; without one, that of all clients' teachers or students on their own samples.
-    """
-    metric = run.task.metrics[0]
-    if run.scores_student:
-        return f"global_student_{metric}"
-    return f"student_{metric}_all" if run.config.averages else f"teacher_{metric}_all"

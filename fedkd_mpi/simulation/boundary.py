@@ -23,7 +23,8 @@ class Boundary:
     """Called by all processes between two rounds: saves a due checkpoint and returns the reason to stop, if any.
 
     `settle` writes pending rows to the log, so that a checkpoint never holds more rounds than the log. `saved` is the
-    number of rounds in the newest checkpoint, None without a checkpoint; `best` saves the best round.
+    number of rounds in the newest checkpoint, None without a checkpoint; `best` saves the best round. `enough` says
+    why the run has ended before its last round, if stop.metric has ended it.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Boundary:
     ):
         self.run, self.checkpoints, self.stop, self.saved, self.settle = run, checkpoints, stop, saved, settle
         self.best = best
+        self.enough: str | None = None
         self.seconds_saving = 0.0
         self._seconds_round = self._seconds_save = 0.0  # the longest round and the longest save so far
         self._left: float | None = None
@@ -44,7 +46,10 @@ class Boundary:
     def __call__(self, done: int) -> str | None:
         """Return the reason to stop after `done` rounds, None to continue; the same on every process. Collective."""
         config, now = self.run.config, time.monotonic()
-        ended = done == config.rounds
+        if self.best.early.on and done < config.rounds:
+            self.settle()
+            self.enough = self.run.world.first_message(self.best.early.reason())
+        ended = done == config.rounds or self.enough is not None
         if self._left is not None:
             self._seconds_round = max(self._seconds_round, now - self._left)
         reason = None if ended else self.run.world.first_message(self.stop.reason(self._needed()))
@@ -56,7 +61,7 @@ class Boundary:
         if self.saved != done and due:
             self._save(done)
         self._left = time.monotonic()
-        return reason
+        return self.enough or reason
 
     def _needed(self) -> float:
         if self._seconds_round == 0:  # no round measured yet; a run that stops before its first round makes no progress

@@ -14,9 +14,12 @@ from fedkd_mpi.simulation import trust
 BY_ENERGY = ("svd", "rdsvd")  # the codecs that follow the threshold T
 
 
-def split(path: Path, config: Config, overrides: Sequence[str]) -> tuple[Config, list[str]]:
+def split(
+    path: Path, config: Config, overrides: Sequence[str], completed: int | None = None
+) -> tuple[Config, list[str]]:
     """Return the configuration of a log with the rounds that overrides ask for, and the other overrides.
 
+    `completed` is the number of rounds of a run that has ended.
     Raises UserError where there are fewer rounds than before, or where the rounds that were played depend on how many
     there are to be.
     """
@@ -30,6 +33,11 @@ def split(path: Path, config: Config, overrides: Sequence[str]) -> tuple[Config,
     rounds = configuration.parse(tree).rounds
     if rounds < config.rounds:
         raise UserError(f"--resume {shown(path)} rounds={rounds}: the run has {config.rounds} rounds, and only grows")
+    if rounds > config.rounds and completed is not None and completed < config.rounds:
+        raise UserError(
+            f"--resume {shown(path)} rounds={rounds}: stop.metric={config.stop.metric} ended the run after {completed}"
+            f" of {config.rounds} rounds, and would end it again: begin one anew (--config, rounds={rounds})"
+        )
     if rounds > config.rounds and (reason := why_not(config)):
         raise UserError(
             f"--resume {shown(path)} rounds={rounds}: {reason}, so the {config.rounds} rounds of this log are not the"

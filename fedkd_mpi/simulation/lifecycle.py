@@ -127,7 +127,7 @@ def _rounds(
     progress: Progress,
     callers: Callers,
 ) -> str | None:
-    """Run the rounds of an open session and return the reason to stop early. Collective."""
+    """Run the rounds of an open session; return the reason to stop early, None if the run is complete. Collective."""
     from fedkd_mpi import costlog
     from fedkd_mpi.simulation.accounting import Accounting
     from fedkd_mpi.simulation.boundary import Boundary
@@ -152,7 +152,14 @@ def _rounds(
     if writer:
         progress.begin(session.first, moved_before(output))
         stop.notice = lambda: _hint(writer, config, boundary.saved, progress)
-    return simulate(simulation, accounting, boundary, session.first)
+    reason = simulate(simulation, accounting, boundary, session.first)
+    if boundary.enough is None:
+        return reason
+    if writer:
+        progress.stop()
+        say(f"fedkd_mpi: {boundary.enough}")
+        writer.event(max(writer.rounds_completed - 1, 0), None, "info", boundary.enough)
+    return None
 
 
 def _refused(world: World, log: Path | None, error: UserError, callers: Callers) -> Ending:

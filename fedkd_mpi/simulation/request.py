@@ -95,10 +95,10 @@ def resumed(path: Path, overrides: Sequence[str], *, trusted: bool = False) -> C
     from fedkd_mpi.simulation import extension, trust
 
     with costlog.open(path) as log:
-        attrs = log.attrs
+        attrs, ended = log.attrs, log.rounds_completed if log.attrs["status"] == "completed" else None
     trust.require_one_name(path)
     config = trust.configuration_in(path, attrs)
-    longer, others = extension.split(path, config, overrides)
+    longer, others = extension.split(path, config, overrides, ended)
     if attrs["status"] == "completed" and longer.rounds == config.rounds:
         raise Completed(f"{path} is completed: there is nothing to resume; rounds=N adds rounds")
     return configuration.with_care(longer, trust.accept(path, config, others, trusted))

@@ -22,7 +22,8 @@ from fedkd_mpi.fault_tolerance.checkpoint import Checkpoints
 from fedkd_mpi.fault_tolerance.manifest import Manifest
 from fedkd_mpi.fault_tolerance.stopping import STOP
 from fedkd_mpi.simulation import extension, provenance, saved_state
-from fedkd_mpi.simulation.best import BestRound, column
+from fedkd_mpi.simulation.best import BestRound
+from fedkd_mpi.simulation.early_stop import watched
 from fedkd_mpi.simulation.snapshot import restore
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def resume(config: Config, world: World, output: Path, commits: Mapping[str, str
 
     writer = world.collectively(lambda: reopen() if world.is_root else None)
     with costlog.open(output, sums=False) if world.is_root else nullcontext() as log:
-        scores = log["rounds"][column(simulation)].tolist() if log else []
+        scores = log["rounds"][watched(simulation).column].tolist() if log else []
     best = BestRound(simulation, Checkpoints(output, owner, SingleProcessWorld()), checkpoints, scores)
     saved = manifest.rounds if manifest else None
     return Session(simulation, writer, checkpoints, attrs["started"], best, first, saved, notes)

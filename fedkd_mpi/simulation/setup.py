@@ -32,6 +32,7 @@ from fedkd_mpi.scheduling.plan import Plan
 from fedkd_mpi.scheduling.schedule import OwnClients
 from fedkd_mpi.scheduling.state_cache import ClientStateCache
 from fedkd_mpi.simulation import capacity
+from fedkd_mpi.simulation.early_stop import watched
 from fedkd_mpi.simulation.sameness import require_same_data
 from fedkd_mpi.simulation.server import Server
 from fedkd_mpi.simulation.state import Data, Exchange, Simulation
@@ -181,6 +182,7 @@ def prepare(config: Config, world: World, data: Data) -> Simulation:
         exchange=prepare_exchange(config, world, method, device) if method.exchanges else None,
     )
     try_networks(run)
+    watched(run)
     run.teacher_numbers = count_numbers(config, task)  # after the trial, which says more about an invalid network
     return run
 

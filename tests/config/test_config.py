@@ -68,6 +68,7 @@ SETTINGS = [
     "schedule.name=mine:schedule",
     "optimizer.name=mine:Optimizer optimizer.momentum=0.0",
     "local.accumulate=4",
+    "stop.metric=accuracy stop.patience=3 stop.min_delta=0.125",
     "precision=float16",
     "local.label_smoothing=0.125",
     "local.epochs=2",
