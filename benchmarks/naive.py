@@ -114,7 +114,7 @@ def seconds(config: Config) -> list[float]:
     """Return the seconds of every round."""
     world = SingleProcessWorld()
     data = load_data(config, world)
-    task = tasks.find(config.task)(data.meta, data.train)
+    task = tasks.find(config.task.name)(data.meta, data.train)
     method = methods.build(config, task)
     peers = [
         Peer(config, task, method, index, Samples(task, data.train, train))

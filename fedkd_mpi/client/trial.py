@@ -46,7 +46,7 @@ def _key(trainer: LocalTrainer, client: Client) -> str:
 
 
 def _forward(trainer: LocalTrainer, client: Client, key: str, model: nn.Module) -> None:
-    own_scores = ":" in trainer.config.task or trainer.config.evaluate.metrics
+    own_scores = ":" in trainer.config.task.name or trainer.config.evaluate.metrics
     own = own_scores or any(":" in network.name for network in _networks(trainer.config))
     model.eval()
     try:
@@ -57,7 +57,7 @@ def _forward(trainer: LocalTrainer, client: Client, key: str, model: nn.Module) 
             raise UserError(f"{key}: the network returns {problem}; see docs/extending.md, a model")
         loss = trainer.task.loss(output, batch)
         if not isinstance(loss, Tensor) or loss.dim():
-            raise UserError(f"task={trainer.config.task}: loss() must return a tensor with one number")
+            raise UserError(f"task={trainer.config.task.name}: loss() must return a tensor with one number")
         if own_scores:
             _score(trainer, output, batch)
         if trainer.student and model is trainer.student.module:
@@ -73,7 +73,7 @@ def _forward(trainer: LocalTrainer, client: Client, key: str, model: nn.Module) 
 
 
 def _score(trainer: LocalTrainer, output: Any, batch: Examples) -> None:
-    task, who = trainer.task, f"task={trainer.config.task}"
+    task, who = trainer.task, f"task={trainer.config.task.name}"
     sums = np.asarray(task.score(output, batch), np.float64)
     if sums.shape != (task.sums,):
         names = ", ".join([who, *trainer.config.evaluate.metrics])
@@ -90,12 +90,12 @@ def _problem(output: Any, model: nn.Module, count: int, trainer: LocalTrainer) -
     if isinstance(output, Tensor):
         return "a tensor instead of fedkd_mpi.models.Output(logits, hidden)"
     if not isinstance(output, Output):
-        if ":" in trainer.config.task:
+        if ":" in trainer.config.task.name:
             return None  # a user's task may have an output type of its own
         return f"a {type(output).__name__} instead of logits or fedkd_mpi.models.Output(logits, hidden)"
     if output.logits.dim() and output.logits.shape[0] != count:
         return f"logits of shape {list(output.logits.shape)} for {count} samples"
-    if trainer.config.task in CLASSIFIERS and output.logits.shape[1:] != (classes := trainer.task.num_classes,):
+    if trainer.config.task.name in CLASSIFIERS and output.logits.shape[1:] != (classes := trainer.task.num_classes,):
         return f"logits of shape {list(output.logits.shape)} for {count} samples and {classes} classes"
     if not isinstance(output.hidden, (tuple, list)) or not isinstance(output.attention, (tuple, list)):
         return "hidden features or attention maps that are not a tuple of tensors"
@@ -103,7 +103,7 @@ def _problem(output: Any, model: nn.Module, count: int, trainer: LocalTrainer) -
     if widths != list(hidden_sizes(model)):
         return f"hidden features of widths {widths}, but its hidden_sizes are {list(hidden_sizes(model))}"
     rows = [list(hidden.shape) for hidden in output.hidden if hidden.shape[0] != count]
-    if rows and trainer.config.task in CLASSIFIERS:
+    if rows and trainer.config.task.name in CLASSIFIERS:
         return f"hidden features of shape {rows[0]} for {count} samples"
     return None
 

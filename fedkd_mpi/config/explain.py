@@ -49,7 +49,7 @@ def schema() -> Schema:
             for name, kind in kinds.items()
         ]
     for properties, key, known in (
-        (found["properties"], "task", pairs.TASKS),
+        (parts["TaskConfig"]["properties"], "name", pairs.TASKS),
         (parts["DataConfig"]["properties"], "name", LOADERS),
         (parts["NetworkConfig"]["properties"], "name", FAMILIES),
         (parts["CompressionConfig"]["properties"], "codec", CODECS),
@@ -58,8 +58,8 @@ def schema() -> Schema:
     ):
         rest = {name: value for name, value in properties[key].items() if name not in ("pattern", "type")}
         properties[key] = {**rest, "anyOf": [{"enum": list(known)}, {"type": "string", "pattern": ":"}]}
-    method = parts["MethodConfig"]
-    parts["MethodConfig"] = {"anyOf": [method["properties"]["name"], method]}  # a name stands for the whole section
+    for section in ("MethodConfig", "TaskConfig"):  # a name stands for the whole section
+        parts[section] = {"anyOf": [parts[section]["properties"]["name"], parts[section]]}
     time_limit = found["properties"]["time_limit"]
     time_limit["anyOf"].append({"type": "string", "pattern": "^([0-9]{1,4}-)?[0-9]{1,6}:[0-5][0-9]:[0-5][0-9]$"})
     return {"$schema": "http://json-schema.org/draft-07/schema#", **found}

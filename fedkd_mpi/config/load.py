@@ -84,7 +84,7 @@ def parse(tree: dict[str, Any]) -> Config:
     config = validated(Config, tree, Hint([*_keys(), *_own_keys(tree)], "--print-config shows all keys", "", USUAL))
     from fedkd_mpi import datasets, models
 
-    require_known(config.task, pairs.TASKS, "task")
+    require_known(config.task.name, pairs.TASKS, "task")
     require_known(config.data.name, datasets.LOADERS, "data.name")
     require_known(config.compression.codec, CODECS, "compression.codec")
 

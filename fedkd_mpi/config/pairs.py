@@ -45,7 +45,7 @@ TASKS = {
 
 def check(config: Config) -> None:
     """Raise UserError naming the task and the first data set or model of this package that does not match it."""
-    needs = TASKS.get(config.task)
+    needs = TASKS.get(config.task.name)
     if needs is None:
         return
     networks = [("student", config.student), *_teachers(config)]
@@ -60,7 +60,7 @@ def check(config: Config) -> None:
             continue
         others = [task for task, kind in zip(TASKS, kinds, strict=True) if name in kind]
         raise UserError(
-            f"{key}={name} does not match task={config.task}, which needs {', '.join(fitting)}; {name} is for"
+            f"{key}={name} does not match task={config.task.name}, which needs {', '.join(fitting)}; {name} is for"
             f" task={' or '.join(others)}"
         )
 

@@ -28,6 +28,7 @@ from fedkd_mpi.config.sections import (
     NetworkConfig,
     PartitionConfig,
     Section,
+    TaskConfig,
     WatchdogConfig,
     seconds_of,
 )
@@ -83,8 +84,10 @@ class Config(Section):
     on_nonfinite: Literal["abort", "skip"] = Field(
         "abort", description="an update that is not finite ends the run, or is left out"
     )
-    task: str = Field(
-        "image_classification", pattern=PART, description="what is learned (docs/images.md, docs/tasks.md)"
+    task: TaskConfig = Field(
+        TaskConfig(name="image_classification"),
+        description="what is learned (docs/images.md, docs/tasks.md); or package.module:Class,"
+        " {name: package.module:Class, ...} with options",
     )
     data: DataConfig
     partition: PartitionConfig = PartitionConfig()

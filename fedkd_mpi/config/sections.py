@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -135,33 +135,45 @@ class NetworkConfig(Strict):
         return dict(self.model_extra or {})
 
 
-class MethodConfig(Strict):
-    """A method by its name, or a mapping of its name and its options; text stands for a method without options."""
+class TaskConfig(Strict):
+    """A task by its name, or a mapping of its name and its options; text stands for a task without options."""
 
     model_config = ConfigDict(extra="allow")
-    name: Annotated[str, AfterValidator(methods.known)] = Field(pattern=PART)
+    section: ClassVar[str] = "task"
+    name: str = Field(pattern=PART)
 
     @model_validator(mode="before")
     @classmethod
     def _from_name(cls, value: Any) -> Any:
-        return {"name": methods.known(value)} if isinstance(value, str) else value
+        return {"name": value} if isinstance(value, str) else value
 
     @model_serializer(mode="wrap")
     def _to_name(self, serialize: SerializerFunctionWrapHandler) -> Any:
         return serialize(self) if self.model_extra else self.name
 
     @model_validator(mode="after")
-    def _built_in_ones_have_their_options(self) -> MethodConfig:
-        unknown = (
-            [] if ":" in self.name else [key for key in self.options() if key not in methods.METHODS[self.name].options]
-        )
+    def _built_in_ones_have_their_options(self) -> TaskConfig:
+        known = methods.METHODS[self.name].options if self.name in methods.METHODS else ()
+        unknown = [] if ":" in self.name else [key for key in self.options() if key not in known]
         if unknown:
-            raise ValueError(f"method={self.name} has no option {unknown[0]}")
+            raise ValueError(f"{self.section}={self.name} has no option {unknown[0]}")
         return self
 
     def options(self) -> dict[str, Any]:
-        """Return the options of the method."""
+        """Return the options of the task or method."""
         return dict(self.model_extra or {})
+
+
+class MethodConfig(TaskConfig):
+    """A method, written in the same way."""
+
+    section = "method"
+    name: Annotated[str, AfterValidator(methods.known)] = Field(pattern=PART)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": methods.known(value)} if isinstance(value, str) else value
 
 
 class LocalConfig(Section):

@@ -33,7 +33,7 @@ def card(source: Source, client: int | None) -> dict[str, Any]:
         "network": {"name": network.name, **network.options()},
         "role": "global student" if client is None else f"teacher of client {client}",
         "round": source.manifest.rounds,
-        "task": config.task,
+        "task": config.task.name,
         "data": config.data.name,
         "input_shape": shape._asdict() if isinstance(shape, Texts) else list(shape),
         "outputs": source.shapes.num_classes,

@@ -81,7 +81,7 @@ def write_onnx(module: nn.Module, source: Source, card: Card, path: Path) -> Non
     if isinstance(shape, Texts):
         if shape.head == "candidate":
             raise UserError(
-                f"task={source.config.task}: a ranking of news takes three inputs, and is not made an ONNX file"
+                f"task={source.config.task.name}: a ranking of news takes three inputs, and is not made an ONNX file"
             )
         example = torch.randint(0, shape.vocabulary, (2, shape.length))
         example[1, shape.length // 2 :] = shape.pad

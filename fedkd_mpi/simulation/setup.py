@@ -66,7 +66,7 @@ def load_data(config: Config, world: World, read: Callable[..., datasets.Dataset
     if config.partition.kind == "file":
         clients = partition_file.unflat(shared["clients/indices"], shared["clients/sizes"])
     else:
-        task = tasks.build(config.task, meta, train, config.evaluate.metrics)
+        task = tasks.build(config.task.name, meta, train, options=config.task.options())
         clients = divide(config, task.labels(train), train.get("group"), train.get("document"))
     if config.data.pooled != 0:
         return Data(train, test, np.arange(len(next(iter(test.values())))), meta, clients, files)
@@ -77,10 +77,10 @@ def read_data(config: Config, read: Callable[..., datasets.Dataset]) -> tuple[di
     """Return the arrays of the data set, with those of a partition file, and its meta; raises UserError."""
     dataset = read(config.data.name, data_root(config), config.seed, config.data.options())
     meta = dataset.meta
-    pairs.require(config.task, config.data.name, {"train": dataset.train, "test": dataset.test}, meta)
-    own = config.data.name in datasets.OWN or ":" in config.data.name or ":" in config.task
+    pairs.require(config.task.name, config.data.name, {"train": dataset.train, "test": dataset.test}, meta)
+    own = config.data.name in datasets.OWN or ":" in config.data.name or ":" in config.task.name
     if own and not meta.get("stand_in"):
-        tasks.check_data(config.task, config.data.name, dataset.train | dataset.tables, dataset.test, meta)
+        tasks.check_data(config.task.name, config.data.name, dataset.train | dataset.tables, dataset.test, meta)
     dataset = arranged(config, dataset)
     parts = (("train", dataset.train | dataset.tables), ("test", dataset.test))
     arrays = {f"{part}/{name}": array for part, group in parts for name, array in group.items()}
@@ -101,13 +101,13 @@ def arranged(config: Config, dataset: datasets.Dataset) -> datasets.Dataset:
     if config.data.pooled == 0:
         return pooled
     arrays = pooled.train | pooled.tables
-    labels = tasks.build(config.task, pooled.meta, arrays, config.evaluate.metrics).labels(arrays)
+    labels = tasks.build(config.task.name, pooled.meta, arrays, options=config.task.options()).labels(arrays)
     return pooling.hold_out(pooled, labels, config.data.pooled, generator(config.seed, "pooled"))
 
 
 def read_partition(config: Config, train: dict[str, np.ndarray], meta: dict[str, Any]) -> partition_file.Clients:
     """Return every client's own (train, test) indices as the file partition.path says; raises UserError."""
-    task = tasks.build(config.task, meta, train, config.evaluate.metrics)
+    task = tasks.build(config.task.name, meta, train, options=config.task.options())
     checked = not meta.get("stand_in")  # whose classes are not those of the data
     return partition_file.read(
         str(config.partition.path), config.num_clients, partitioned(task, train), check_labels=checked
@@ -157,9 +157,10 @@ def prepare(config: Config, world: World, data: Data) -> Simulation:
     """Build this process's networks, codec and clients; raises UserError if configuration and data do not match."""
     device = choose_device(config.device, world.local_rank)
     set_threads(config, world.node_size)
-    task = tasks.build(config.task, data.meta, data.train, config.evaluate.metrics, config.local.label_smoothing)
+    named, smoothing = config.task, config.local.label_smoothing
+    task = tasks.build(named.name, data.meta, data.train, config.evaluate.metrics, smoothing, named.options())
     if config.data.augment and getattr(task, "augment", None) is None:
-        raise UserError(f"data.augment: task={config.task} has no augmentation; set data.augment=false")
+        raise UserError(f"data.augment: task={config.task.name} has no augmentation; set data.augment=false")
     capacity.require_networks(config, task)
     method = methods.build(config, task)
     for note in method.notes if world.is_root else ():

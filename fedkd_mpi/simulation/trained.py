@@ -54,7 +54,7 @@ class Source:
         shape = self.manifest.data["input_shape"]
         if shape is None:
             raise UserError(
-                f"{self.log}: the input_shape of task={self.config.task} is none that a checkpoint can hold"
+                f"{self.log}: the input_shape of task={self.config.task.name} is none that a checkpoint can hold"
             )
         shape = Texts(**shape) if isinstance(shape, dict) else tuple(shape)
         return Shapes(shape, self.manifest.data["num_classes"])
@@ -223,11 +223,11 @@ def preprocessing(source: Source) -> Callable[[Any], Any]:
     tokenizer = source.tokenizer()
     if tokenizer is not None:
         arrays[TOKENIZER] = tokenizer
-    task = tasks.find(source.config.task)(source.manifest.data["meta"], arrays)
+    task = tasks.make(source.config.task.name, source.manifest.data["meta"], arrays, source.config.task.options())
     own = getattr(task, "preprocess", None)
     if own is None:
         raise_at_call = (
-            f"task={source.config.task} has no preprocess(raw), which makes a network's input of raw samples"
+            f"task={source.config.task.name} has no preprocess(raw), which makes a network's input of raw samples"
         )
 
         def refuse(_: Any) -> Any:

@@ -20,7 +20,7 @@ from fedkd_mpi.errors import UserError
 
 def own_parts(config: Config) -> dict[str, str]:
     """Return the code outside this package that a configuration names: key -> package.module:Name."""
-    named = {"task": config.task, "data.name": config.data.name, "compression.codec": config.compression.codec}
+    named = {"task": config.task.name, "data.name": config.data.name, "compression.codec": config.compression.codec}
     named |= {"method": config.method.name, "sampler": config.sampler, "server.aggregator": config.server.aggregator}
     named |= {"partition.kind": config.partition.kind, "compression.schedule": config.compression.schedule}
     named |= {f"evaluate.metrics.{index}": name for index, name in enumerate(config.evaluate.metrics)}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol, cast
 
 import numpy as np
 from torch import Tensor, nn
 
+from fedkd_mpi.common.options import own_options
 from fedkd_mpi.common.registry import class_with, resolve
 from fedkd_mpi.datasets import checks
 from fedkd_mpi.errors import UserError
@@ -28,6 +31,7 @@ TASK = class_with("labels", "prepare", "predict", "loss", "distance", "score", "
 class Task(Protocol):
     """Created on every rank as Task(meta, arrays) from the meta mapping and the training arrays of the data set.
 
+    Keys of `task` beside its name are further arguments, checked by the class's model `Options` if it has one.
     `metrics` are the names in the result of finish(), `sums` is the number of sums that score() returns. Models are
     built from `input_shape` and `num_classes`. Optional attributes: `lower_is_better` are the metrics for which less is
     better. `label_smoothing`, needed for local.label_smoothing, is a number that is set before loss() is first called.
@@ -73,9 +77,20 @@ class Task(Protocol):
         ...
 
 
-def find(name: str) -> Callable[[Mapping[str, Any], Mapping[str, np.ndarray]], Task]:
+def find(name: str) -> Callable[..., Task]:
     """Return the class of the task that the configuration key `task` names; raises UserError if there is none."""
     return resolve(name, TASKS, "task", TASK)
+
+
+def make(name: str, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray], options: Mapping[str, Any]) -> Task:
+    """Return the task of a data set with its options; raises UserError if the class does not take them."""
+    kind = find(name)
+    given = own_options(kind, options, name, "task")
+    try:
+        inspect.signature(kind).bind(meta, arrays, **given)
+    except TypeError as error:
+        raise UserError(f"task={name}: {error}") from None
+    return kind(meta, arrays, **given)
 
 
 class _Smoothing(Protocol):
@@ -88,14 +103,15 @@ def build(
     arrays: Mapping[str, np.ndarray],
     metrics: Sequence[str] = (),
     label_smoothing: float = 0.0,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> Task:
-    """Return the task of a data set, with a user's further metrics.
+    """Return the task of a data set, with its options and a user's further metrics.
 
     Raises UserError naming local.label_smoothing for a task without label smoothing.
     """
     from fedkd_mpi.tasks.own_metrics import WithMetrics
 
-    task = find(name)(meta, arrays)
+    task = make(name, meta, arrays, options)
     if label_smoothing:
         if getattr(task, "label_smoothing", None) is None:
             raise UserError(f"local.label_smoothing: task={name} has no label smoothing; set local.label_smoothing=0")

@@ -11,7 +11,9 @@ import pytest
 from command import Command
 from mpirun import REPOSITORY
 
+import fedkd_mpi
 from fedkd_mpi import costlog
+from fedkd_mpi.datasets import digits
 
 PAGE = (REPOSITORY / "docs/extending.md").read_text(encoding="utf-8")
 PARTS = dict(re.findall(r"```python\n# (my_parts/\w+\.py)\n(.*?)```", PAGE, re.DOTALL))
@@ -32,6 +34,7 @@ def test_the_command_of_the_page_runs_them(command: Command, monkeypatch: pytest
     assert words[:4] == ["PYTHONPATH=.", "python", "-m", "fedkd_mpi.run"]
     try:
         code, out, err = command(*words[4:], "--output", "own.h5")
+        network = fedkd_mpi.load_student("own.h5", trust_log=True)
     finally:
         for name in [name for name in sys.modules if name.partition(".")[0] == "my_parts"]:
             del sys.modules[name]
@@ -42,3 +45,6 @@ def test_the_command_of_the_page_runs_them(command: Command, monkeypatch: pytest
     assert log["clients"]["label_histogram"].shape[1] == 2
     right = log["rounds"]["global_student_right"]
     assert right[-1] > max(0.88, right[0])
+    test = digits.load(None, 0).test
+    found = network(network.preprocess(test["x"])).logits.argmax(1).numpy() == test["y"] % 2
+    assert found.mean() == pytest.approx(right[-1])

@@ -42,6 +42,30 @@ def test_a_codec_is_one_file(command: Command, own: Path):
     assert log["rounds"]["global_student_accuracy"][-1] > 0.3
 
 
+def test_options_of_a_task_reach_it_are_checked_and_are_resumed(command: Command, own: Path):
+    how = ["data.name=plain_digits:load", "compression.codec=none", "num_clients=4", "local={steps: 2}", "rounds=2"]
+    for number, options in enumerate(["", ", shift: 1", ", shift: 1, times: 2.5"]):
+        name = f"{number}.h5"
+        assert command(*how, f"task={{name: own_parts:Shifted{options}}}", "--output", name)[0] == 0
+    losses = [costlog.read(f"{number}.h5")["training"]["student_loss"] for number in range(3)]
+    assert losses[0][0] < losses[1][0] < losses[2][0]  # a shift by one class changes the labels, a factor the loss
+    assert command("--resume", "2.h5", "--trust-log", "rounds=3")[0] == 0
+    assert len(costlog.read("2.h5")["rounds"]["round"]) == 3
+    for options, says in [
+        ("name: own_parts:Shifted, shft: 1", "unknown key task.shft; did you mean task.shift?"),
+        ("name: own_parts:Shifted, shift: -1", "task.shift=-1: must be greater than or equal to 0"),
+        ("name: own_parts:Shifted, shift: one", "task.shift=one: must be a whole number"),
+        (
+            "name: own_parts:Regression, shift: 1",
+            "task=own_parts:Regression: got an unexpected keyword argument 'shift'",
+        ),
+        ("name: image_classification, shift: 1", "task=image_classification has no option shift"),
+    ]:
+        code, _, err = command(*how, f"task={{{options}}}")
+        assert (code, err.count("\n")) == (2, 1)
+        assert says in err
+
+
 def test_a_task_a_data_set_and_a_model_are_a_file_each(command: Command, own: Path):
     arguments = [
         "data.name=own_parts:load",

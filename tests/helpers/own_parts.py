@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import nn
 
+from fedkd_mpi.common import options
 from fedkd_mpi.datasets import Dataset
 from fedkd_mpi.models import Output
+from fedkd_mpi.tasks.image_classification import ImageClassification
 
 
 def load(root, seed):
@@ -50,6 +53,25 @@ class Regression:
 
     def finish(self, sums):
         return {"squared_error": float(sums[0] / sums[1]) if sums[1] else float("nan")}
+
+
+class Shifted(ImageClassification):
+    """Labels of another class, and a factor on the loss."""
+
+    class Options(options.Options):
+        shift: int = Field(0, ge=0)
+        times: float = 1.0
+
+    def __init__(self, meta, arrays, *, shift, times):
+        super().__init__(meta, arrays)
+        self.shift, self.times = shift, times
+
+    def prepare(self, arrays, indices, device):
+        batch = super().prepare(arrays, indices, device)
+        return {**batch, "y": (batch["y"] + self.shift) % self.num_classes}
+
+    def loss(self, output, batch):
+        return self.times * (1 + 0.5 * self.shift) * super().loss(output, batch)
 
 
 class Wide(nn.Module):
