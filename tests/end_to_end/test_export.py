@@ -17,7 +17,7 @@ from encoder_folders import write as write_encoder
 from phantoms import write_patients
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from text_data import write_ade, write_cadec
+from text_data import write_ade, write_cadec, write_mind
 from torch import Tensor
 from torch.nn import functional
 
@@ -286,7 +286,8 @@ def of_texts(kind: str, root: Path) -> list[str]:
         return [*models, "task=text_classification", "data.name=ade", f"data.root={root}", *TEXTS]
     write_cadec(root)
     models = [f"teacher={BERT % 2}", f"student={BERT % 1}", "data.vocabulary=250"]
-    return [*models, "task=ner", "data.name=medical_ner", "data.corpora=[cadec]", f"data.root={root}", *TEXTS]
+    longer = ["rounds=4", "local.epochs=8", "teacher.learning_rate=0.02", "student.learning_rate=0.02"]
+    return [*models, "task=ner", "data.name=medical_ner", "data.corpora=[cadec]", f"data.root={root}", *TEXTS, *longer]
 
 
 @pytest.mark.parametrize("kind", ["new", "pretrained", "tagger"])
@@ -310,7 +311,8 @@ def test_encoders_leave_as_folders_that_transformers_loads(kind: str, tmp_path: 
         ids, tags = (torch.tensor(data.test[name]).long() for name in ("ids", "tags"))
         guessed = tagger(ids, attention_mask=(ids != 0).long()).logits.argmax(-1)
         found = f1(spans(guessed, tags), spans(tags, tags))
-        assert found == pytest.approx(rounds["global_student_f1"][-1], abs=1e-9, nan_ok=True)
+        assert found == pytest.approx(rounds["global_student_f1"][-1], abs=1e-9)
+        assert found > 0.2
         return
     encoder, head = AutoModel.from_pretrained(folder).eval(), load_file(folder / "head.safetensors")
     data = datasets.load("ade", tmp_path / "data", 0, loader_options(log))
@@ -320,6 +322,37 @@ def test_encoders_leave_as_folders_that_transformers_loads(kind: str, tmp_path: 
     logits = hidden.sum(1) / mask.sum(1, keepdim=True) @ head["out.weight"].T + head["out.bias"]
     right = (logits.argmax(1).numpy() == data.test["y"]).mean()
     assert right == pytest.approx(rounds["global_student_accuracy"][-1], abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["new", "pretrained", "tagger"])
+def test_onnx_of_texts_gives_the_same_logits(kind: str, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    from onnx.reference import ReferenceEvaluator
+
+    log = play(tmp_path / "run.h5", *of_texts(kind, tmp_path / "data"), "rounds=1", "local.epochs=1")
+    file = tmp_path / "student.onnx"
+    assert export.main([str(log), "--to", str(file)]) == 0
+    module = fedkd_mpi.load_student(log)
+    running = ReferenceEvaluator(onnx.load(file))
+    for texts in (["Case 3: lithium caused neutropenia.", "took aspirin", "pain"], ["Patient 1 took aspirin for pain"]):
+        ids = module.preprocess(texts)  # of other numbers of texts and of tokens than the file was made with
+        (logits,) = running.run(None, {"input": ids.numpy()})
+        own = module(ids).logits.detach()
+        real = ids != module.preprocess(["pain", texts[0]])[0, -1] if kind == "tagger" else slice(None)
+        torch.testing.assert_close(torch.tensor(logits)[real], own[real], atol=1e-4, rtol=1e-4)
+
+
+def test_a_ranking_of_news_is_no_onnx_file_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxscript")
+    write_mind(tmp_path / "data")
+    models = [f"teacher={BERT % 2}", f"student={BERT % 1}", "data.vocabulary=250"]
+    how = ["task=news", "data.name=mind_small", "data.history=4", f"data.root={tmp_path / 'data'}"]
+    log = play(tmp_path / "run.h5", *models, *how, *TEXTS, "rounds=1")
+    assert export.main([str(log), "--to", str(tmp_path / "x.onnx")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "task=news: a ranking of news takes three inputs, and is not made an ONNX file" in line
+    assert not (tmp_path / "x.onnx").exists()
 
 
 def loader_options(log: Path) -> dict[str, Any]:
