@@ -6,7 +6,7 @@ batch (one per epoch) is a separate step of its client, so that every client tra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from itertools import groupby
 from typing import Any
@@ -88,24 +88,45 @@ class Stack:
             for layer in network.layers
             for other in network.names_of(layer)[1:]
         ]
+        self._padding = [found for role, (network, _) in roles.items() for found in _padding(role, network, config)]
         self._stacked = vmap(self._call, randomness="error")
         self._rows = [_Rows(role, *roles[role], config) for role in roles]
         sums = config.exchange == "gradient_sum" and "student" in roles
         self._gradient_sums = torch.zeros_like(self._rows[1].state) if sums else None
 
-    def check(self, examples: Examples) -> None:
-        """Raise UserError naming the key `stack` if the operations of the networks cannot be stacked.
+    def check(self, examples: Examples, networks: Sequence[tuple[FlatModel, Optimizer]]) -> None:
+        """Raise UserError naming the key `stack` if the networks cannot be stacked.
 
-        `examples` are two samples of a client.
+        `examples` are two samples of the client whose state `networks` hold. Gradients of two rows, each with
+        one of the samples, must be those of the row alone but for rounding.
         """
+        for row in range(2):
+            self.put(row, networks)
+        parts = [{name: part[[index, index]] for name, part in examples.items()} for index in (0, -1)]
+        reason = None
         try:
             leaves = {name: leaf for rows in self._rows for name, leaf in rows.views(0, 2)[0].items()}
-            self._stacked(leaves, {name: torch.stack([part, part]) for name, part in examples.items()})
-        except (RuntimeError, ValueError, TypeError) as error:
+            batches = {name: torch.stack([part[name] for part in parts]) for name in examples}
+            both = self._found(leaves, self._stacked(leaves, batches)[0])
+            for row, batch in enumerate(parts):
+                leaves = {name: leaf for rows in self._rows for name, leaf in rows.views(row, row + 1)[0].items()}
+                for name, due in self._found(leaves, self._call(leaves, batch)[0]).items():
+                    found, size = both[name][row], float(due.abs().amax()) if due.numel() else 0.0
+                    if not torch.allclose(found, due, rtol=1e-2, atol=1e-3 * size + 1e-6, equal_nan=True):
+                        reason = reason or f"the gradient of {name} is another than without stacking"
+        except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
             reason = str(error).strip().splitlines()[0].partition(". ")[0]
-            raise UserError(
-                f"stack={self.config.stack}: these networks cannot be stacked ({reason}); set stack=1"
-            ) from None
+        if reason:
+            raise UserError(f"stack={self.config.stack}: these networks cannot be stacked ({reason}); set stack=1")
+
+    def _found(self, leaves: dict[str, Tensor], loss: Tensor) -> dict[str, Tensor]:
+        """Return the dense gradients of losses; the rows of padding tokens have none, which vmap forgets."""
+        # Not backward(): it warns of gradients that are not dense in memory, and these are parts of rows.
+        found = torch.autograd.grad(loss.sum(), list(leaves.values()), materialize_grads=True)
+        dense = {name: part.to_dense() if part.is_sparse else part for name, part in zip(leaves, found, strict=True)}
+        for name, token in self._padding:
+            dense[name][..., token, :] = 0.0
+        return dense
 
     def put(self, row: int, networks: Sequence[tuple[FlatModel, Optimizer]]) -> None:
         """Copy the client whose state `networks` hold into a row."""
@@ -165,9 +186,7 @@ class Stack:
             gradients += targets
         with precision():
             total, *own = (self._stacked if stop > start + 1 else self._call)(leaves, batch)
-        # Not backward(): it warns of gradients that are not dense in memory, and these are parts of rows.
-        found = torch.autograd.grad(total.sum(), list(leaves.values()), materialize_grads=True)
-        torch._foreach_copy_(gradients, found)
+        torch._foreach_copy_(gradients, list(self._found(leaves, total).values()))
         for rows in self._rows:
             if self.config.optimizer.clip_norm:
                 clip_(rows.gradient[start:stop], self.config.optimizer.clip_norm)
@@ -180,3 +199,15 @@ class Stack:
     def _call(self, leaves: dict[str, Tensor], batch: Examples) -> tuple[Tensor, Tensor, Tensor]:
         everywhere = leaves | {other: leaves[name] for name, other in self._tied}
         return functional_call(self._both, everywhere, (batch,), tie_weights=False)
+
+
+def _padding(role: str, network: FlatModel, config: Config) -> Iterator[tuple[str, int]]:
+    """Yield leaf and padding token of every embedding that has one; raises UserError if its weights are tied."""
+    names = {name: network.names_of(layer) for layer in network.layers for name in network.names_of(layer)}
+    for prefix, module in network.module.named_modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.padding_idx is not None:
+            first, *others = names.get(f"{prefix}.weight" if prefix else "weight", ("",))
+            if others:
+                raise UserError(f"stack={config.stack}: {first} is tied and has a padding token; set stack=1")
+            if first:  # not frozen
+                yield f"{role}.{first}", module.padding_idx

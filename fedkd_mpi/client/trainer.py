@@ -92,7 +92,7 @@ class LocalTrainer:
             self.networks_for(client.id)
             self._stacks[kind] = Stack(self.config, self.method, self.in_training())
             examples = self.task.prepare(self.arrays, client.train_indices[:2], self.device)
-            self._stacks[kind].check(examples)
+            self._stacks[kind].check(examples, self.in_training())
         return self._stacks[kind]
 
     def train(self, client: Client, round_index: int, student: Tensor | None, *, evaluate: bool) -> TrainingResult:

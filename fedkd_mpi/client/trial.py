@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedkd_mpi.client import left_state
 from fedkd_mpi.client.client import Client
 from fedkd_mpi.client.trainer import LocalTrainer
 from fedkd_mpi.common.torch_streams import torch_scope
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.config.sections import NetworkConfig
-from fedkd_mpi.errors import UserError, one_line
+from fedkd_mpi.errors import RunFault, UserError, one_line
+from fedkd_mpi.models.flat import FlatModel
 from fedkd_mpi.models.output import Output, hidden_sizes
 from fedkd_mpi.tasks import Examples
 from fedkd_mpi.tasks.own_metrics import require_declared
@@ -32,9 +34,9 @@ def require_fit(trainer: LocalTrainer, client: Client) -> None:
     networks = [(_key(trainer, client), private, private.module["teacher"])] if "teacher" in private.module else []
     networks += [(role, student, student.module)] if student else []
     for key, network, model in networks:
-        state, others = network.state.clone(), network.others.clone()
+        state, others, tensors = network.state.clone(), network.others.clone(), left_state.tensors_of(model)
         with torch_scope(config.seed, "trial", device=trainer.device), torch.no_grad():
-            _forward(trainer, client, key, model)
+            _forward(trainer, client, key, network, model, tensors)
             if len(client.train_indices) == 1 or config.local.batch_size == 1:
                 _train_on_one(trainer, client, key, model)
         network.load(state)
@@ -45,7 +47,9 @@ def _key(trainer: LocalTrainer, client: Client) -> str:
     return f"teachers.{trainer.config.architecture(client.id)}" if trainer.config.teachers else "teacher"
 
 
-def _forward(trainer: LocalTrainer, client: Client, key: str, model: nn.Module) -> None:
+def _forward(
+    trainer: LocalTrainer, client: Client, key: str, network: FlatModel, model: nn.Module, tensors: left_state.Tensors
+) -> None:
     own_scores = ":" in trainer.config.task.name or trainer.config.evaluate.metrics
     own = own_scores or any(":" in network.name for network in _networks(trainer.config))
     model.eval()
@@ -62,6 +66,8 @@ def _forward(trainer: LocalTrainer, client: Client, key: str, model: nn.Module) 
             _score(trainer, output, batch)
         if trainer.student and model is trainer.student.module:
             trainer.method.examine(model, batch)
+        if count > 1:
+            _require_no_left_state(trainer, key, network, model, tensors, batch)
     except (UserError, MemoryError):
         raise
     except Exception as error:
@@ -70,6 +76,37 @@ def _forward(trainer: LocalTrainer, client: Client, key: str, model: nn.Module) 
         raise UserError(f"{key}: a trial on {len(client.train_indices[:2])} samples: {one_line(error)}") from error
     finally:
         model.train()
+
+
+def _require_no_left_state(
+    trainer: LocalTrainer,
+    key: str,
+    network: FlatModel,
+    model: nn.Module,
+    tensors: left_state.Tensors,
+    batch: Examples,
+) -> None:
+    """Raise UserError if a forward pass in training leaves state in a network beside its parameters and buffers."""
+    state, others = network.state.clone(), network.others.clone()
+
+    def forward() -> Any:
+        with torch_scope(trainer.config.seed, "trial of state", device=trainer.device):
+            return trainer.task.predict(model, batch)
+
+    def restore() -> None:
+        network.gather()
+        network.load(state)
+        network.others.copy_(others)
+
+    model.train()
+    trainer.method.begin(0, trainer.device)
+    try:
+        left_state.require_none(model, tensors, forward, restore)
+        restore()
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
+    except RunFault as fault:
+        raise UserError(f"{key}: {fault.layer}: {fault}") from None
 
 
 def _score(trainer: LocalTrainer, output: Any, batch: Examples) -> None:

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from fedkd_mpi.errors import UserError
-
-POWER_ITERATES = ("_u", "_v", "_u0", "weight_u", "weight_v")  # buffers of torch's spectral norms, new and old
 
 
 @dataclass
@@ -78,11 +77,22 @@ def require_plain(module: nn.Module, *, exchanged: bool = False, meta: bool = Fa
             raise UserError(f"{what} {slot.name} {problem}")
     if not meta:
         _require_no_overlap(named)
+    for slot in _slots(module, "_buffers"):
+        if any(isinstance(owner, torch.jit.ScriptModule) for owner, _ in slot.owners):
+            raise UserError(f"buffer {slot.name} is in a TorchScript module: use the Python module that it was made of")
     if exchanged:
         for slot in _slots(module, "_buffers"):
-            if slot.name.rpartition(".")[2] in POWER_ITERATES:
+            if _is_power_iterate(slot):
                 raise UserError(f"buffer {slot.name} is a power iterate of a spectral norm, which cannot be averaged:"
                                 " use another norm, or server.buffers=local")  # fmt: skip
+
+
+def _is_power_iterate(slot: Slot) -> bool:
+    """Return whether a buffer is one of torch's spectral norms, new or old (weight_u and weight_v of weight_orig)."""
+    owner, name = slot.owners[0]
+    if isinstance(owner, parametrizations._SpectralNorm):
+        return True
+    return name.endswith(("_u", "_v")) and f"{name[:-2]}_orig" in owner._parameters
 
 
 def _problem(tensor: Tensor, what: str, meta: bool) -> str | None:

@@ -79,6 +79,10 @@ def _weight_norm(net: nn.Module) -> None:
     nn.utils.parametrizations.weight_norm(net.two)
 
 
+def _old_weight_norm(net: nn.Module) -> None:
+    nn.utils.weight_norm(net.two)
+
+
 FEATURES: dict[str, Callable[[nn.Module], None]] = {
     "tied": _tied,
     "shared module": _shared_module,
@@ -95,6 +99,7 @@ FEATURES: dict[str, Callable[[nn.Module], None]] = {
     "cumulative norm": _cumulative_norm,
     "shared statistics": _shared_statistics,
     "weight norm": _weight_norm,
+    "old weight norm": _old_weight_norm,
 }
 WITH_BUFFERS = {"root buffer", "counter", "replaced counter", "cumulative norm", "shared statistics"}
 
@@ -167,6 +172,14 @@ def _spectral_norm(net: nn.Module) -> None:
     nn.utils.parametrizations.spectral_norm(net.two)
 
 
+def _old_spectral_norm(net: nn.Module) -> None:
+    net.two = nn.utils.spectral_norm(net.two)
+
+
+def _script(net: nn.Module) -> None:
+    net.fast = torch.jit.script(nn.BatchNorm1d(WIDTH))
+
+
 def _untrained(net: nn.Module) -> None:
     net.requires_grad_(False)
 
@@ -180,6 +193,8 @@ REFUSED: dict[str, tuple[Callable[[nn.Module], None], str]] = {
     "one memory": (_one_memory, "one.weight"),
     "half of another": (_half_of_another, "one.weight"),
     "spectral norm": (_spectral_norm, "power iterate"),
+    "old spectral norm": (_old_spectral_norm, "power iterate"),
+    "script": (_script, "is in a TorchScript module"),
 }
 
 
@@ -237,3 +252,76 @@ class NanInEvaluation(Odd):
     def forward(self, x: Tensor) -> Output:
         output = super().forward(x)
         return output if self.training else output._replace(logits=output.logits * float("nan"))
+
+
+def _count_calls(net: nn.Module, x: Tensor) -> Tensor:
+    net.calls = getattr(net, "calls", 0) + net.training
+    return x * (1 + 0.01 * net.calls)
+
+
+def _bare_tensor_as_state(net: nn.Module, x: Tensor) -> Tensor:
+    net.mean = 0.9 * getattr(net, "mean", torch.zeros(WIDTH)) + 0.1 * x.detach().mean(0)
+    return x - net.mean
+
+
+def _list_as_state(net: nn.Module, x: Tensor) -> Tensor:
+    net.__dict__.setdefault("seen", []).append(float(x.detach().mean()))
+    return x * len(net.seen)
+
+
+def _late_parameter(net: nn.Module, x: Tensor) -> Tensor:
+    if not hasattr(net, "late"):
+        net.late = nn.Parameter(torch.ones(WIDTH))
+    return x * net.late
+
+
+def _late_buffer(net: nn.Module, x: Tensor) -> Tensor:
+    if not hasattr(net, "late"):
+        net.register_buffer("late", torch.ones(WIDTH))
+    return x * net.late
+
+
+def _new_parameter(net: nn.Module, x: Tensor) -> Tensor:
+    net.two.weight = nn.Parameter(net.two.weight.detach() * 1.0)
+    return net.two(x)
+
+
+def _remembered_for_plots(net: nn.Module, x: Tensor) -> Tensor:
+    net.last = x.detach()
+    return x
+
+
+STATES: dict[str, tuple[Callable[[nn.Module, Tensor], Tensor], str | None]] = {
+    "calls": (_count_calls, "calls changes"),
+    "bare tensor": (_bare_tensor_as_state, "mean changes"),
+    "list": (_list_as_state, "seen changes"),
+    "late parameter": (_late_parameter, "makes the parameter late"),
+    "late buffer": (_late_buffer, "makes the buffer late"),
+    "new parameter": (_new_parameter, "replaces the parameter two.weight"),
+    "for plots": (_remembered_for_plots, None),
+}
+
+
+class Stateful(Odd):
+    """Keeps something of one forward pass for the next, outside of its buffers."""
+
+    def __init__(self, input_shape: Sequence[int], num_classes: int, *, what: str):
+        super().__init__(input_shape, num_classes, traits=[])
+        self.what = what
+
+    def forward(self, x: Tensor) -> Output:
+        x = STATES[self.what][0](self, torch.tanh(self.first(x.flatten(1))))
+        return Output(self.head(x), (x,))
+
+
+class Embeds(Odd):
+    """Adds an embedding of a number that it makes of each sample."""
+
+    def __init__(self, input_shape: Sequence[int], num_classes: int, *, padding: int | None, sparse: bool = False):
+        super().__init__(input_shape, num_classes, traits=[])
+        self.table = nn.Embedding(4, WIDTH, padding_idx=padding, sparse=sparse)
+
+    def forward(self, x: Tensor) -> Output:
+        token = (x.flatten(1).sum(1).abs() * 3).long() % 4
+        x = torch.tanh(self.first(x.flatten(1))) + self.table(token)
+        return Output(self.head(x), (x,))
