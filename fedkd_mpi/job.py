@@ -255,6 +255,9 @@ def write(chosen: Namespace) -> str:
     configs = [configuration.load(Path(chosen.config), run) for run in runs]
     for config in configs:
         pairs.check(config)
+    digests = [config.digest() for config in configs]
+    if sweep and (again := next((n for n, digest in enumerate(digests) if digest in digests[:n]), None)):
+        raise UserError(f"--sweep gives {shown(runs[again][-1])} twice: every task would run the same")
     config, resources = configs[0], fitting(configs, chosen.nodes, chosen.cpus_per_node, chosen.gpus_per_node)
     return script(
         chosen.config,

@@ -80,6 +80,7 @@ def test_every_task_of_an_array_hears_its_value(chosen: list):
         (["--sweep", "seed"], "is not KEY=A,B,..."),
         (["--sweep", "seed="], "is not KEY=A,B,..."),
         (["--sweep", "student.hidden=[64],[128"], "--sweep 'student.hidden=[64],[128'"),
+        (["--sweep", "seed=1,2,01"], "--sweep gives seed=01 twice"),
         (["--sweep", "seed=1]; rm -r x #"], "--sweep 'seed=1]; rm -r x #'"),
         (["digits.yaml", "num_clients=8", "--sweep", "cohort_size=3,5"], "need different numbers of processes"),
     ],
