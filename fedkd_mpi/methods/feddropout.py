@@ -43,7 +43,7 @@ class FedDropout(FedAvg):
                 raise UserError(
                     f"method=feddropout omits units of Linear and Conv2d layers, but {name or 'the network'} is a"
                     f" {type(layer).__name__}, which would mix omitted units with others or keep them: choose a network"
-                    " without it (norm=none), or another method"
+                    " without it, or another method"
                 )
         layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
         self._layers, head = layers, getattr(model, "head", None)  # the head may be registered first

@@ -125,5 +125,5 @@ def _columns(layer: nn.Linear | nn.Conv2d) -> int:
 def _refusal(name: str, reader: str, fault: str) -> str:
     return (
         f"method=feddropout omits units of hidden layers, but between {name} and {reader} the network {fault}: choose"
-        " one without normalisation over units, softmax or sigmoid there (norm=none), or another method"
+        " one without normalisation over units, softmax or sigmoid there, or another method"
     )
