@@ -157,6 +157,8 @@ def heat(
     axes: Axes, values: np.ndarray, rounds: np.ndarray, names: Sequence[str] | None, heading: str, norm: Any = None
 ) -> Any:
     """Draw a map of rows x rounds, rounds counted from 1; returns the image, for a colour bar."""
+    if not len(values):  # of a log without clients: one empty row
+        values = np.full((1, len(rounds)), np.nan)
     extent = (rounds[0] + 0.5, rounds[-1] + 1.5, len(values) - 0.5, -0.5)
     image = axes.imshow(values, aspect="auto", interpolation="nearest", cmap=MAP, extent=extent, norm=norm)
     axes.set_title(heading, fontsize="medium")

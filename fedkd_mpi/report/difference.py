@@ -21,6 +21,7 @@ from fedkd_mpi.report.sheets import RENDERERS, Sheet
 ABSENT = "(none)"
 LONGEST = 60  # characters of a displayed value
 OWN = ("config", "config_digest")  # attributes that the keys of the configuration stand for
+PROVENANCE = ("starts", "files")  # tables of newer logs
 WAYS = ("uplink", "downlink")
 
 
@@ -31,7 +32,7 @@ def difference(a: Run, b: Run) -> dict[str, Any]:
         "a": plain(str(a.path)),
         "b": plain(str(b.path)),
         "configuration": _changes(flattened(a.config), flattened(b.config)),
-        "provenance": _changes(*(flattened(attributes(run)) for run in (a, b))),
+        "provenance": _changes(provenance(a), provenance(b)),
         "data": _data(a, b),
         "layers": _layers(a, b, rounds),
         "rounds_compared": len(rounds),
@@ -42,9 +43,17 @@ def difference(a: Run, b: Run) -> dict[str, Any]:
     }
 
 
-def attributes(run: Run) -> dict[str, Any]:
-    """Return the attributes of a log that are not its configuration."""
-    return {key: value for key, value in run.log.attrs.items() if key not in OWN}
+def provenance(run: Run) -> dict[str, Any]:
+    """Return what a log says of its origin: its attributes without the configuration, and the tables of PROVENANCE.
+
+    A row of a table is named by its number, from 1: "starts.1.torch".
+    """
+    found = {key: value for key, value in run.log.attrs.items() if key not in OWN}
+    for table in (each for each in PROVENANCE if each in run.log):
+        columns = {name: values.tolist() for name, values in run.log[table].items()}
+        for row, values in enumerate(zip(*columns.values(), strict=True), 1):
+            found |= {f"{table}.{row}.{name}": value for name, value in zip(columns, values, strict=True)}
+    return flattened(found)
 
 
 def whole_text(value: Any) -> str:

@@ -65,7 +65,7 @@ def by_layer(run: Run, *heading: str) -> Figure:
     for found, line, colour in zip(whole.values(), ("-", "--"), canvas.COLOURS, strict=False):
         right.step(number + 1, found / size, where="mid", linestyle=line, marker=marker, color=colour)
     right.set_title("Bytes per message: uplink (solid, blue), downlink (dashed, orange)", fontsize="medium")
-    right.set(ylabel=unit, ylim=(0, 1.1 * max(found.max(initial=0) for found in whole.values()) / size or 1))
+    right.set(ylabel=unit, ylim=(0, 1.1 * max(np.nanmax(found, initial=0) for found in whole.values()) / size or 1))
     for axes in grid[-1]:
         axes.set_xlabel("round")
         canvas.whole(axes.xaxis)

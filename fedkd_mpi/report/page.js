@@ -96,7 +96,7 @@ const chosen = () => [...document.querySelectorAll("#runs input")].flatMap((box,
 
 function distance(log, along, row) {
   if (along === "rounds") return log.rounds[row];
-  return along === "seconds" ? log.seconds[row] : log.bytes[row] / (along === "client" ? log.clients : 1);
+  return along === "seconds" ? log.seconds[row] : log.bytes[row] / (along === "client" ? log.clients || Infinity : 1);
 }
 
 // The points of some logs that differ in the seed alone, where all of them have a value.
@@ -149,8 +149,14 @@ function plotCurves() {
     yaxis: axis(measure.axis, nameY, find("logy").checked),
     shapes: goal ? [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: value, y1: value, line: { color: "#888", width: 1 } }] : [],
   }, `${measure.text} over ${title}: ${plural(lines.length, "line")}. The values are in the table below.`);
-  const last = lines.slice(0, 4).map(line => `${line.label.split(":")[0]} ends at ${written(line.points.at(-1).y, measure.kind)}`);
-  find("status").textContent = `${chosen().length} of ${plural(data.groups.length, "run")} chosen, ${plural(points.length, "value")}. ${last.join("; ")}`;
+  const seen = new Map(), covering = [];
+  for (const line of lines) {
+    const shape = JSON.stringify(line.points.map(({ x, y }) => [x, y])), name = line.label.split(": ")[0];
+    if (seen.has(shape)) covering.push(`; ${name} lies on ${seen.get(shape)}`);
+    else seen.set(shape, name);
+  }
+  const last = lines.slice(0, 4).map(line => `${line.label.split(": ")[0]} ends at ${written(line.points.at(-1).y, measure.kind)}`);
+  find("status").textContent = `${chosen().length} of ${plural(data.groups.length, "run")} chosen, ${plural(points.length, "value")}. ${last.join("; ")}${covering.join("")}`;
   if (find("values").open) listValues();
 }
 

@@ -12,7 +12,7 @@ import numpy as np
 from fedkd_mpi.costlog.schema import PHASES
 from fedkd_mpi.errors import plain
 from fedkd_mpi.report.canvas import METRICS
-from fedkd_mpi.report.difference import attributes, whole_text
+from fedkd_mpi.report.difference import provenance, whole_text
 from fedkd_mpi.report.divergence import fingerprints
 from fedkd_mpi.report.energy import layers
 from fedkd_mpi.report.names import flattened, name
@@ -101,7 +101,7 @@ def _log(run: Run, group: int, limit: int) -> dict[str, Any]:
         "layers": _layers(run, limit),
         "clientMaps": _clients(run, limit),
         "configuration": _texts(flattened(run.config)),
-        "provenance": _texts(flattened(attributes(run))),
+        "provenance": _texts(provenance(run)),
         "events": [[number + 1, client, level, plain(message)] for number, client, level, message in listed],
         "eventCount": len(events["round"]),
         "checksums": {stage: "".join(sums) for stage, sums in fingerprints(run).items()},

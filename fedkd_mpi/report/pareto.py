@@ -36,7 +36,7 @@ def smallest(groups: Sequence[Sequence[Run]], score: str) -> float:
     reached = []
     for run in (run for group in groups for run in group):
         known = np.flatnonzero(np.isfinite(run.score(score)))
-        if len(known) and run.total_bytes[known[-1]]:
+        if len(known) and run.clients and run.total_bytes[known[-1]]:
             reached.append(run.total_bytes[known[-1]] / run.clients)
     return float(min(reached)) if reached else math.nan
 

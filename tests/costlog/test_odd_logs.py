@@ -124,9 +124,9 @@ def test_an_odd_log_is_reported_and_nothing_in_it_acts(tmp_path: Path, capsys: p
 
 
 def test_markdown_and_html_are_text(tmp_path: Path, capsys: pytest.CaptureFixture):
-    path = write(tmp_path / "a.h5", {"name": "<b>|x|[a](b)", "rounds": 2})
+    path = write(tmp_path / "a.h5", {"name": "a", "method": "<b>|x|[a](b)", "rounds": 2})
     assert main([str(path), "--format", "markdown", "--html", str(tmp_path / "page.html")]) == 0
-    assert r"| \<b\>\|x\|\[a\](b) |" in capsys.readouterr().out
+    assert r" \<b\>\|x\|\[a\](b) |" in capsys.readouterr().out
     assert "<b>" not in (tmp_path / "page.html").read_text()
 
 

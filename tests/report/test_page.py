@@ -221,6 +221,8 @@ def test_runs_measure_and_axes_are_chosen_and_the_chart_has_the_logs_numbers(ope
     assert len(lines(opened)) == 3
     find(opened, "#each").click()
     assert len(lines(opened)) == 4
+    choose(opened, "measure", "f1: teachers, global test set")  # the same made-up values in all logs
+    assert "lies on" in find(opened, "#status").text
     find(opened, "#none").click()
     assert lines(opened) == []
     assert not complaints(opened)
