@@ -19,6 +19,8 @@ from fedkd_mpi.common.command_line import Parser, count
 from fedkd_mpi.common.console import say, tell
 from fedkd_mpi.config import load as configuration
 from fedkd_mpi.config import pairs
+from fedkd_mpi.config.cluster import ClusterConfig, add_options, head_lines, preparation
+from fedkd_mpi.config.cluster import chosen as merged
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.config.sections import seconds_of
 from fedkd_mpi.errors import UserError, shown
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
 SPARE_MEMORY = 1.25  # factor to the estimate, because allocators and MPI buffers differ between machines
-MPIS = ("pmix", "pmi2", "mpirun")
+NO_PROFILE = ClusterConfig()
 SHORTEST = 600  # seconds of a job; Slurm's signal is sent 300 to 360 s before its end, after at least one round
 LONGEST = 10**8
 
@@ -39,8 +41,7 @@ SCRIPT = Template(r"""#!/usr/bin/env bash
 # Edit before the first use: partition and account, the time, the lines of "your cluster" below.
 # Before the time is over the run stops after a round with a checkpoint (exit code 75), and the job requeues itself
 # and continues from there. A time limit shorter than the run is fine, if it is long enough for some rounds.
-##SBATCH --partition=...
-##SBATCH --account=...
+$cluster
 #SBATCH --job-name=$name
 $resources
 #SBATCH --time=$time
@@ -58,10 +59,7 @@ trap warn USR1
 trap 'cancelled=yes' TERM
 
 # --- your cluster ------------------------------------------------------------------------------------------------
-# module load openmpi                  # the MPI that mpi4py uses
-# source "$$HOME/venv/bin/activate"     # where fedkd-mpi is installed
-MPI=$${FEDKD_MPI:-$mpi}                   # ranks by srun: pmix (Open MPI) or pmi2 (MPICH, Intel MPI); or mpirun
-PYTHON=(python)                        # or (apptainer exec --nv fedkd.sif python), see jobs/fedkd.def
+$preparation
 # export HDF5_USE_FILE_LOCKING=FALSE   # if the file system of runs/ has no locks; the log itself takes none
 # -----------------------------------------------------------------------------------------------------------------
 $choice
@@ -143,7 +141,7 @@ def script(
     title: str,
     file: str = "FILE",
     time: str = "08:00:00",
-    mpi: str = "pmix",
+    cluster: ClusterConfig = NO_PROFILE,
     overrides: Sequence[str] = (),
     sweep: tuple[str, Sequence[str]] | None = None,
 ) -> str:
@@ -176,8 +174,9 @@ def script(
         name=name,
         resources="\n".join(f"#SBATCH {directive}" for directive in directives),
         time=time,
-        output="%x-%A_%a.out" if sweep else "%x-%j.out",
-        mpi=mpi,
+        cluster=head_lines(cluster),
+        output=cluster.output or ("%x-%A_%a.out" if sweep else "%x-%j.out"),
+        preparation=preparation(cluster),
         choice=choice,
     )
 
@@ -216,11 +215,7 @@ def arguments() -> Parser:
     parser = Parser("job", "Write a Slurm script for a configuration.")
     parser.add_argument("config", nargs="?", default="digits.yaml", metavar="CONFIG", help="as --config for the run")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument("--nodes", type=count(1, 100_000), default=1)
-    parser.add_argument("--cpus-per-node", type=count(1, 4096), default=32, help="cores to use per node (default 32)")
-    parser.add_argument("--gpus-per-node", type=count(0, 64), default=0)
-    parser.add_argument("--time", default="08:00:00", help="time limit per job, [D-]HH:MM:SS (default 08:00:00)")
-    parser.add_argument("--mpi", choices=MPIS, default="pmix", help="how srun starts ranks, or mpirun (default pmix)")
+    add_options(parser, count)
     parser.add_argument("--sweep", metavar="KEY=A,B,...", help="a job array with one task per value")
     parser.add_argument("--script", type=Path, metavar="FILE", help="write to this file instead of the console")
     return parser
@@ -248,7 +243,8 @@ def write(chosen: Namespace) -> str:
     """Return the script for the parsed arguments; raises UserError as the run itself would."""
     for name, text in (("CONFIG", chosen.config), ("--script", str(chosen.script)), *enumerate(chosen.overrides)):
         require_one_line(name if isinstance(name, str) else "override", text)
-    time, sweep = check_time(chosen.time), swept(chosen.sweep) if chosen.sweep is not None else None
+    cluster = merged(chosen)
+    time, sweep = check_time(cluster.time or "08:00:00"), swept(chosen.sweep) if chosen.sweep is not None else None
     runs = [[*chosen.overrides, f"{sweep[0]}={value}"] for value in sweep[1]] if sweep else [chosen.overrides]
     for run in runs:
         require_one_line("override", run[-1] if run else "")
@@ -258,7 +254,8 @@ def write(chosen: Namespace) -> str:
     digests = [config.digest() for config in configs]
     if sweep and (again := next((n for n, digest in enumerate(digests) if digest in digests[:n]), None)):
         raise UserError(f"--sweep gives {shown(runs[again][-1])} twice: every task would run the same")
-    config, resources = configs[0], fitting(configs, chosen.nodes, chosen.cpus_per_node, chosen.gpus_per_node)
+    room = cluster.nodes or 1, cluster.cpus_per_node or 32, cluster.gpus_per_node or 0
+    config, resources = configs[0], fitting(configs, *room)
     return script(
         chosen.config,
         resources,
@@ -266,7 +263,7 @@ def write(chosen: Namespace) -> str:
         title=f"{config.name}: {config.num_clients} clients, {resources.tasks} processes",
         file=str(chosen.script or "FILE"),
         time=time,
-        mpi=chosen.mpi,
+        cluster=cluster,
         overrides=chosen.overrides,
         sweep=sweep,
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shlex
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from fedkd_mpi import costlog
 from fedkd_mpi.config.load import load
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.job import Resources, plan, script
+from fedkd_mpi.job import main as job_main
 from fedkd_mpi.run import main
 
 JOBS = REPOSITORY / "jobs"
@@ -122,6 +125,27 @@ def test_a_job_that_runs_out_of_time_requeues_itself_and_goes_on(
     assert "continues with round" in slurm.output(timed)  # appended to what the first part printed
     assert "stopped after" in slurm.output(timed)
     assert_same_run(whole, log)
+
+
+def test_a_script_for_a_cluster_loads_its_modules_and_environment(
+    slurm: Slurm, timed: int, tmp_path: Path, in_process: Command
+) -> None:
+    venv, told, script_file = tmp_path / "my venv", tmp_path / "told", tmp_path / "own.slurm"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin" / "activate").write_text(f"export PATH={shlex.quote(str(venv / 'bin'))}:$PATH\n")
+    python = venv / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nprintf "%s" "$FEDKD_TEST_TEXT" > {told}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    options = ["--partition", "all", "--output", "own-%j.out", "--module", "gcc/13", "--venv", str(venv)]
+    options += ["--env", "FEDKD_TEST_TEXT=two 'words' $HOME", "--mpi", "mpirun", "--script", str(script_file)]
+    assert in_process(job_main, "digits.yaml", *SMALL, "rounds=1", *options)[0] == 0
+    env = environment("mpirun") | {"BASH_FUNC_module%%": '() { echo "module $*"; }'}
+    job = slurm.submit(*ONE_NODE, script_file, env=env)
+    printed = slurm.work / f"own-{job}.out"
+    assert slurm.wait(job, *ENDED)["JobState"] == "COMPLETED", printed.read_text()
+    assert "module load gcc/13\n" in printed.read_text()
+    assert told.read_text() == "two 'words' $HOME"
+    assert costlog.read(slurm.work / f"runs/digits-{job}.h5")["attrs"]["status"] == "completed"
 
 
 GENERATED = {
