@@ -92,15 +92,6 @@ def open_read(path: Path) -> h5py.File:
         raise UserError(f"cannot read the log {path}: {reason(error)}") from error
 
 
-def is_hdf5(path: Path) -> bool:
-    """Whether a file exists, can be read and begins as an HDF5 file."""
-    try:
-        with path.open("rb") as file:
-            return file.read(len(_SIGNATURE)) == _SIGNATURE
-    except OSError:
-        return False
-
-
 def is_open(path: Path) -> bool:
     """Whether a file is a log that its writer, running or ended, has not closed."""
     try:
