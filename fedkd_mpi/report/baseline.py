@@ -45,7 +45,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     known = [value for value in values if not math.isnan(value)]
     if len(known) < 2:
         return known[0] if known else math.nan, math.nan
-    from scipy.special import stdtrit  # scikit-learn brings it
+    from scipy.special import stdtrit  # a requirement of scikit-learn
 
     t = float(stdtrit(len(known) - 1, (1 + LEVEL) / 2))
     return float(np.mean(known)), t * float(np.std(known, ddof=1)) / math.sqrt(len(known))
