@@ -163,7 +163,7 @@ def _load(folder: Path, lowercase: bool) -> Tokenizer:
         if whole.is_file():
             return Tokenizer.from_file(str(whole))
         if vocabulary.is_file():
-            return BertWordPieceTokenizer(str(vocabulary), lowercase=lowercase)
+            return BertWordPieceTokenizer.from_file(str(vocabulary), lowercase=lowercase)
     except Exception as error:  # the library raises bare Exception
         raise UserError(f"data.tokenizer={folder}: {' '.join(str(error).split())}") from None
     raise UserError(f"data.tokenizer={folder} has neither tokenizer.json nor vocab.txt; nothing is downloaded")
