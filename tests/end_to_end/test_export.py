@@ -23,6 +23,7 @@ from torch.nn import functional
 
 import fedkd_mpi
 from fedkd_mpi import costlog, datasets, export
+from fedkd_mpi.config.sections import DataConfig
 from fedkd_mpi.run import main
 
 Weights = dict[str, Tensor]
@@ -359,7 +360,7 @@ def loader_options(log: Path) -> dict[str, Any]:
     import yaml
 
     known = yaml.safe_load(costlog.read(log)["attrs"]["config"])["data"]
-    return {key: value for key, value in known.items() if key not in ("name", "root", "augment")}
+    return {key: value for key, value in known.items() if key not in DataConfig.model_fields}
 
 
 def spans(tags: Tensor, true: Tensor) -> set[tuple[int, int, int, int]]:

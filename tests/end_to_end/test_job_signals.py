@@ -50,20 +50,21 @@ class Shell:
         """Start the script, which waits where a file go-* is missing."""
         for mark in self.folder.glob("*-*"):
             mark.unlink()
-        self.process = subprocess.Popen(
-            ["bash", REPOSITORY / "jobs" / "cpu.slurm", *arguments],
-            cwd=self.folder,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            stderr=(self.folder / "errors").open("ab"),
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        with (self.folder / "errors").open("ab") as errors:
+            self.process = subprocess.Popen(
+                ["bash", REPOSITORY / "jobs" / "cpu.slurm", *arguments],
+                cwd=self.folder,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stderr=errors,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+            )
 
     def warn(self, moment: str) -> None:
         """Send the signal to the shell alone, as Slurm does, and let it go on."""
         done = rounds_in(self.log)
-        for step in MOMENTS:
+        for step in MOMENTS if moment == "round" else MOMENTS[:-1]:  # after another, the job may end with its round
             end = time.monotonic() + PATIENCE
             while not ((self.folder / f"at-{step}").exists() if step != "round" else rounds_in(self.log) > done):
                 assert self.process.poll() is None, (self.folder / "errors").read_text()
