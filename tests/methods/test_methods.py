@@ -40,7 +40,7 @@ class Line(nn.Module):
 
 
 class LeastSquares:
-    sums, metrics = 1, ("error",)
+    sums, metrics, input_shape = 1, ("error",), (3,)
 
     def prepare(self, arrays: dict[str, np.ndarray], indices: np.ndarray, device: str) -> dict[str, Tensor]:
         return {name: torch.from_numpy(array[indices]) for name, array in arrays.items()}
