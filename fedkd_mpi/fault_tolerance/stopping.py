@@ -76,9 +76,8 @@ class StopRequests:
         self._told.__exit__(*error)
         for number, handler in self._before:
             signal.signal(number, handler)
-        if (
-            not self._goes_on and signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
-        ):  # it may arrive while a completed run ends
+        # It may arrive while a completed run ends.
+        if not self._goes_on and signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         if self.world.is_root and self._begun:
             with suppress(OSError):

@@ -84,9 +84,12 @@ class Shell:
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Iterator[Shell]:
+    # A run in this process may have left it ignored; then a shell that starts here could not trap it.
+    before = signal.signal(signal.SIGUSR1, signal.SIG_DFL)
     job = Shell(tmp_path)
     yield job
     job.end()
+    signal.signal(signal.SIGUSR1, before)
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
