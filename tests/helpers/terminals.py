@@ -56,11 +56,11 @@ class OnTerminal:
         """All that was shown, with its control sequences."""
         return self._raw.decode(errors="replace")
 
-    def until(self, text: str) -> None:
-        """Wait until the terminal shows a text."""
+    def until(self, pattern: str) -> None:
+        """Wait until the terminal shows what a regular expression describes."""
         end = time.monotonic() + PATIENCE
-        while text not in self.text:
-            assert self._read(end), f"{text} was not shown, but:\n{self.text}"
+        while not re.search(pattern, self.text):
+            assert self._read(end), f"{pattern} was not shown, but:\n{self.text}"
 
     def press(self, keys: bytes) -> None:
         """Press keys."""

@@ -115,7 +115,7 @@ def test_behind_a_launcher_the_line_is_live_and_ctrl_c_says_how_to_continue(mpi_
     installation = find(mpi_vendor)
     command = [installation.launcher, "-n", "3", sys.executable, *COMMAND, *SLOW, "--output", "own.h5"]
     with OnTerminal(100, command, tmp_path, {"MPI4PY_LIBMPI": str(installation.library)}) as terminal:
-        terminal.until("round 3/100000")
+        terminal.until(r"round ([3-9]|\d\d+)/100000")  # a fast round may not be drawn
         terminal.press(CTRL_C)
         code = terminal.wait()
     assert code == (1 if mpi_vendor == "openmpi" else 75)  # Open MPI's mpirun ends the ranks itself
