@@ -117,6 +117,9 @@ def interrupt(log: Path, times: int) -> threading.Thread:
     """Send SIGINT to this process so often, once the log has a round."""
 
     def send() -> None:
+        while not log.exists():
+            time.sleep(0.05)
+        time.sleep(1)  # HDF5 does not open a file for writing that the same process is reading
         while rounds_in(log) == 0:
             time.sleep(0.05)
         for _ in range(times):
