@@ -120,7 +120,6 @@ def test_behind_a_launcher_the_line_is_live_and_ctrl_c_says_how_to_continue(mpi_
         code = terminal.wait()
     assert code == (1 if mpi_vendor == "openmpi" else 75)  # Open MPI's mpirun ends the ranks itself
     text = terminal.text
-    assert "training" in text
     assert "the run stops after this round with a checkpoint" in text
     assert re.search(r"^log: own.h5 \(checkpoint: after round \d+\)", text, re.MULTILINE)
     (again,) = set(re.findall(r"to continue: python (-m fedkd_mpi\.run --resume own\.h5 .*?)\s*$", text, re.MULTILINE))
