@@ -8,11 +8,12 @@ from typing import NamedTuple
 class MethodEntry(NamedTuple):
     """The path of a method's class, and whether the method trains and exchanges one network without a teacher.
 
-    `options` are the keys that it has beside its name.
+    `exchanges` is False where teachers learn alone. `options` are the keys that the method has beside its name.
     """
 
     path: str
     averages: bool
+    exchanges: bool = True
     options: tuple[str, ...] = ()
 
 
@@ -23,8 +24,8 @@ METHODS = {
     "fedprox": MethodEntry("fedkd_mpi.methods.fedprox:FedProx", averages=True),
     "scaffold": MethodEntry("fedkd_mpi.methods.scaffold:Scaffold", averages=True),
     "feddropout": MethodEntry("fedkd_mpi.methods.feddropout:FedDropout", averages=True),
-    "local": MethodEntry("fedkd_mpi.methods.local:Local", averages=False),
-    "centralized": MethodEntry("fedkd_mpi.methods.local:Local", averages=False),
+    "local": MethodEntry("fedkd_mpi.methods.local:Local", averages=False, exchanges=False),
+    "centralized": MethodEntry("fedkd_mpi.methods.local:Local", averages=False, exchanges=False),
 }
 AVERAGING = tuple(name for name, entry in METHODS.items() if entry.averages)
 
@@ -40,3 +41,8 @@ def known(name: str) -> str:
 def averages(name: str) -> bool:
     """Whether a method trains and exchanges one network without a teacher; False for unknown names in logs."""
     return name in AVERAGING
+
+
+def exchanges(name: str) -> bool:
+    """Whether a method exchanges a network; True for a user's own, of which only its class can tell."""
+    return name not in METHODS or METHODS[name].exchanges

@@ -182,7 +182,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _files_have_a_network(self) -> Config:
         exchanged = self.averaging.network if self.averages else "student"
-        if self.init.student and self.method.name in ("local", "centralized"):
+        if self.init.student and not methods.exchanges(self.method.name):
             raise ValueError(f"init.student: method={self.method.name} has no student; give init.teacher")
         if self.init.student and exchanged == "teacher":
             raise ValueError(f"init.student: method={self.method.name} exchanges the teacher here; give init.teacher")
