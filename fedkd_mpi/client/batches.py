@@ -16,28 +16,42 @@ from fedkd_mpi.tasks import Examples, Task
 
 
 class Batches:
-    """The mini-batches of one client in one round, selected from tensors on the device.
+    """An iterator over the mini-batches of one client in one round, selected from tensors on the device.
 
-    `plan` holds the sample indices of every batch, tensors on the CPU. Request each batch once and in order, because
-    with data.augment each batch draws from the client's random stream.
+    The order of samples and, with data.augment, the changes to them are drawn as the batches are requested: there may
+    be too many to plan in advance. Its length is the number of all batches.
     """
 
     def __init__(self, config: Config, task: Task, examples: Examples, round_index: int, client: int):
         self._task, self._examples = task, examples
         first = next(iter(examples.values()))
         self._device = first.device
-        self.plan = list(batches(len(first), config.local, order_of(config, round_index, client)))
+        self._indices = batches(len(first), config.local, order_of(config, round_index, client))
+        self._per_epoch, self._full_per_epoch = per_epoch(len(first), config.local)
+        self._count = config.local.steps or (config.local.epochs or 0) * self._per_epoch
         augment = config.data.augment
         self._chance = generator(config.seed, "augmentation", round_index, client) if augment else None
 
     def __len__(self) -> int:
-        return len(self.plan)
+        return self._count
 
-    def batch(self, step: int) -> Examples:
-        """Return the samples of the batch number `step`."""
-        index = self.plan[step].to(self._device)
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> Examples:
+        index = next(self._indices).to(self._device)
         batch = {name: tensor.index_select(0, index) for name, tensor in self._examples.items()}
         return batch if self._chance is None else cast("_Augmenting", self._task).augment(batch, self._chance)
+
+    @property
+    def full(self) -> int:
+        """How many of all batches have local.batch_size samples."""
+        epochs, rest = divmod(self._count, self._per_epoch)
+        return epochs * self._full_per_epoch + min(rest, self._full_per_epoch)
+
+    def is_full(self, step: int) -> bool:
+        """Return whether the batch number `step`, counted from 0, has local.batch_size samples."""
+        return step % self._per_epoch < self._full_per_epoch
 
 
 def order_of(config: Config, round_index: int, client: int) -> np.random.Generator:
@@ -56,6 +70,12 @@ def work(count: int, local: LocalConfig) -> int:
     return count * local.epochs if local.epochs else (local.steps or 0) * min(local.batch_size, count)
 
 
+def per_epoch(count: int, local: LocalConfig) -> tuple[int, int]:
+    """Return how many mini-batches an epoch on `count` samples has, at least one, and how many of them are full."""
+    full, rest = divmod(count, local.batch_size)
+    return full + (rest >= _least(count, local)), full
+
+
 def batches(count: int, local: LocalConfig, order: np.random.Generator) -> Iterator[Tensor]:
     """Yield the index tensors of the mini-batches of one local training on `count` samples.
 
@@ -64,15 +84,19 @@ def batches(count: int, local: LocalConfig, order: np.random.Generator) -> Itera
     """
     steps = 0
     epochs = local.epochs or local.steps or 0  # an epoch has at least one step
-    least = min(local.batch_size, count) if local.drop_last else min(2, local.batch_size, count)
     permutation = torch.from_numpy(order.permutation(count))
     for epoch in range(epochs):
         if epoch and local.shuffle:
             permutation = torch.from_numpy(order.permutation(count))
         for index in permutation.split(local.batch_size):
-            if len(index) < least:
+            if len(index) < _least(count, local):
                 continue
             if steps == local.steps:
                 return
             yield index
             steps += 1
+
+
+def _least(count: int, local: LocalConfig) -> int:
+    """Return how many samples a mini-batch must have."""
+    return min(local.batch_size if local.drop_last else 2, local.batch_size, count)

@@ -142,23 +142,19 @@ class Stack:
         if gradient_sum is not None and self._gradient_sums is not None:
             gradient_sum.copy_(self._gradient_sums[row])
 
-    def full_batches(self, batches: Batches) -> int:
-        """Return how many of a client's batches are full; full batches are trained on together with other clients."""
-        return sum(len(index) == self.config.local.batch_size for index in batches.plan)
-
     def train(self, batches: Sequence[Batches], precision: Precision, rate: Rate) -> list[tuple[float, float]]:
         """Train the first rows, each on its batches, and return the mean losses of each.
 
         The rows must be in descending order of full batches, so that the rows with a batch left are always the first.
         `precision` returns the autocast context.
         """
-        full, done = [self.full_batches(own) for own in batches], [0] * len(batches)
+        full, done = [own.full for own in batches], [0] * len(batches)
         totals = self._rows[0].state.new_zeros(len(batches), 2)
         if self._gradient_sums is not None:
             self._gradient_sums.zero_()
 
         def step(start: int, stop: int) -> None:
-            parts = [batches[row].batch(done[row]) for row in range(start, stop)]
+            parts = [next(batches[row]) for row in range(start, stop)]
             for row in range(start, stop):
                 factor = rate(done[row], len(batches[row]))
                 for rows in self._rows:
@@ -170,7 +166,7 @@ class Stack:
 
         for turn in range(max(full) + 1):
             for row, own in enumerate(batches):
-                while done[row] < len(own) and len(own.plan[done[row]]) < self.config.local.batch_size:
+                while done[row] < len(own) and not own.is_full(done[row]):
                     step(row, row + 1)
             if remaining := sum(count > turn for count in full):
                 step(0, remaining)

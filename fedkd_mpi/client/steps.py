@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -59,18 +60,19 @@ class Steps:
         totals, size = torch.zeros(2, device=self.device), self.config.local.accumulate
         if gradient_sum is not None:
             gradient_sum.zero_()
-        groups = [range(at, min(at + size, len(batches))) for at in range(0, len(batches), size)]
-        for step, group in enumerate(groups):
+        steps = math.ceil(len(batches) / size)
+        for step in range(steps):
+            together = min(size, len(batches) - step * size)
             for network, _ in networks:
                 network.zero_grad()
-            for index in group:
-                batch = batches.batch(index)
+            for index in range(step * size, step * size + together):
+                batch = next(batches)
                 with self.precision():
-                    full = len(batches.plan[index]) == self.config.local.batch_size
+                    full = batches.is_full(index)
                     losses: Losses = self._compiled if self._compiled and full else self.method.loss
                     loss, *own = losses(*modules, batch, *also)
-                if len(group) > 1:
-                    loss = loss / len(group)
+                if together > 1:
+                    loss = loss / together
                 (scale.scaled(loss) if scale else loss).backward()
                 totals += torch.stack([part.detach().float() for part in own])
             if scale:
@@ -80,7 +82,7 @@ class Steps:
             for network, optimizer in networks:
                 if self.config.optimizer.clip_norm:
                     clip_(network.trainable_gradient, self.config.optimizer.clip_norm)
-                optimizer.factor = self.rates.factor(round_index, step, len(groups))
+                optimizer.factor = self.rates.factor(round_index, step, steps)
             if scale:
                 scale.step(training)
             else:

@@ -119,7 +119,7 @@ class LocalTrainer:
         self.method.begin(round_index, self.device)
         batches = {client.id: self._batches(client, round_index) for client in clients}
         keeps = {client.id: self._keep(client) for client in clients}
-        rows = sorted(clients, key=lambda client: -stack.full_batches(batches[client.id]))
+        rows = sorted(clients, key=lambda client: -batches[client.id].full)
         for row, client in enumerate(rows):
             self._load(client, student)
             stack.put(row, self.in_training())

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 from trainer import BATCH_NORM, LocalSetup, make
 
-from fedkd_mpi.client.batches import batches, order_of
+from fedkd_mpi.client import batches as batches_module
+from fedkd_mpi.client.batches import Batches, batches, order_of
 from fedkd_mpi.client.client import Client
 from fedkd_mpi.common.random_streams import generator
 from fedkd_mpi.config.load import load
@@ -231,6 +232,32 @@ def test_steps_are_the_first_batches_of_as_many_epochs_as_it_takes(count: int, s
     many = list(batches(count, LocalConfig(epochs=steps, batch_size=size), np.random.default_rng(0)))
     assert len(some) == steps
     assert all(map(torch.equal, some, many))
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.sampled_from(["epochs", "steps"]), st.integers(1, 20), st.booleans())
+def test_batches_are_counted_without_a_list_of_them(count: int, size: int, key: str, number: int, drop_last: bool):
+    config = load(overrides=["local.epochs=null", f"local.{key}={number}", f"local.batch_size={size}"])
+    config = config.model_copy(update={"local": config.local.model_copy(update={"drop_last": drop_last})})
+    due = [index.tolist() for index in batches(count, config.local, order_of(config, 0, 0))]
+    found = Batches(config, make().task, {"x": torch.arange(count)}, 0, 0)
+    assert [found.is_full(step) for step in range(len(found))] == [len(index) == size for index in due]
+    assert found.full == sum(len(index) == size for index in due)
+    assert [batch["x"].tolist() for batch in found] == due
+
+
+def test_the_order_of_samples_is_drawn_as_batches_are_requested(monkeypatch: pytest.MonkeyPatch):
+    class OneOrder:
+        def permutation(self, count: int) -> np.ndarray:
+            assert not drawn, "an order was drawn that no batch needs yet"
+            drawn.append(count)
+            return np.arange(count)
+
+    drawn: list[int] = []
+    monkeypatch.setattr(batches_module, "order_of", lambda *_: OneOrder())
+    config = load(overrides=["local.epochs=null", "local.steps=1000000000", "local.batch_size=2"])
+    found = Batches(config, make().task, {"x": torch.arange(4)}, 0, 0)
+    assert (len(found), found.full) == (10**9, 10**9)
+    assert [next(found)["x"].tolist() for _ in range(2)] == [[0, 1], [2, 3]]
 
 
 def test_every_epoch_has_an_order_of_its_own():
