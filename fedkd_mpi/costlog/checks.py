@@ -43,7 +43,8 @@ def checked(name: str, column: schema.Column, given: Any, shape: tuple[int, ...]
 def fixed(table: str, given: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
     """Return the columns of a table of schema.FIXED without second dimensions, without rows if none are given.
 
-    Texts are cut to LONGEST_TEXT bytes. Raises ValueError on invalid names, shapes or types.
+    Texts are cut to LONGEST_TEXT bytes; what is not UTF-8, e.g. in names of files, becomes escapes. Raises ValueError
+    on invalid names, shapes or types.
     """
     columns = schema.FIXED[table]
     if given is None:
@@ -55,7 +56,8 @@ def fixed(table: str, given: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
 
 
 def _cut(texts: np.ndarray) -> np.ndarray:
-    return np.array([text.encode()[:LONGEST_TEXT].decode(errors="ignore") for text in texts.tolist()], dtype=str)
+    whole = (text.encode(errors="backslashreplace") for text in texts.tolist())
+    return np.array([text[:LONGEST_TEXT].decode(errors="ignore") for text in whole], dtype=str)
 
 
 def check_names(table: str, given: Iterable[str], expected: Iterable[str], optional: Iterable[str] = ()) -> None:
