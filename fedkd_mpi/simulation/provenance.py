@@ -1,6 +1,7 @@
 """Where a run comes from, for its log: versions, hardware, commits, command line, environment, and digests of the data.
 
-Of the environment only the variables in SETTINGS and PREFIXES are kept, and none whose name suggests a secret.
+Of the environment only the variables in SETTINGS and PREFIXES are kept, and none whose name suggests a secret. In the
+command line the values of such names are hidden. Names and passwords in URLs are hidden in both.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import shlex
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +25,7 @@ import numpy as np
 
 from fedkd_mpi import __version__
 from fedkd_mpi.communication.agreement import DIGEST_BYTES
+from fedkd_mpi.errors import LONGEST_LINE, plain
 from fedkd_mpi.simulation.sameness import LIBRARIES, contents
 
 if TYPE_CHECKING:
@@ -36,6 +38,12 @@ GPU_SETTINGS = ("CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG")
 SLURM_SETTINGS = ("SLURM_NTASKS", "SLURM_NNODES", "SLURM_RESTART_COUNT")
 SETTINGS = ("MPI4PY_LIBMPI", "HDF5_USE_FILE_LOCKING", "PYTHONHASHSEED", *GPU_SETTINGS, *SLURM_SETTINGS)
 SECRET = re.compile("KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH|_URI|TRANSPORTS|COOKIE", re.IGNORECASE)
+# As the end of the name of a command's option: data.tokenizer=words is none.
+SECRET_OPTION = re.compile(
+    "(KEY|TOKEN|SECRET|PASS|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|AUTH|COOKIE)$", re.IGNORECASE
+)
+IN_URL = re.compile(r"(?<=://)[^/?#\s]+(?=@)")  # name and password, or a token
+HIDDEN = "***"
 PATIENCE = 5  # seconds for git
 FACTS_BYTES = 384  # of what each process tells of its hardware
 # What last bits depend on, beside the configuration: a resumed run says if it differs.
@@ -96,7 +104,7 @@ def start(run: Simulation, first_round: int, sources: Mapping[str, str]) -> dict
         "cuda": torch.version.cuda or torch.version.hip or "",
         **{name: _distinct(facts[name] for facts in told) for name in own},
         **{name: sources.get(name, "") for name in ("package_commit", "folder_commit")},
-        "command": shlex.join(sys.orig_argv),
+        "command": command(sys.orig_argv),
         "environment": "\n".join(f"{name}={value}" for name, value in environment(os.environ).items()),
         "slurm_job_id": slurm_job(os.environ),
     }
@@ -119,7 +127,20 @@ def processor() -> str:
 def environment(variables: Mapping[str, str]) -> dict[str, str]:
     """Return those variables that may change a run, sorted, without any that may hold a secret."""
     kept = {name: value for name, value in variables.items() if name in SETTINGS or name.startswith(PREFIXES)}
+    kept = {name: IN_URL.sub(HIDDEN, value) for name, value in kept.items()}
     return {name: " ".join(value.split()) for name, value in sorted(kept.items()) if not SECRET.search(name)}
+
+
+def command(words: Sequence[str]) -> str:
+    """Return a command line, in which secrets are hidden: NAME=VALUE, --name=VALUE, --name VALUE, and in URLs."""
+    told, follows = [], False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        secret = SECRET_OPTION.search(name) is not None
+        hidden = HIDDEN if follows and not word.startswith("-") else f"{name}={HIDDEN}" if secret and equals else word
+        told.append(IN_URL.sub(HIDDEN, hidden))
+        follows = secret and not equals and word.startswith("-")
+    return shlex.join(told)
 
 
 def slurm_job(variables: Mapping[str, str]) -> str:
@@ -133,7 +154,10 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     different = {name: text for name, text in BITS.items() if before[name] != now[name]}
     if not different:
         return None
-    parts = [f"{text} was {before[name] or 'none'} and is {now[name] or 'none'}" for name, text in different.items()]
+    parts = [
+        f"{text} was {plain(before[name], LONGEST_LINE) or 'none'} and is {now[name] or 'none'}"
+        for name, text in different.items()
+    ]
     return f"{'; '.join(parts)}: last bits may differ from those of a run in one piece"
 
 

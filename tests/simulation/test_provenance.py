@@ -183,6 +183,43 @@ def test_a_log_holds_no_secret_of_the_environment(tmp_path: Path, monkeypatch: p
     assert starts["command"].tolist() == [shlex.join(sys.orig_argv)]
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (["train.py", "--api-key=s3cret", "rounds=3"], ["train.py", "--api-key=***", "rounds=3"]),
+        (["train.py", "--token", "s3cret", "rounds=3"], ["train.py", "--token", "***", "rounds=3"]),
+        (["train.py", "--no-auth", "--rounds", "3"], ["train.py", "--no-auth", "--rounds", "3"]),
+        (["-m", "fedkd_mpi.run", "data.options.password=s3cret"], ["-m", "fedkd_mpi.run", "data.options.password=***"]),
+        (["DB_TOKEN=s3cret", "url=https://me:s3@cret@host/a"], ["DB_TOKEN=***", "url=https://***@host/a"]),
+        (["--index", "https://s3cret@host/simple?to=a@b"], ["--index", "https://***@host/simple?to=a@b"]),
+        (["data.tokenizer=words", "data.path=a@b", "x=http://h/a@b"], None),
+    ],
+)
+def test_secrets_of_a_command_line_are_hidden_and_all_else_is_kept(given: list[str], kept: list[str] | None) -> None:
+    assert shlex.split(provenance.command(["python", *given])) == ["python", *(kept or given)]
+
+
+def test_a_password_in_the_url_of_a_variable_is_hidden() -> None:
+    assert provenance.environment({"FEDKD_DATA": "s3://me:s3cret@host/d"}) == {"FEDKD_DATA": "s3://***@host/d"}
+
+
+def test_bytes_that_are_not_utf8_are_logged_as_escapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = os.fsdecode(b"caf\xe9")
+    monkeypatch.setenv("FEDKD_NOTE", odd)
+    monkeypatch.setattr(sys, "orig_argv", ["python", odd])
+    assert main([*TINY, PLAIN_DIGITS, "rounds=1", "--output", str(tmp_path / "x.h5")]) == 0
+    starts = costlog.read(tmp_path / "x.h5")["starts"]
+    assert "FEDKD_NOTE=caf\\udce9" in starts["environment"][0].split("\n")
+    assert shlex.split(starts["command"][0]) == ["python", "caf\\udce9"]
+
+
+def test_a_warning_about_other_bits_controls_no_terminal() -> None:
+    now = dict.fromkeys(provenance.BITS, "new")
+    text = provenance.changed(now | {"cpu": "\x1b]0;title\x07\nold"}, now)
+    assert text is not None
+    assert text.isprintable()
+
+
 @pytest.mark.parametrize(("column", "word"), [("torch", "torch"), ("numpy", "numpy"), ("cpu", "the processor")])
 def test_a_run_that_goes_on_with_other_bits_says_so_in_a_line_and_an_event(
     log: Path, in_process: Command, column: str, word: str
