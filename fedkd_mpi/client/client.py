@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -56,3 +56,10 @@ class Client:
     def part(self, prefix: str) -> dict[str, Tensor]:
         """Return the tensors whose names begin with `prefix`, by their names without it."""
         return {name[len(prefix) :]: tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
+
+    def replace(self, prefix: str, part: Mapping[str, Tensor]) -> None:
+        """Set the tensors whose names begin with `prefix` to those of `part`, and forget others of such names."""
+        kept = {f"{prefix}{name}": tensor for name, tensor in part.items()}
+        for name in [name for name in self.tensors if name.startswith(prefix) and name not in kept]:
+            del self.tensors[name]
+        self.tensors.update(kept)

@@ -92,9 +92,9 @@ class Steps:
                 gradient_sum += student.trainable_gradient
         if student and start is not None:
             self.method.finish(student, start, state)
-        client.tensors.update({f"method.{name}": tensor for name, tensor in state.items()})
+        client.replace("method.", state)
         if scale:
-            client.tensors.update({f"scaler.{name}": tensor for name, tensor in scale.state.items()})
+            client.replace("scaler.", scale.state)
         teacher_loss, student_loss = (totals / len(batches)).tolist()
         return teacher_loss, student_loss
 

@@ -189,7 +189,7 @@ class LocalTrainer:
             if network.others.numel():
                 client.tensors[f"others.{name}"] = network.others.clone()
             if not self.config.optimizer.renew:
-                client.tensors.update({f"optimizer.{name}.{key}": value for key, value in optimizer.state.items()})
+                client.replace(f"optimizer.{name}.", optimizer.state)
         client.tensors["private"].copy_(self.private.state)
         if self.student and self.student.local_buffers is not None:
             client.tensors["buffers"] = self.student.local_buffers.clone()

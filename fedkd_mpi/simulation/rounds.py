@@ -178,7 +178,7 @@ def encode(run: Simulation, exchange: Exchange, watch: Stopwatch, this: Round, u
         for (client, part, _), state, (_, statistics) in zip(updates, states, parts, strict=True):
             with located(round=this.index, client=client.id):
                 records = next(encoded) + buffers.encode(statistics)
-            client.tensors.update({f"codec.{name}": tensor for name, tensor in state.items()})
+            client.replace("codec.", state)
             part.message = make_message(this.index, client.id, len(client.train_indices), records)
             part.energies = [record.energy for record in records]
             part.paper_ranks = [record.paper_rank for record in records]

@@ -55,6 +55,7 @@ BY_PATH = {
     "name=torch.optim.Adagrad": lambda p: torch.optim.Adagrad(p, 0.01),
     "name=torch.optim.Adafactor": lambda p: torch.optim.Adafactor(p, 0.01),
     "name=own_optimizers:Base": lambda p: own_optimizers.Base(p, 0.01),
+    "name=own_optimizers:Returning": lambda p: own_optimizers.Returning(p, 0.01),
     'name=own_optimizers:Base options={"decay":0.5}': lambda p: own_optimizers.Base(p, 0.01, 0.5),
 }
 OPTIMIZERS = BUILT_IN | BY_PATH
