@@ -10,12 +10,16 @@ from fedkd_mpi.datasets import Dataset
 from fedkd_mpi.datasets.partition import split
 from fedkd_mpi.errors import UserError
 
+ROUNDING = 1e-6  # of 255 * (1 / 255) and the like
+
 
 def pool(dataset: Dataset) -> Dataset:
     """Return a Dataset whose training part is the training part followed by the test part; its test part is empty.
 
-    Raises UserError if an array of the training part is missing in the test part or differs in type or shape there.
+    Raises UserError if an array of one part is missing in the other or differs in type or shape there.
     """
+    if more := [name for name in dataset.test if name not in dataset.train]:
+        raise UserError(f"data.pooled: test['{more[0]}'] is not in the training part: these parts cannot be pooled")
     whole = {}
     for name, train in dataset.train.items():
         test = dataset.test.get(name)
@@ -46,8 +50,14 @@ def hold_out(pooled: Dataset, labels: np.ndarray, share: float, rng: np.random.G
 
 def centred(dataset: Dataset) -> Dataset:
     """Return a Dataset of images whose networks get (x - 0.5) / 0.5 of pixels in 0..1; raises UserError for others."""
-    meta = dataset.meta
-    if "mean" not in meta or dataset.train["x"].dtype != np.uint8:
+    meta, images = dataset.meta, [part.get("x", np.empty(0)) for part in (dataset.train, dataset.test)]
+    if not {"scale", "mean", "std"} <= meta.keys() or any(x.dtype != np.uint8 or x.ndim != 4 for x in images):
         raise UserError("data.pixels=half is for images of 8 bits; set data.pixels=standardised")
-    half = [0.5] * len(meta["mean"])
+    largest = max(int(x.max(initial=0)) for x in images)
+    if not 0 < meta["scale"] * max(largest, 1) < 1 + ROUNDING:
+        raise UserError(
+            f"data.pixels=half is for pixels of 0..1, but those of the data are up to {largest} * meta['scale'] ="
+            f" {largest * meta['scale']:g}; set data.pixels=standardised"
+        )
+    half = [0.5] * images[0].shape[1]
     return replace(dataset, meta={**meta, "mean": half, "std": half})

@@ -50,6 +50,8 @@ def test_parts_that_do_not_fit_are_named(name: str, array: np.ndarray, found: st
     dataset = images(8, 8)
     with pytest.raises(UserError, match=rf"data.pooled: train\['{name}'\].*{found}"):
         pool(replace(dataset, test=dataset.test | {name: array}))
+    with pytest.raises(UserError, match=r"test\['seen'\] is not in the training part"):
+        pool(replace(dataset, test=dataset.test | {"seen": dataset.test["y"]}))
     with pytest.raises(UserError, match=rf"test\['{name}'\] is missing"):
         pool(replace(dataset, test={key: kept for key, kept in dataset.test.items() if key != name}))
 
@@ -58,5 +60,24 @@ def test_pixels_of_half_run_from_minus_one_to_one():
     meta = centred(images(300, 8)).meta
     ends = (np.array([0, 255]) * meta["scale"] - meta["mean"][0]) / meta["std"][0]
     np.testing.assert_allclose(ends, [-1, 1])
-    with pytest.raises(UserError, match=r"data\.pixels=half is for images of 8 bits"):
-        centred(Dataset({"x": np.zeros((2, 3))}, {"x": np.zeros((2, 3))}, {"classes": ["a"]}))
+
+
+BYTES = {"x": np.full((2, 1, 2, 2), 200, np.uint8)}
+MOMENTS = {"scale": 1 / 255, "mean": [0.1], "std": [0.3]}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "meta", "says"),
+    [
+        ({"x": np.zeros((2, 3))}, {}, "for images of 8 bits"),
+        (BYTES, {}, "for images of 8 bits"),
+        ({"ids": BYTES["x"]}, MOMENTS, "for images of 8 bits"),
+        ({"x": BYTES["x"].astype(np.float32)}, MOMENTS, "for images of 8 bits"),
+        ({"x": BYTES["x"][:, 0, 0]}, MOMENTS, "for images of 8 bits"),
+        (BYTES, MOMENTS | {"scale": 1.0}, r"up to 200 \* meta\['scale'\] = 200;"),
+        (BYTES, MOMENTS | {"scale": -1.0}, r"up to 200 \* meta\['scale'\] = -200;"),
+    ],
+)
+def test_half_is_refused_where_pixels_are_not_those_of_images_from_zero_to_one(arrays, meta, says):
+    with pytest.raises(UserError, match=rf"data\.pixels=half is .*{says}"):
+        centred(Dataset(arrays, arrays, meta))
