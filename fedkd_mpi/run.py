@@ -16,6 +16,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
+from os import EX_TEMPFAIL  # exit code of a run that stopped early with a checkpoint and can be requeued
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -26,8 +27,6 @@ from fedkd_mpi.communication.launch import LaunchedParser, end_job_on_exceptions
 from fedkd_mpi.config import explain, pairs
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.errors import UserError
-
-EX_TEMPFAIL = 75  # exit code of a run that stopped early with a checkpoint and can be requeued
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from math import prod
+from os import EX_TEMPFAIL  # exit code of a run that stopped early with a checkpoint
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,8 +39,6 @@ from fedkd_mpi.config import pairs
 from fedkd_mpi.config.sections import NAME, Section
 from fedkd_mpi.errors import UserError, shown
 from fedkd_mpi.fault_tolerance.log_lock import HeldError, Lock
-
-EX_TEMPFAIL = 75  # exit code if a run stopped early with a checkpoint
 
 MOST = 10_000  # runs per sweep
 PATIENCE = 1.0  # seconds between attempts to lock a log that another sweep is writing
