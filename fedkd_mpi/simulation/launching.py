@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
+from os import EX_TEMPFAIL  # exit code of a run that stopped early with a checkpoint
 from pathlib import Path
 from typing import IO
 
@@ -18,11 +20,10 @@ from fedkd_mpi.communication.launch import launcher
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.errors import RunFault, UserError, shown
 
-EX_TEMPFAIL = 75  # exit code of a run that stopped early with a checkpoint
 LOG = "log: "  # begins the line in which a run names its log
 OURS = "fedkd_mpi: "  # begins a message
 STOPPED = " rounds: "  # in the event of a run that stopped early, before the reason
-PATIENCE = 10.0  # seconds for a launcher to end after SIGTERM
+PATIENCE = 10.0  # seconds for a launcher to end after SIGTERM, and for what it printed to be read
 
 
 def run(config: Config, arguments: Sequence[str], ranks: int, launch: str, *, resumes: bool) -> tuple[Path, str | None]:
@@ -87,7 +88,7 @@ def _watched(command: Sequence[str]) -> tuple[list[str], list[str], int]:
         _wait(process)
     finally:
         for reader in readers:
-            reader.join()
+            reader.join(PATIENCE)  # a process that the command has left behind may keep its streams open
     return out, err, process.returncode
 
 
@@ -103,7 +104,7 @@ def _wait(process: subprocess.Popen[str]) -> None:
             try:
                 process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)  # its session, so that no rank of this machine is left
             raise
 
 

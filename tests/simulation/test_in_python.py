@@ -24,6 +24,7 @@ import fedkd_mpi
 from fedkd_mpi import costlog
 from fedkd_mpi.config import load
 from fedkd_mpi.errors import RunFault, UserError
+from fedkd_mpi.simulation import launching
 
 KEYS = [*TINY, PLAIN_DIGITS]
 ENDLESS = [*KEYS, "rounds=100000", "checkpoint.every=100000", "evaluate.every=100000"]
@@ -187,6 +188,17 @@ def test_ranks_give_the_same_bits_and_the_same_errors(
         fedkd_mpi.run(overrides=[*KEYS, "task=worker_parts:Breaking"], output="b.h5", ranks=2, launch=launch)
     limited = fedkd_mpi.run(overrides=[*ENDLESS, "time_limit=3"], output="limited.h5", ranks=2, launch=launch)
     assert (limited.status, limited.reason) == ("interrupted", "another round would not end before time_limit (3 s)")
+
+
+def test_a_process_that_a_launcher_leaves_behind_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launching, "PATIENCE", 1.0)
+    left = tmp_path / "left"
+    launch = f"sh -c 'sleep 60 & echo $! > {left}; echo fedkd_mpi: refused 1>&2; exit 2'"
+    with pytest.raises(UserError, match=r"^refused$"):
+        fedkd_mpi.run(overrides=KEYS, ranks=2, launch=launch)
+    os.kill(int(left.read_text()), signal.SIGKILL)  # it still has the streams open; ProcessLookupError if not
 
 
 def test_a_script_under_a_launcher_runs_twice(mpi_vendor: str, tmp_path: Path) -> None:
