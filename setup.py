@@ -49,7 +49,7 @@ setup(
     package_dir={"fedkd_mpi.configs": "configs"},
     package_data={
         "fedkd_mpi": ["py.typed"],
-        "fedkd_mpi.report": ["page.html", "page.css", "page.js"],
+        "fedkd_mpi.report": ["page.html", "page.css", "elements.js", "run.js", "page.js"],
         "fedkd_mpi.configs": ["*.yaml", "table1/*.yaml", "benchmarks/*.yaml", "paper/*.yaml"],
     },
     install_requires=[

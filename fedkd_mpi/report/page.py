@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SECTIONS = {"curves": "Curves", "tables": "Tables", "run": "One run", "difference": "Difference of two runs"}
+SCRIPTS = ("elements.js", "run.js", "page.js")  # in this order: each uses those before it
 SCRIPTED = ("run", "difference")  # sections that are empty without scripts
 
 
@@ -37,14 +38,14 @@ def write(
 
     Raises UserError if plotly is not installed or the file cannot be written.
     """
-    library, script = _plotly(), _own("page.js")
+    library, scripts = _plotly(), [_own(name) for name in SCRIPTS]
     count, logs = len(groups), sum(map(len, groups))
     title = f"fedkd_mpi {__version__}: report of {datetime.now():%Y-%m-%d %H:%M}"
     text = Template(_own("page.html")).substitute(
         title=title,
         summary=f"{logs} log{'s' * (logs != 1)}, {count} configuration{'s' * (count != 1)}; seeds of one are together.",
         # The only scripts that may run; text from a log could not, even if it were taken for one.
-        hashes=" ".join(_hash(each) for each in (script, library)),
+        hashes=" ".join(_hash(each) for each in (*scripts, library)),
         style=_own("page.css"),
         problems="".join(f"<p class='problem'>{html.escape(problem)}</p>" for problem in problems),
         contents="\n".join(
@@ -55,7 +56,7 @@ def write(
         tables="\n".join(sheets.page(sheet) for sheet in made),
         data=page_data.script_json(page_data.build(groups, target)),
         plotly=base64.b64encode(gzip.compress(library.encode(), 6, mtime=0)).decode(),
-        script=script,
+        scripts="\n".join(f"<script>{script}</script>" for script in scripts),
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
