@@ -28,6 +28,7 @@ const safe = text => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").r
 const cut = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
 const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
 const mean = values => values.reduce((sum, value) => sum + value, 0) / values.length;
+const largest = values => values.reduce((a, b) => Math.max(a, b), 0); // Math.max(...values) has a limit, which long runs exceed
 const digits = (value, most = 5) => (Number.isInteger(value) ? value.toLocaleString("en") : String(+value.toPrecision(most)));
 
 // The unit in which the largest of some values has at least one: [divisor, name].

@@ -38,8 +38,8 @@ function plotCurves() {
   const { measure, along, lines } = curves();
   const points = lines.flatMap(line => line.points);
   const kind = along === "rounds" ? "number" : along === "seconds" ? "seconds" : "bytes";
-  const [sizeX, nameX] = unit(kind, Math.max(0, ...points.map(point => point.x)));
-  const [sizeY, nameY] = unit(measure.kind, Math.max(0, ...points.map(point => point.high)));
+  const [sizeX, nameX] = unit(kind, largest(points.map(point => point.x)));
+  const [sizeY, nameY] = unit(measure.kind, largest(points.map(point => point.high)));
   const traces = [];
   for (const { group, logs, label, points: own } of lines) {
     const { colour: ink, dash, marker } = look(group), x = own.map(point => point.x / sizeX);
@@ -75,9 +75,16 @@ function plotCurves() {
 
 function listValues() {
   const { measure, lines } = curves();
-  const rows = lines.flatMap(line => line.points.map(point => [cut(line.label, 100), point.round, written(point.bytes, "bytes"), written(point.seconds, "seconds"),
-    written(point.y, measure.kind), written(point.low, measure.kind), written(point.high, measure.kind)]));
-  const made = table(["run", "round", "bytes per client", "seconds", measure.axis, "smallest", "largest"], rows, measure.text);
+  const points = lines.flatMap(line => line.points.map(point => ({ label: cut(line.label, 100), ...point })));
+  const columns = [["round", "round", "number"], ["bytes", "bytes per client", "bytes"], ["seconds", "seconds", "seconds"],
+    ["y", measure.axis, measure.kind], ["low", "smallest", measure.kind], ["high", "largest", measure.kind]];
+  const heads = ["run"], cells = points.map(point => [point.label]);
+  for (const [key, title, kind] of columns) { // one unit per column, by which a click can sort
+    const [size, name] = unit(kind, largest(points.map(point => Math.abs(point[key]))));
+    heads.push(name && name !== title ? `${title} (${name})` : title);
+    points.forEach((point, row) => cells[row].push(digits(point[key] / size)));
+  }
+  const made = table(heads, cells, measure.text);
   find("values").querySelector(".wide").replaceChildren(made);
   sortable(made);
 }

@@ -15,6 +15,7 @@ from typing import Any
 import browser as browsers
 import h5py
 import logs
+import made_logs
 import numpy as np
 import pytest
 import yaml
@@ -300,6 +301,22 @@ def test_tables_are_sorted_by_a_click_and_filtered_by_text(opened):
     assert [at for at, kind in enumerate(sorted_by) if kind] == [column]
     find(opened, "#filter").send_keys("topk")
     assert opened.execute_script(texts) == [text for text in before if "topk" in text]
+
+
+def test_the_shown_values_have_one_unit_per_column_by_which_a_click_sorts(started, tmp_path):
+    size, page = 200_000, tmp_path / "report.html"  # 400, 800, 1,200 and 1,600 kB per client
+    made = [made_logs.a_round(number, up=(size, size), down=size) for number in range(4)]
+    assert main([str(made_logs.write(tmp_path / "x.h5", made)), "--html", str(page)]) == 0
+    load(started, page)
+    find(started, "#values summary").click()
+    wait(started, "return document.querySelectorAll('#values tbody tr').length === 4")
+    heads = started.find_elements("css selector", "#values th button")
+    assert heads[2].text == "bytes per client (MB)"
+    heads[2].click()
+    heads[2].click()
+    cells = "return [...document.querySelectorAll('#values tbody tr')].map(row => row.cells[{}].textContent)"
+    assert started.execute_script(cells.format(1)) == ["4", "3", "2", "1"]
+    assert started.execute_script(cells.format(2)) == ["1.6", "1.2", "0.8", "0.4"]
 
 
 def test_one_run_shows_its_layers_clients_configuration_provenance_and_events(opened, paths):
