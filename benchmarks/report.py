@@ -80,6 +80,7 @@ def _log(path: Path, rounds: int, clients: int, number: int) -> Path:
         "config": text,
         "seed": 0,
         "hostnames": ["here"],
+        "data": [],
     }
     attrs |= {"config_digest": hashlib.sha256(text.encode()).hexdigest(), "started": "2026-01-01T00:00:00+00:00"}
     everyone = np.arange(clients)
