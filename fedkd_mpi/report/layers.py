@@ -81,7 +81,7 @@ def means(table: Mapping[str, np.ndarray], column: str, number: np.ndarray) -> n
     values = table[column].astype(float)
     values[values < 0] = np.nan
     sums, counts = np.zeros((2, len(number), values.shape[1]))
-    at, known = table["round"] - number[0], np.isfinite(values)
+    at, known = np.searchsorted(number, table["round"]), np.isfinite(values)
     np.add.at(sums, at, np.where(known, values, 0.0))
     np.add.at(counts, at, known)
     return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)

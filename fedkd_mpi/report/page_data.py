@@ -11,10 +11,10 @@ import numpy as np
 
 from fedkd_mpi.costlog.schema import PHASES
 from fedkd_mpi.errors import plain
+from fedkd_mpi.report import energy, layers
 from fedkd_mpi.report.canvas import METRICS
 from fedkd_mpi.report.difference import provenance, whole_text
 from fedkd_mpi.report.divergence import fingerprints
-from fedkd_mpi.report.energy import layers
 from fedkd_mpi.report.names import flattened, name
 from fedkd_mpi.report.runs import SCORES, Run, Target
 
@@ -125,17 +125,14 @@ def _phases(run: Run, limit: int) -> dict[str, Any]:
 
 def _layers(run: Run, limit: int) -> dict[str, Any]:
     """Return bytes, rank and energy by layer and round in both directions: means over the messages of a round."""
-    parts = layers(run)
+    parts = energy.layers(run)
     found: dict[str, Any] = {"names": [plain(layer.name) for layer in parts]}
     found["shapes"] = ["x".join(map(str, layer.shape)) or "scalar" for layer in parts]
     for way in ("uplink", "downlink") if parts else ():
         table = run.log[way]
-        ranks = table["layer_rank"].astype(float)
-        ranks[ranks < 0] = np.nan  # raw: no rank
-        energies = np.where(np.isnan(ranks), np.nan, table["layer_energy"])
-        for what, cells in (("bytes", table["layer_bytes"]), ("rank", ranks), ("energy", energies)):
-            rows = np.searchsorted(run.rounds["round"], table["round"])
-            found[f"{way} {what}"] = _map(cells.astype(float), rows, len(run.rounds["round"]), limit)
+        energies = np.where(table["layer_rank"] < 0, np.nan, table["layer_energy"])  # raw: no rank, no energy
+        for what, cells in (("bytes", table["layer_bytes"]), ("rank", table["layer_rank"]), ("energy", energies)):
+            found[f"{way} {what}"] = _map(cells, table["round"], run.rounds["round"], limit)
     return found
 
 
@@ -172,16 +169,10 @@ def _clients(run: Run, limit: int) -> dict[str, Any]:
     return found
 
 
-def _map(cells: np.ndarray, rows: np.ndarray, rounds: int, limit: int) -> dict[str, Any] | None:
+def _map(cells: np.ndarray, of_round: np.ndarray, number: np.ndarray, limit: int) -> dict[str, Any] | None:
     """Return the means of cells [message, layer] by layer and round; None if nothing is known."""
-    known = np.isfinite(cells)
-    totals, counts = (np.zeros((rounds, cells.shape[1])) for _ in range(2))
-    np.add.at(totals, rows, np.where(known, cells, 0))
-    np.add.at(counts, rows, known)
-    grid = np.full(totals.shape, np.nan)
-    np.divide(totals, counts, out=grid, where=counts > 0)
-    means, step = _binned(grid.T, limit)
-    return {"step": step, "values": [_short(row) for row in means]} if known.any() else None
+    means, step = _binned(layers.means({"round": of_round, "cells": cells}, "cells", number).T, limit)
+    return {"step": step, "values": [_short(row) for row in means]} if np.isfinite(means).any() else None
 
 
 def _binned(table: np.ndarray, limit: int) -> tuple[np.ndarray, int]:
