@@ -87,6 +87,11 @@ def read_data(config: Config, read: Callable[..., datasets.Dataset]) -> tuple[di
     meta = dataset.meta
     if config.partition.kind == "file":
         clients = read_partition(config, parts[0][1], meta)
+        if config.data.pooled == 0 and not any(len(test) for _, test in clients):
+            raise UserError(
+                f"data.pooled=0 scores on the clients' own test samples, but {config.partition.path} names none: add"
+                ' "test" there, or set data.pooled to the share of a global test set'
+            )
         arrays |= {f"clients/{name}": array for name, array in partition_file.flat(clients).items()}
     return arrays, meta
 

@@ -161,6 +161,8 @@ def test_refusals_of_a_run(command: Command):
     assert_refused(command(*RUN, "--save-partition", "no/p.json", "--output", "a.h5"), "there is no folder no")
     Path("p.json").write_text('{"clients": [{"train": [1, 2], "test": []}]}')
     assert_refused(command(*RUN, *FROM, "partition.path=p.json", "--dry-run"), "among 1 clients: set num_clients=1")
+    pooled = [*RUN, *FROM, "partition.path=p.json", "num_clients=1", "data.pooled=0"]
+    assert_refused(command(*pooled, "--dry-run"), "data.pooled=0 scores on the clients' own test samples, but p.json")
     assert not list(Path().glob("*.h5"))
 
 
