@@ -168,7 +168,8 @@ def main(names: list[str]) -> None:
         print(name)
         kept = [(r, c, {k: t.clone() for k, t in update.items()}) for r, c, update in _last(RECORDINGS[name](root))]
         arrays = {f"{c}/{r}/{layer}": t.numpy() for r, c, update in kept for layer, t in update.items()}
-        np.savez(FOLDER / f"{name}.npz", allow_pickle=False, **arrays)
+        save: Callable[..., None] = np.savez  # numpy 1.26 takes allow_pickle for the name of an array
+        save(FOLDER / f"{name}.npz", **arrays)
 
 
 def _last(rounds: Iterator[tuple[int, int, dict[str, Tensor]]]) -> list[tuple[int, int, dict[str, Tensor]]]:
