@@ -38,6 +38,6 @@ class Rates:
         except Exception as error:
             raise UserError(f"{key}: {one_line(error)}") from error
         if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-            where = f"step {step} of round {round_index}"
+            where = f"step {step + 1} of round {round_index + 1}"
             raise UserError(f"{key} returned {shown(value)} for {where}: it must return a number of at least 0")
         return float(value)

@@ -153,11 +153,7 @@ class StopConfig(Section):
     @model_validator(mode="after")
     def _keys_have_a_metric(self) -> StopConfig:
         for key in ("patience", "min_delta"):
-            if (
-                self.metric is None
-                and key in self.model_fields_set
-                and getattr(self, key) != getattr(StopConfig(), key)
-            ):
+            if self.metric is None and getattr(self, key) != StopConfig.model_fields[key].default:
                 raise ValueError(f"stop.{key} needs stop.metric")
         return self
 

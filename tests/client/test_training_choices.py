@@ -216,7 +216,7 @@ def test_what_trains_clients_one_at_a_time_refuses_a_stack(case: Case):
         ("optimizer.name=own_optimizers:Broken", "a trial step: ZeroDivisionError: no such thing"),
         ("optimizer.name=rmsprop", "must be 'sgd', 'adam' or 'adamw', or package.module:Name"),
         ("schedule.name=linear", "must be 'constant', 'step' or 'cosine', or package.module:Name"),
-        ("schedule.name=own_optimizers:backwards", "returned -1.0 for step 0 of round 0"),
+        ("schedule.name=own_optimizers:backwards", "returned -1.0 for step 1 of round 1:"),
         ("schedule.name=own_optimizers:nothing", "returned None"),
         ("schedule.name=own_optimizers:Base", "function whose parameters begin round_index, rounds, step, steps"),
         ("schedule={name: step, every: step}", "needs one of schedule.step_rounds and schedule.step_steps"),
