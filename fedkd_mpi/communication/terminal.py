@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import stat
 import sys
 import termios
 from contextlib import suppress
@@ -58,9 +59,12 @@ class Terminal:
 def find() -> Terminal | None:
     """Return the terminal of stderr: this process's own or, behind a launcher of this machine, the launcher's.
 
-    None if stderr leads elsewhere, for example into a file or to another machine, or the terminal is a dumb one.
+    None if stderr leads elsewhere, for example into a file or to another machine, or the terminal is a dumb one. A rank
+    that a script started with a redirected stderr has none either.
     """
     if os.environ.get("TERM", "") in DUMB:
+        return None
+    if redirected():
         return None
     if launcher() is None:
         if sys.stderr is None or not _is_terminal(sys.stderr):
@@ -69,6 +73,15 @@ def find() -> Terminal | None:
     number = launching_process()
     errors, output = (_device(number, descriptor) for descriptor in (2, 1)) if number else (None, None)
     return Terminal(errors, output == errors) if errors else None
+
+
+def redirected() -> bool:
+    """Return whether stderr leads into a file or is discarded: a launcher's pipe or terminal does neither."""
+    try:
+        mode = os.fstat(2).st_mode
+    except OSError:
+        return True
+    return stat.S_ISREG(mode) or (stat.S_ISCHR(mode) and not os.isatty(2))
 
 
 def launching_process() -> int | None:

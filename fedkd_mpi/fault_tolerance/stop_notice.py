@@ -8,11 +8,14 @@ bytecodes of the main thread, which may be inside native code for longer than th
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
+import stat
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 
 from fedkd_mpi.communication import terminal
@@ -54,11 +57,34 @@ class StopNotice:
 
 
 def write(text: str) -> None:
-    """Write lines to the stderr that the user sees: the launcher's, if it is Open MPI's and on this machine."""
-    number = terminal.launching_process() if "OMPI_COMM_WORLD_SIZE" in os.environ else None
+    """Write lines to the stderr that the user sees: the launcher's, if it is Open MPI's and on this machine.
+
+    It is this process's own if a script redirected that. If the launcher's is a file to which it does not append, it
+    would write over the lines. So they are written to this process's own stderr too: the launcher replaces them by
+    the same lines, or ends without.
+    """
+    behind = "OMPI_COMM_WORLD_SIZE" in os.environ and not terminal.redirected()
+    number = terminal.launching_process() if behind else None
     with suppress(OSError):
-        target = os.open(f"/proc/{number}/fd/2", os.O_WRONLY | os.O_APPEND | os.O_NOCTTY) if number else os.dup(2)
-        try:
-            os.write(target, f"{CLEAR if os.isatty(target) else ''}{text}\n".encode())
-        finally:
-            os.close(target)
+        if number is None:
+            _write(os.dup(2), text)
+            return
+        target = os.open(f"/proc/{number}/fd/2", os.O_WRONLY | os.O_APPEND | os.O_NOCTTY)
+        twice = stat.S_ISREG(os.fstat(target).st_mode) and not _appends(number)
+        _write(target, text)
+        if twice:
+            _write(os.dup(2), text)
+
+
+def _write(target: int, text: str) -> None:
+    """Write lines to a descriptor and close it."""
+    try:
+        os.write(target, f"{CLEAR if os.isatty(target) else ''}{text}\n".encode())
+    finally:
+        os.close(target)
+
+
+def _appends(process: int) -> bool:
+    """Return whether a process writes its stderr always to the end of the file."""
+    flags = re.search(r"^flags:\s*([0-7]+)$", Path(f"/proc/{process}/fdinfo/2").read_text(), re.MULTILINE)
+    return flags is not None and bool(int(flags[1], 8) & os.O_APPEND)
