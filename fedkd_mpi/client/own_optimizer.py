@@ -97,7 +97,7 @@ class OwnOptimizer(Optimizer):
                 self._torch.param_groups[int(owner.rpartition("/")[2])][key] = value
 
     def remembers(self) -> dict[str, Kind]:
-        """Return what `state` holds after the first two steps; an optimiser may keep more later (admits())."""
+        """Return what `state` holds of parameters after each of the first two steps; it may hold more (admits())."""
         return self._kinds
 
     def admits(self, name: str) -> bool:
@@ -129,8 +129,11 @@ class OwnOptimizer(Optimizer):
         with torch.random.fork_rng(devices=[] if kept.device.type == "cpu" else [kept.device]):
             network.trainable_gradient.fill_(1e-3)
             try:
-                for _ in range(2):
-                    self.step()
+                self.step()
+                first = set(self.state)
+                self.step()
+            except UserError:
+                raise
             except Exception as error:
                 raise UserError(f"{self._key}: a trial step: {one_line(error)}") from error
         for name, (place, gradient) in places.items():
@@ -142,7 +145,9 @@ class OwnOptimizer(Optimizer):
                 f"{self._key} changes its attribute {changed[0]}: what lasts from step to step must be in its `state`"
                 " or `param_groups`, which belong to the client"
             )
-        self._kinds = {name: like(tensor) for name, tensor in self.state.items()}
+        both = {name: tensor for name, tensor in self.state.items() if name in first}
+        # What a group holds is there only while it differs from its first value.
+        self._kinds = {name: like(both[name]) for name in both if not name.startswith(f"{GROUPS}/")}
         self.state = {}
         network.state.copy_(kept)
         network.zero_grad()

@@ -263,6 +263,7 @@ TOGETHER = {
         *["optimizer={name: own_optimizers:Base, options: {decay: 0.5}}", "local.accumulate=2"],
         *["schedule={name: own_optimizers:triangle, every: step}"],
     ],
+    "by path, state that goes": ["optimizer={name: own_optimizers:Returning}"],
     "by path, float16": ["optimizer.name=torch.optim.Adafactor", "optimizer.momentum=0", "precision=float16"],
 }
 
