@@ -68,9 +68,11 @@ class OwnOptimizer(Optimizer):
                 raise UserError(f"{self._key} keeps {shown(str(parameter))} in its state, which is no parameter")
             for key, value in values.items():
                 found.update([self._saved(f"{own[id(parameter)]}/{key}", value)])
+        changing = {name.partition(":")[0] for name in self._kinds}  # saved even when they have their first value again
         for index, (group, first) in enumerate(zip(self._torch.param_groups, self._first, strict=True)):
             for key, value in _of_group(group).items():
-                if key != "lr" and not _same(value, first.get(key)):
+                changed = f"{GROUPS}/{index}/{key}" in changing or not _same(value, first.get(key))
+                if key != "lr" and changed:
                     found.update([self._saved(f"{GROUPS}/{index}/{key}", value)])
         return found
 
@@ -97,7 +99,7 @@ class OwnOptimizer(Optimizer):
                 self._torch.param_groups[int(owner.rpartition("/")[2])][key] = value
 
     def remembers(self) -> dict[str, Kind]:
-        """Return what `state` holds of parameters after each of the first two steps; it may hold more (admits())."""
+        """Return what `state` holds after each of the first two steps; it may hold more (admits())."""
         return self._kinds
 
     def admits(self, name: str) -> bool:
@@ -145,9 +147,7 @@ class OwnOptimizer(Optimizer):
                 f"{self._key} changes its attribute {changed[0]}: what lasts from step to step must be in its `state`"
                 " or `param_groups`, which belong to the client"
             )
-        both = {name: tensor for name, tensor in self.state.items() if name in first}
-        # What a group holds is there only while it differs from its first value.
-        self._kinds = {name: like(both[name]) for name in both if not name.startswith(f"{GROUPS}/")}
+        self._kinds = {name: like(tensor) for name, tensor in self.state.items() if name in first}
         self.state = {}
         network.state.copy_(kept)
         network.zero_grad()
