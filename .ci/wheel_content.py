@@ -11,7 +11,9 @@ def main(wheel: str) -> int:
     root = Path(__file__).parent.parent
     wanted = {str(path.relative_to(root)) for path in (root / "fedkd_mpi").rglob("*.py")} | {"fedkd_mpi/py.typed"}
     wanted |= {
-        str(path.relative_to(root)) for kind in ("html", "css", "js") for path in root.rglob(f"fedkd_mpi/**/*.{kind}")
+        str(path.relative_to(root))
+        for kind in ("html", "css", "js")
+        for path in (root / "fedkd_mpi").rglob(f"*.{kind}")
     }
     wanted |= {f"fedkd_mpi/{path.relative_to(root)}" for path in (root / "configs").rglob("*.yaml")}
     with zipfile.ZipFile(wheel) as archive:
