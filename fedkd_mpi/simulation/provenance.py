@@ -67,9 +67,11 @@ def _commit(folder: Path) -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """Return what git prints, None if it fails, is missing or takes too long; it runs no program of the repository."""
+    """Return what git prints of a folder's own repository, None if it fails, is missing or takes too long."""
     command = ["git", "-c", "core.fsmonitor=false", "-C", str(folder), *arguments]
-    quiet = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
+    # GIT_DIR and the like, which hooks of git set, would name another repository.
+    quiet = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    quiet["GIT_OPTIONAL_LOCKS"] = "0"
     try:
         ended = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=PATIENCE, env=quiet, check=False

@@ -281,6 +281,9 @@ def test_the_commit_of_the_working_directory_and_whether_it_was_changed(
     assert len(clean) == 40
     (folder / "model.py").write_text("a = 2\n")
     assert provenance.commits()["folder_commit"] == f"{clean}-dirty"
+    repository(tmp_path / "other")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other" / ".git"))
+    assert provenance.commits()["folder_commit"] == f"{clean}-dirty"
     package = provenance.commits()["package_commit"]
     assert package == "" or len(package.partition("-")[0]) == 40
     monkeypatch.setenv("PATH", str(tmp_path))
