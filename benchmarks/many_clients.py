@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from fedkd_mpi import costlog
+from fedkd_mpi.common.machine import peak_memory
 from fedkd_mpi.datasets import Dataset, image_dataset
 
 COHORT, CLIENTS_IN_MEMORY, SAMPLES = 200, 80, 8
@@ -114,6 +114,5 @@ if __name__ == "__main__":
 
     where, *rest = sys.argv[1:]
     code = main(rest)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    (Path(where) / str(os.getpid())).write_text(json.dumps(peak), encoding="utf-8")
+    (Path(where) / str(os.getpid())).write_text(json.dumps(peak_memory()), encoding="utf-8")
     sys.exit(code)

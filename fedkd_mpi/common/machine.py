@@ -1,8 +1,10 @@
-"""How much memory this machine has, and the refusal of what would not fit before it is allocated."""
+"""The memory of this machine and of this process, and the refusal of what would not fit before it is allocated."""
 
 from __future__ import annotations
 
 import os
+import resource
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +21,18 @@ def memory() -> int:
         with suppress(OSError, ValueError):  # there is none, or it says "max"
             found = min(found, int(Path(path).read_text()))
     return found
+
+
+def peak_memory() -> int:
+    """Return the bytes of memory that this process had at its fullest.
+
+    Linux's getrusage counts the memory of the process that started this one, which may be much larger.
+    """
+    with suppress(OSError):  # another system has no /proc
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def require_memory(what: str, needed: int, remedy: str) -> None:

@@ -6,7 +6,6 @@ Nothing is logged. If the files of a data set are missing, blank samples of its 
 from __future__ import annotations
 
 import os
-import resource
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from fedkd_mpi import datasets
 from fedkd_mpi.client.client import Client
 from fedkd_mpi.common.command_line import json_text
 from fedkd_mpi.common.console import drawn
+from fedkd_mpi.common.machine import peak_memory
 from fedkd_mpi.common.units import bytes_text, seconds_text
 from fedkd_mpi.communication.terminal import table_width
 from fedkd_mpi.communication.world import SingleProcessWorld
@@ -83,7 +83,7 @@ def _kinds(config: Config) -> int:
 
 def _fullest(config: Config, run: Simulation, world_size: int) -> int:
     trained = sum(_state(run, kind) for kind in range(_kinds(config)))
-    return _peak() - trained + max(_states(run, own) for own in _hosted(config, run, world_size))
+    return peak_memory() - trained + max(_states(run, own) for own in _hosted(config, run, world_size))
 
 
 def _hosted(config: Config, run: Simulation, world_size: int) -> list[np.ndarray]:
@@ -95,10 +95,6 @@ def _hosted(config: Config, run: Simulation, world_size: int) -> list[np.ndarray
 def _states(run: Simulation, block: Iterable[int]) -> int:
     """Return the bytes of the largest states that may be in memory at the same time."""
     return sum(sorted((_state(run, client) for client in block), reverse=True)[: run.config.clients_in_memory])
-
-
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _state(run: Simulation, client: int) -> int:
@@ -135,7 +131,7 @@ def _facts(config: Config, run: Simulation, world_size: int) -> dict[str, Any]:
         ),
         "client_state_bytes": {"least": min(states), "most": max(states)},
         "process_bytes": _fullest(config, run, world_size),
-        "measured_bytes": _peak(),
+        "measured_bytes": peak_memory(),
     }
 
 
