@@ -207,10 +207,10 @@ def disk(world: World, config: Config, folder: Path) -> list[Finding]:
 
 def checkpoint_bytes(run: Simulation) -> int:
     """Return an upper bound of the bytes of a run's checkpoints: the kept ones and the one being written."""
-    import torch
+    from fedkd_mpi import methods
 
     settings, student = run.config.optimizer, run.exchange.replica.nbytes if run.exchange else 0
-    with torch_scope(run.config.seed, "sizes"), torch.device("meta"):
+    with torch_scope(run.config.seed, "sizes"), methods.sizing(run.config):
         networks = [run.method.private(kind) for kind in range(len(run.config.architectures))]
         sizes = [sum(t.nbytes for t in (*own.parameters(), *own.buffers())) for own in networks]
     copies = 3 if settings.name != "sgd" else 1 + (settings.momentum > 0)  # weights and moments of the optimiser

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from fedkd_mpi import models
@@ -13,6 +14,7 @@ from fedkd_mpi.common.registry import resolve, subclass_of
 from fedkd_mpi.common.remembered import Kind
 from fedkd_mpi.config.methods import METHODS
 from fedkd_mpi.config.schema import Config
+from fedkd_mpi.models.options import FAMILIES
 from fedkd_mpi.models.state_file import start_from
 from fedkd_mpi.tasks import Examples, Task
 
@@ -90,6 +92,16 @@ def make_teacher(config: Config, task: Task, architecture: int) -> nn.Module:
     network = config.architectures[architecture]
     key = f"teachers.{architecture}" if config.teachers else "teacher"
     return models.build(network.name, task.input_shape, task.num_classes, network.options(), key, network.features)
+
+
+def sizing(config: Config) -> torch.device:
+    """Return the device on which to build networks whose sizes alone matter; a context, as every torch.device is.
+
+    It is "meta", where tensors take no memory. Modules of users may compute with numbers while they are built, which
+    such tensors do not have, so they are built on the CPU.
+    """
+    of_this_package = config.method.name in METHODS and all(net.name in FAMILIES for net in config.architectures)
+    return torch.device("meta" if of_this_package and config.student.name in FAMILIES else "cpu")
 
 
 def new_student(config: Config, method: Method) -> nn.Module:

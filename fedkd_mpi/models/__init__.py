@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedkd_mpi.common.options import check as check_options
-from fedkd_mpi.common.registry import function_of, resolve, subclass_of
+from fedkd_mpi.common.registry import Kind, resolve, subclass_of
 from fedkd_mpi.errors import UserError, one_line
 from fedkd_mpi.models.options import FAMILIES
 from fedkd_mpi.models.output import Output as Output
@@ -54,10 +54,11 @@ def build(
     options = check(name, options, key)
     from torch import nn
 
-    function, module = function_of("input_shape", "num_classes"), subclass_of(nn.Module, "torch.nn.Module")
-    factory = resolve(name, _PATHS, f"{key}.name", module, function)
     from fedkd_mpi.models import plain
 
+    module = subclass_of(nn.Module, "torch.nn.Module")
+    function = Kind(plain.makes_models, "function that takes num_classes, or whose annotation says it returns one")
+    factory = resolve(name, _PATHS, f"{key}.name", module, function)
     try:
         bound = plain.arguments(factory, input_shape, num_classes, options)
     except TypeError as error:

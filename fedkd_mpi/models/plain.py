@@ -20,15 +20,32 @@ def arguments(
 ) -> inspect.BoundArguments:
     """Return what a model's class or function is called with, as its signature asks.
 
-    A parameter named `input_shape` or `num_classes` gets that value; a signature that begins with two other required
+    A parameter named `input_shape` or `num_classes` gets that value. A function that hands further keywords on, as
+    those of torchvision and timm do, gets `num_classes` among them. A signature that begins with two other required
     parameters gets both by position. Raises TypeError where the signature does not take the options.
     """
     signature = inspect.signature(factory)
     given = {"input_shape": input_shape, "num_classes": num_classes}
     by_name = {name: value for name, value in given.items() if name in signature.parameters}
     if by_name or len(_required(signature, options)) < 2:
+        if not isinstance(factory, type) and any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+            by_name["num_classes"] = num_classes
         return signature.bind(**by_name, **options)
     return signature.bind(input_shape, num_classes, **options)
+
+
+def makes_models(found: Any) -> bool:
+    """Return whether a function takes `num_classes`, or says that it returns a torch.nn.Module."""
+    if isinstance(found, type) or not callable(found):
+        return False
+    try:
+        signature = inspect.signature(found)
+    except (TypeError, ValueError):  # built-in functions have no signature
+        return False
+    returned = signature.return_annotation
+    if isinstance(returned, str):  # written as text, by `from __future__ import annotations`
+        returned = getattr(inspect.unwrap(found), "__globals__", {}).get(returned)
+    return "num_classes" in signature.parameters or (isinstance(returned, type) and issubclass(returned, nn.Module))
 
 
 def _required(signature: inspect.Signature, options: Mapping[str, Any]) -> list[str]:
@@ -103,8 +120,6 @@ def _widths(model: nn.Module, input_shape: Sequence[int]) -> tuple[int, ...]:
     """Return the widths of the features, from a forward pass that leaves the module as it was."""
     training = model.training
     first = next(model.parameters(), torch.zeros(()))
-    if first.is_meta:  # asked for its number of parameters alone
-        return (0,) * len(names_of(model))
     model.eval()
     try:
         with torch.no_grad():

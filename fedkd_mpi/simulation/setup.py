@@ -238,11 +238,9 @@ def assign_clients(config: Config, data: Data, world_size: int) -> tuple[np.ndar
 
 def count_numbers(config: Config, task: Task) -> list[int]:
     """Return how many numbers a dense exchange of each client's teacher would send: parameters and float buffers."""
-    import torch
-
     counts = []
     for architecture in range(len(config.architectures)):
-        with torch_scope(config.seed, "teacher shapes"), torch.device("meta"):
+        with torch_scope(config.seed, "teacher shapes"), methods.sizing(config):
             teacher = methods.make_teacher(config, task, architecture)
         with under_key(f"teachers.{architecture}" if config.teachers else "teacher"):
             counts.append(module_tensors.count_numbers(teacher))

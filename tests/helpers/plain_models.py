@@ -81,3 +81,25 @@ def hidden_of(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the pooled features of Small's stem and body by calling its parts, without any hook."""
     stem = model.stem(x)
     return stem.mean((2, 3)), model.body(stem).mean((2, 3)).to(torch.float32)
+
+
+def few(num_classes: int, width: int = 4) -> nn.Module:
+    """A function that needs no shape of the input."""
+    return Small(num_classes, width)
+
+
+def handed_on(*, progress: bool = True, **kwargs: object) -> Small:
+    """A function as those of torchvision: the class takes what it is given."""
+    return Small(**kwargs)  # type: ignore[arg-type]
+
+
+def system(command: str) -> int:
+    """A function that makes no model."""
+    raise AssertionError(f"called with {command}")
+
+
+class Gradual(Small):
+    """Reads numbers from tensors while it is built, as libraries do for the rates of stochastic depth."""
+
+    def __init__(self, num_classes: int = 10, width: int = 8):
+        super().__init__(num_classes, width, dropout=[rate.item() for rate in torch.linspace(0, 0.1, 3)][-1])

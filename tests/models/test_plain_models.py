@@ -46,7 +46,7 @@ def test_tokens_are_averaged_and_of_a_tuple_the_first_counts():
         torch.testing.assert_close(found, truth)
 
 
-@pytest.mark.parametrize("name", ["Small", "ByPlace", "made"])
+@pytest.mark.parametrize("name", ["Small", "ByPlace", "made", "few", "handed_on"])
 def test_what_the_signature_asks_for_is_given(name: str):
     model = models.build(f"plain_models:{name}", SHAPE, 7, {})
     assert model(torch.zeros(2, *SHAPE)).logits.shape == (2, 7)
@@ -62,6 +62,7 @@ def test_what_the_signature_asks_for_is_given(name: str):
         ("Broken", ["fc"], "student: plain_models:Broken: RuntimeError: "),
         ("Explodes", None, "student: plain_models:Explodes: ZeroDivisionError: no width (plain_models.py, line "),
         ("Dictionary", ["stem"], "returns a dict"),
+        ("system", None, "is not a torch.nn.Module or function that takes num_classes, or whose annotation says"),
     ],
 )
 def test_what_cannot_be_adapted_is_named(name: str, features: list[str] | None, says: str):
@@ -93,6 +94,13 @@ def test_without_features_the_hidden_term_is_off_and_said_once(command: Command)
     code, out, err = command(network("student", 4), "rounds=2", "--output", "own.h5")
     assert (code, err) == (0, "")
     assert out.count("student: the network returns logits alone, so equation 5 has no hidden term") == 1
+
+
+def test_a_model_may_compute_while_it_is_built_and_nothing_is_warned_of(command: Command):
+    gradual = "teacher={name: plain_models:Gradual, features: [stem, body], learning_rate: 0.1}"
+    code, out, err = command(gradual, network("student", 4, FEATURES), "rounds=1", "--output", "own.h5")
+    assert (code, err) == (0, "")
+    assert "log: own.h5" in out
 
 
 def test_features_change_what_is_learned_and_no_hidden_equals_the_key_switched_off():
