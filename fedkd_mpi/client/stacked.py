@@ -70,7 +70,9 @@ class Stack:
 
     def __init__(self, config: Config, method: Method, networks: Sequence[tuple[FlatModel, Optimizer]]):
         self.config = config
-        corrects = any(getattr(type(method), name) is not getattr(Method, name) for name in ("correct", "finish"))
+        corrects = any(
+            getattr(type(method), name) is not getattr(Method, name) for name in ("correct", "finish", "settle")
+        )
         if corrects or wants_start(method):
             raise UserError(
                 f"stack={config.stack}: method={config.method.name} trains clients one at a time; set stack=1"

@@ -92,6 +92,8 @@ class Steps:
                 gradient_sum += student.trainable_gradient
         if student and start is not None:
             self.method.finish(student, start, state)
+            with torch.no_grad():
+                self.method.settle(networks[0][0].module, student.module)
         client.replace("method.", state)
         if scale:
             client.replace("scaler.", scale.state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -218,7 +218,7 @@ class LocalTrainer:
             held_out = self.arrays, client.test_indices, self.device
             if "teacher" in self.private.module:
                 teacher_sums = score(self.task, self.private.module["teacher"], *held_out)
-            if self.student:
+            if self.student and self.method.predicts:
                 student_sums = score(self.task, self.student.module, *held_out)
         ended = time.perf_counter()
         return TrainingResult(update, *losses, teacher_sums, student_sums, trained - began, ended - trained)
@@ -258,5 +258,6 @@ def under_key(key: str) -> Iterator[None]:
 
 def initial_student(config: Config, method: Method, device: str) -> FlatModel:
     """Return the initial student, the same on every process: its values depend on the seed only."""
-    with torch_scope(config.seed, "student"), under_key("student" if method.role == "student" else "teacher"):
+    key = "student" if method.role == "student" else "teacher"
+    with torch_scope(config.seed, "student"), under_key(key) if method.predicts else nullcontext():
         return FlatModel(new_student(config, method), device, exchange_buffers=config.server.buffers == "average")

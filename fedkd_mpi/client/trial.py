@@ -32,7 +32,7 @@ def require_fit(trainer: LocalTrainer, client: Client) -> None:
     config, student = trainer.config, trainer.student
     role = trainer.method.role
     networks = [(_key(trainer, client), private, private.module["teacher"])] if "teacher" in private.module else []
-    networks += [(role, student, student.module)] if student else []
+    networks += [(role, student, student.module)] if student and trainer.method.predicts else []
     for key, network, model in networks:
         state, others, tensors = network.state.clone(), network.others.clone(), left_state.tensors_of(model)
         with torch_scope(config.seed, "trial", device=trainer.device), torch.no_grad():
@@ -64,8 +64,8 @@ def _forward(
             raise UserError(f"task={trainer.config.task.name}: loss() must return a tensor with one number")
         if own_scores:
             _score(trainer, output, batch)
-        if trainer.student and model is trainer.student.module:
-            trainer.method.examine(model, batch)
+        if trainer.student and (model is trainer.student.module or not trainer.method.predicts):
+            trainer.method.examine(trainer.student.module, batch)
         if count > 1:
             _require_no_left_state(trainer, key, network, model, tensors, batch)
     except (UserError, MemoryError):

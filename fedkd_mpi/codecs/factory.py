@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fedkd_mpi.codecs import CODECS, Codec
 from fedkd_mpi.codecs.byte_budget import ByteBudget, require_room, spread
 from fedkd_mpi.codecs.error_feedback import Ef21, ErrorFeedback
+from fedkd_mpi.codecs.none import Raw
 from fedkd_mpi.common.registry import resolve, subclass_of
 from fedkd_mpi.config.compression import CompressionConfig
 from fedkd_mpi.models.layer import Layer
@@ -19,7 +20,10 @@ def build(
 
     `layers` are the student's parameters. `rounds` and `cohort` (clients per round) divide a budget for the whole run.
     `reserved` are the bytes per message of the student's buffers, which count towards the budget but pass no codec.
+    Where there are no parameters there is nothing to compress.
     """
+    if not layers:
+        return Raw(compression, layers)
     codec = resolve(
         compression.codec, CODECS, "compression.codec", subclass_of(Codec, "subclass of fedkd_mpi.codecs.Codec")
     )(compression, layers)

@@ -1,4 +1,4 @@
-"""Codec `submatrix`: lossless omission of rows and columns that are all zero; for method feddropout."""
+"""Codec `submatrix`: lossless omission of rows and columns that are all zero; for feddropout and means per class."""
 
 from __future__ import annotations
 
@@ -25,22 +25,24 @@ class Submatrix(BuiltIn):
         self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
     ) -> list[Record]:
         """Return the records; the threshold is not used."""
-        return [_encode(tensor, layer) for tensor, layer in zip(update, self.layers, strict=True)]
+        return [encode(tensor) for tensor in update]
 
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
         """Return the tensors; raises WireError if the encoding or length of a record is invalid."""
-        return [_decode(record, layer).to(device) for record, layer in zip(records, self.layers, strict=True)]
+        return [decode(record, layer).to(device) for record, layer in zip(records, self.layers, strict=True)]
 
 
-def _encode(tensor: Tensor, layer: Layer) -> Record:
-    matrix = tensor.reshape(layer.matrix_shape)
+def encode(tensor: Tensor) -> Record:
+    """Return the record of a tensor: raw if that is not longer."""
+    matrix = tensor.reshape(Layer("", tuple(tensor.shape), True).matrix_shape)
     used = [(matrix != 0).any(dim=1), (matrix != 0).any(dim=0)]
     maps = [np.packbits(side.cpu().numpy()) for side in used]
     data = np.concatenate([*maps, floats(matrix[used[0]][:, used[1]])])
-    return Record(SUBMATRIX, -1, data, 1.0) if data.size < 4 * layer.numel else raw(tensor)
+    return Record(SUBMATRIX, -1, data, 1.0) if data.size < 4 * tensor.numel() else raw(tensor)
 
 
-def _decode(record: Record, layer: Layer) -> Tensor:
+def decode(record: Record, layer: Layer) -> Tensor:
+    """Return the tensor of a record, on the CPU; raises WireError if it is invalid for the layer."""
     if record.encoding == RAW:
         return read_raw(record, layer)
     require(record, layer, "submatrix", SUBMATRIX)

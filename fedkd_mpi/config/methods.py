@@ -2,30 +2,47 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from fedkd_mpi.config.schema import Config
 
 
 class MethodEntry(NamedTuple):
     """The path of a method's class, and whether the method trains and exchanges one network without a teacher.
 
-    `exchanges` is False where teachers learn alone. `options` are the keys that the method has beside its name.
+    `exchanges` is False where teachers learn alone, `student` where no network of the section `student` is exchanged,
+    and `codec` where what travels are statistics, which no codec compresses. `options` are the keys that the method has
+    beside its name. `tasks` are the tasks of this package that it has a meaning for, None for all.
     """
 
     path: str
     averages: bool
     exchanges: bool = True
     options: tuple[str, ...] = ()
+    student: bool = True
+    codec: bool = True
+    tasks: tuple[str, ...] | None = None
 
+
+CLASSES = ("image_classification", "text_classification", "tabular")  # tasks whose samples have one class each
 
 METHODS = {
     "fedkd": MethodEntry("fedkd_mpi.methods.fedkd:FedKD", averages=False),
     "fml": MethodEntry("fedkd_mpi.methods.fml:FML", averages=False, options=("alpha", "beta")),
+    "lgfedavg": MethodEntry("fedkd_mpi.methods.lgfedavg:LGFedAvg", averages=False, options=("layers",), student=False),
+    "fedproto": MethodEntry(
+        "fedkd_mpi.methods.fedproto:FedProto", False, True, ("strength", "weighting"), False, False, CLASSES
+    ),
+    "feddistill": MethodEntry(
+        "fedkd_mpi.methods.feddistill:FedDistill", False, True, ("strength", "weighting"), False, False, CLASSES
+    ),
     "fedavg": MethodEntry("fedkd_mpi.methods.fedavg:FedAvg", averages=True),
     "fedprox": MethodEntry("fedkd_mpi.methods.fedprox:FedProx", averages=True),
     "scaffold": MethodEntry("fedkd_mpi.methods.scaffold:Scaffold", averages=True),
     "feddropout": MethodEntry("fedkd_mpi.methods.feddropout:FedDropout", averages=True),
-    "local": MethodEntry("fedkd_mpi.methods.local:Local", averages=False, exchanges=False),
-    "centralized": MethodEntry("fedkd_mpi.methods.local:Local", averages=False, exchanges=False),
+    "local": MethodEntry("fedkd_mpi.methods.local:Local", averages=False, exchanges=False, student=False),
+    "centralized": MethodEntry("fedkd_mpi.methods.local:Local", averages=False, exchanges=False, student=False),
 }
 AVERAGING = tuple(name for name, entry in METHODS.items() if entry.averages)
 
@@ -46,3 +63,44 @@ def averages(name: str) -> bool:
 def exchanges(name: str) -> bool:
     """Whether a method exchanges a network; True for a user's own, of which only its class can tell."""
     return name not in METHODS or METHODS[name].exchanges
+
+
+def has_student(name: str) -> bool:
+    """Whether a method exchanges a network that predicts by itself; True for a user's own."""
+    return name not in METHODS or METHODS[name].student
+
+
+def has_codec(name: str) -> bool:
+    """Whether what a method exchanges passes the codec; True for a user's own and for unknown names in logs."""
+    return name not in METHODS or (METHODS[name].codec and METHODS[name].exchanges)
+
+
+def problem(config: Config) -> str | None:
+    """Return in one line what a method that exchanges statistics of classes cannot do, None where there is nothing."""
+    name = config.method.name
+    if has_codec(name) or not exchanges(name):
+        return None
+    tasks, task = METHODS[name].tasks, config.task.name
+    if tasks is not None and ":" not in task and task not in tasks:
+        return f"method={name} exchanges a mean per class, but samples of task={task} have no class: use {_list(tasks)}"
+    needed = {
+        "server.weighting=uniform": config.server.weighting == "uniform",
+        "server.buffers=average": config.server.buffers == "average",
+        "server.aggregator=mean": config.server.aggregator == "mean",
+        "server.optimizer=sgd": config.server.optimizer == "sgd",
+        "server.learning_rate=1": config.server.learning_rate == 1,
+        "server.momentum=null": not config.server.momentum,
+        "exchange=delta": config.exchange == "delta",
+        "compression.error_feedback=none": config.compression.error_feedback == "none",
+        "compression.byte_budget=null": config.compression.byte_budget is None,
+        "compression.run_budget=null": config.compression.run_budget is None,
+        "compile=false": not config.compile,
+        "stack=1": config.stack == 1,
+    }
+    lacking = [key for key, given in needed.items() if not given]
+    return f"method={name} exchanges values, not changes of a network: it needs {lacking[0]}" if lacking else None
+
+
+def _list(names: tuple[str, ...]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} or {last}"

@@ -56,7 +56,9 @@ class Config(Section):
     )
     method: MethodConfig = Field(
         MethodConfig(name="fedkd"),
-        description="fedkd; fml: without equation 5 and D, with alpha and beta; local, centralized: teachers only; "
+        description="fedkd; fml: without equation 5 and D, with alpha and beta; lgfedavg: teachers that share layers;"
+        " fedproto, feddistill: teachers that share means per class, with strength and weighting; local, centralized:"
+        " teachers only; "
         + ", ".join(methods.AVERAGING)
         + ": no teacher; or package.module:Class, {name: package.module:Class, ...} with options",
     )
@@ -177,12 +179,14 @@ class Config(Section):
             raise ValueError("method=scaffold needs exchange=delta and server.optimizer=sgd")
         if self.method.name == "scaffold" and self.server.momentum:
             raise ValueError("method=scaffold needs server.momentum=null")
+        if problem := methods.problem(self):
+            raise ValueError(problem)
         return self
 
     @model_validator(mode="after")
     def _files_have_a_network(self) -> Config:
         exchanged = self.averaging.network if self.averages else "student"
-        if self.init.student and not methods.exchanges(self.method.name):
+        if self.init.student and not methods.has_student(self.method.name):
             raise ValueError(f"init.student: method={self.method.name} has no student; give init.teacher")
         if self.init.student and exchanged == "teacher":
             raise ValueError(f"init.student: method={self.method.name} exchanges the teacher here; give init.teacher")

@@ -31,6 +31,7 @@ class Method:
     """
 
     exchanges = True  # whether there is a student that is exchanged
+    predicts = True  # whether that student is a network of its own, which can be scored and exported
     role = "student"
 
     def __init__(self, config: Config, task: Task):
@@ -48,6 +49,10 @@ class Method:
     def student(self) -> nn.Module:
         """Return a new student; only called if the method exchanges one."""
         return make_model(self.config, self.task, self.role)
+
+    def exchanged(self) -> str:
+        """Return what is exchanged, for people: the name of the student's network."""
+        return self.config.network(self.role).name
 
     def examine(self, student: nn.Module, batch: Examples) -> None:
         """Check the student on a batch before the first round; raises UserError. The default accepts everything."""
@@ -74,6 +79,9 @@ class Method:
 
     def finish(self, student: FlatModel, start: Tensor, state: dict[str, Tensor]) -> None:
         """Modify the student after the last step of local training, before the update is computed."""
+
+    def settle(self, private: nn.ModuleDict, student: nn.Module) -> None:
+        """Modify the private networks after finish(), as where they have a part in common with the student."""
 
 
 def wants_start(method: Method) -> bool:
@@ -106,18 +114,19 @@ def sizing(config: Config) -> torch.device:
 
 def new_student(config: Config, method: Method) -> nn.Module:
     """Return the shared student as a run starts with it: that of the file which `init` names, or a new one."""
-    return _started(config, method.role, method.student())
+    return started(config, method.role, method.student()) if method.predicts else method.student()
 
 
 def new_private(config: Config, method: Method, architecture: int) -> nn.ModuleDict:
     """Return a client's private networks as it starts with them, the teacher from the file which `init` names."""
     networks = method.private(architecture)
     if "teacher" in networks:
-        _started(config, "teacher", networks["teacher"])
+        started(config, "teacher", networks["teacher"])
     return networks
 
 
-def _started(config: Config, role: str, module: nn.Module) -> nn.Module:
+def started(config: Config, role: str, module: nn.Module) -> nn.Module:
+    """Return a network with the values of the file which `init` names for a role, if there is one."""
     path = getattr(config.init, role)
     if path is not None:
         start_from(module, path, getattr(config.init, f"{role}_digest"), f"init.{role}")

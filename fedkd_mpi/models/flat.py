@@ -63,6 +63,11 @@ class FlatModel:
         self._first_others = self.others.clone()
 
     @property
+    def only_buffers(self) -> bool:
+        """Whether nothing of the module is trained, so that buffers are all that is exchanged."""
+        return not self.parameter_layers
+
+    @property
     def trainable_gradient(self) -> Tensor:
         """The flat gradient of `trainable`."""
         return gradient_of(self.trainable)

@@ -115,7 +115,7 @@ def _jobs(known: Name, run: Run, target: Target) -> Iterator[dict[str, Any]]:
     """Yield what a process needs to draw the figures of one run; nothing without a completed round."""
     if not run.log.rounds_completed:
         return
-    codec = f", codec {run.codec}" if run.exchanges else ""
+    codec = f", codec {run.codec}" if run.compresses else ""
     size = f"{run.clients} client{'s' * (run.clients != 1)}, seed {run.log.attrs['seed']}"
     more = f"{run.method}{codec}, {size}, MPI processes: {run.log.attrs['world_size']}"
     for part in PARTS:

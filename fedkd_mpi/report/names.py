@@ -106,11 +106,11 @@ def settings(run: Run) -> dict[str, str]:
     """Return the configuration of a run as dotted key -> value as one line of text, without name and seed.
 
     Keys that the run does not use are left out: those of `averaging` for methods that do not average, and those of
-    `compression` for runs that exchange nothing.
+    `compression` for runs in which nothing passes a codec.
     """
     flat = {key: value for key, value in flattened(run.config).items() if key not in OWN}
     unused = [] if averages(str(flat.get("method"))) else ["averaging."]
-    unused += [] if run.exchanges else ["compression."]
+    unused += [] if run.compresses else ["compression."]
     return {
         plain(key, LONGEST): value_text(value)
         for key, value in flat.items()

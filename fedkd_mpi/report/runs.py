@@ -14,7 +14,7 @@ import yaml
 
 from fedkd_mpi import costlog
 from fedkd_mpi.common import yaml_loader
-from fedkd_mpi.config.methods import averages
+from fedkd_mpi.config.methods import averages, has_codec
 from fedkd_mpi.costlog import door
 from fedkd_mpi.costlog.schema import PHASES, STRAGGLER
 from fedkd_mpi.errors import UserError, plain
@@ -79,8 +79,13 @@ class Run:
 
     @property
     def codec(self) -> str:
-        """The codec, "-" if nothing is exchanged."""
-        return self.setting("compression", "codec") if self.exchanges else "-"
+        """The codec, "-" if nothing is exchanged or what is exchanged passes none."""
+        return self.setting("compression", "codec") if self.compresses else "-"
+
+    @property
+    def compresses(self) -> bool:
+        """Whether what the run exchanges passes a codec."""
+        return self.exchanges and has_codec(self.setting("method") or self.setting("method", "name"))
 
     @property
     def planned(self) -> int:

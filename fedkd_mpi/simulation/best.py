@@ -28,7 +28,7 @@ class BestRound:
         self.run, self.alone, self.together = run, alone, together
         kept = run.config.checkpoint.best
         self.with_teachers = kept == "all"
-        self.on = self.with_teachers or (kept == "student" and run.exchange is not None)
+        self.on = self.with_teachers or (kept == "student" and run.exchange is not None and run.method.predicts)
         self.column, self._sign = watched(run)
         self._best = -math.inf
         self.due = False  # whether the last logged round is the best, and its networks are not yet written

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from fedkd_mpi.common.machine import require_memory
-from fedkd_mpi.config.methods import exchanges
+from fedkd_mpi.config.methods import has_student
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.models.options import FAMILIES
 
@@ -40,7 +40,7 @@ def require_networks(config: Config, task: Task) -> None:
 
     networks = {}
     exchanged = config.averaging.network if config.averages else "student"
-    if exchanges(config.method.name) and exchanged == "student":
+    if has_student(config.method.name) and exchanged == "student":
         networks["student"] = (config.student, partial(methods.make_model, config, task, "student"))
     for index, network in enumerate(config.architectures):
         key = f"teachers.{index}" if config.teachers else "teacher"

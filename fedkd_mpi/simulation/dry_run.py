@@ -111,7 +111,7 @@ def _facts(config: Config, run: Simulation, world_size: int) -> dict[str, Any]:
     return {
         "name": config.name,
         "method": config.method.name,
-        "codec": config.compression.codec if run.exchange else None,
+        "codec": _codec(config, run),
         "processes": world_size,
         "clients": config.num_clients,
         "clients_per_round": config.clients_per_round,
@@ -135,6 +135,12 @@ def _facts(config: Config, run: Simulation, world_size: int) -> dict[str, Any]:
     }
 
 
+def _codec(config: Config, run: Simulation) -> str | None:
+    if run.exchange is None:
+        return None
+    return "none" if run.exchange.student.only_buffers else config.compression.codec
+
+
 def _exchanged(config: Config, run: Simulation) -> dict[str, Any] | None:
     """Return the exchanged network, and what dense exchanges of it and of the teacher cost all clients in a round."""
     if not run.exchange:
@@ -143,7 +149,7 @@ def _exchanged(config: Config, run: Simulation) -> dict[str, Any] | None:
     numbers = sum(layer.numel for layer in layers)
     teachers = sum(run.teacher_numbers) * config.clients_per_round // config.num_clients
     return {
-        "name": config.network(run.method.role).name,
+        "name": run.method.exchanged(),
         "numbers": int(numbers),
         "layers": len(layers),
         "dense_bytes_per_round": int(2 * 4 * numbers * config.clients_per_round),

@@ -32,7 +32,8 @@ def watched(run: Simulation) -> Watched:
     own = "student" if run.config.averages else "teacher"
     by_name = {metric: f"global_student_{metric}" if run.scores_student else f"{own}_{metric}_all"
                for metric in run.task.metrics}  # fmt: skip
-    roles = [role for role, there in (("student", run.exchange), ("teacher", not run.config.averages)) if there]
+    roles = ["student"] if run.exchange and run.method.predicts else []
+    roles += [] if run.config.averages else ["teacher"]
     columns = {f"{role}_{metric}{suffix}": metric for role in roles for metric in by_name for suffix in SUFFIXES}
     columns |= {by_name[metric]: metric for metric in by_name}
     name = run.config.stop.metric or run.task.metrics[0]

@@ -77,12 +77,14 @@ def _codecs(config: Config, run: Simulation, exchange: Exchange, update: Tensor)
     """
     own = config.compression
     found, seconds = [], 0.0
-    for name in [own.codec, *(name for name in CODECS if name != own.codec)]:
+    others = () if exchange.student.only_buffers else (name for name in CODECS if name != own.codec)
+    for name in [own.codec, *others]:
         with suppress(UserError):  # a codec that this network does not admit; the configured one was admitted before
             compression = own if name == own.codec else CompressionConfig(codec=name)
             began = time.perf_counter()
             sizes = [_size(config, exchange, compression, update, share) for share in (own.t_start, own.t_end)]
             seconds = seconds or (time.perf_counter() - began) / len(sizes)
+            name = "none" if exchange.student.only_buffers else name
             found.append({"codec": name, "first": sizes[0], "last": sizes[1]})
     return found, seconds
 
@@ -94,4 +96,4 @@ def _size(config: Config, exchange: Exchange, compression: CompressionConfig, up
     codec = factory.build(compression, student.parameter_layers, *shape, reserved=reserved).at(0)
     parameters, statistics = student.exchanged_parts(update.clone())
     (records,) = codec.encode_each([parameters], threshold, [{}], [generator(config.seed, "codec", 0, 0)])
-    return int(make_message(0, 0, 1, records + buffers.encode(statistics)).whole.size)
+    return int(make_message(0, 0, 1, records + buffers.encode(statistics, alone=student.only_buffers)).whole.size)

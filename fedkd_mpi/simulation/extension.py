@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedkd_mpi.config import load as configuration
-from fedkd_mpi.config.methods import exchanges
+from fedkd_mpi.config.methods import has_codec
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.errors import UserError, shown
 from fedkd_mpi.simulation import trust
@@ -53,7 +53,7 @@ def why_not(config: Config) -> str | None:
         return "schedule.name=cosine spreads the fall of the learning rates over all rounds"
     if ":" in config.schedule.name:
         return f"schedule.name={config.schedule.name} is given the number of rounds"
-    if not exchanges(config.method.name):
+    if not has_codec(config.method.name):
         return None
     settings = config.compression
     if settings.schedule != "linear":

@@ -177,7 +177,7 @@ def encode(run: Simulation, exchange: Exchange, watch: Stopwatch, this: Round, u
         encoded = codec.encode_each([parameters for parameters, _ in parts], this.threshold, states, rngs)
         for (client, part, _), state, (_, statistics) in zip(updates, states, parts, strict=True):
             with located(round=this.index, client=client.id):
-                records = next(encoded) + buffers.encode(statistics)
+                records = next(encoded) + buffers.encode(statistics, alone=exchange.student.only_buffers)
             client.replace("codec.", state)
             part.message = make_message(this.index, client.id, len(client.train_indices), records)
             part.energies = [record.energy for record in records]

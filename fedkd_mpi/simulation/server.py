@@ -73,7 +73,8 @@ class Server:
         rng = generator(self.seed, "codec", round_index)
         codec = self.codec.downlink().at(round_index)
         parameters, statistics = self.student.exchanged_parts(update)
-        return codec.encode(parameters, threshold, self.codec_state, rng) + buffers.encode(statistics)
+        records = codec.encode(parameters, threshold, self.codec_state, rng)
+        return records + buffers.encode(statistics, alone=self.student.only_buffers)
 
 
 def apply(

@@ -196,7 +196,7 @@ def prepare(config: Config, world: World, data: Data) -> Simulation:
 def prepare_exchange(config: Config, world: World, method: Method, device: str) -> Exchange:
     """Build the student, its codec and, on rank 0, the server; raises UserError where nothing would be exchanged."""
     student = initial_student(config, method, device)
-    if not student.parameter_layers:
+    if student.only_buffers and method.predicts:
         raise UserError(f"{method.role}: the network has no trainable parameters, so nothing would be exchanged")
     codec = factory.build(
         config.compression,

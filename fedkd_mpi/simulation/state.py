@@ -93,8 +93,10 @@ class Simulation:
 
     @property
     def scores_student(self) -> bool:
-        """Whether the global student is scored: it exists, and its BatchNorm statistics are not kept local."""
-        return self.exchange is not None and self.exchange.student.local_buffers is None
+        """Whether the global student is scored: it is a network, and its BatchNorm statistics are not kept local."""
+        if self.exchange is None or not self.method.predicts:
+            return False
+        return self.exchange.student.local_buffers is None
 
     def needs_replica(self, round_index: int, evaluated: bool) -> bool:
         """Whether this process needs an up-to-date replica at the end of a round; all do after the last round."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fedkd_mpi import costlog, methods, tasks
 from fedkd_mpi.client.trainer import PRIVATE
 from fedkd_mpi.common.torch_streams import torch_scope
+from fedkd_mpi.config.methods import has_student
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.datasets.tokens import TOKENIZER
 from fedkd_mpi.errors import UserError
@@ -120,7 +121,7 @@ def find(log: str | Path, which: Round = "last", *, trust_log: bool = False) -> 
 def student(source: Source) -> nn.Module:
     """Return the global student of a checkpoint, ready for inference; raises UserError where there is none."""
     config, described = source.config, source.manifest.networks.get("student")
-    if described is None:
+    if described is None or not has_student(config.method.name):
         raise UserError(
             f"{source.log}: method={config.method.name} has no student: name a client's teacher (--client N)"
         )

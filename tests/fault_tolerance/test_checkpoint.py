@@ -55,6 +55,8 @@ VARIANTS = {
     "adam": ["optimizer.name=adam", "optimizer.momentum=0", "teacher.learning_rate=0.01", "student.learning_rate=0.01"],
     "private batch statistics": [f"teacher={CNN}", f"student={CNN}", "server.buffers=local"],
     "local": ["method=local"],
+    "means per class": ["method=feddistill"],
+    "shared heads": ["method=lgfedavg", "compression.codec=rdsvd", "compression.error_feedback=ef"],
     "a codec with a memory": ["compression.codec=remembering:Rounding"],
     "error feedback on all legs": ["compression.codec=topk", "compression.error_feedback=ef21"],
     "warm starts": ["compression.codec=powersgd", "compression.error_feedback=ef"],

@@ -46,6 +46,9 @@ CODECS = {
     "largest": ["num_clients=4", "compression.codec=topk", FEEDBACK],
     "power": [*SEVEN, "compression.codec=powersgd", FEEDBACK, "server.weighting=samples"],
     "sketch": ["num_clients=4", "compression.codec=fetchsgd", "compression.sketch_share=0.9"],
+    # Methods whose messages are no student's.
+    "prototypes": [*SEVEN[:3], "method=fedproto", "partition={kind: pathological, classes_per_client: 3}"],
+    "heads": [*SEVEN, "method=lgfedavg", "compression.codec=rdsvd", FEEDBACK],
 }
 CASES = {
     "full": ["num_clients=4", "evaluate.global_teachers=true"],
