@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from fedkd_mpi.config.schema import Config
+from typing import NamedTuple
 
 
 class MethodEntry(NamedTuple):
@@ -73,34 +70,3 @@ def has_student(name: str) -> bool:
 def has_codec(name: str) -> bool:
     """Whether what a method exchanges passes the codec; True for a user's own and for unknown names in logs."""
     return name not in METHODS or (METHODS[name].codec and METHODS[name].exchanges)
-
-
-def problem(config: Config) -> str | None:
-    """Return in one line what a method that exchanges statistics of classes cannot do, None where there is nothing."""
-    name = config.method.name
-    if has_codec(name) or not exchanges(name):
-        return None
-    tasks, task = METHODS[name].tasks, config.task.name
-    if tasks is not None and ":" not in task and task not in tasks:
-        return f"method={name} exchanges a mean per class, but samples of task={task} have no class: use {_list(tasks)}"
-    needed = {
-        "server.weighting=uniform": config.server.weighting == "uniform",
-        "server.buffers=average": config.server.buffers == "average",
-        "server.aggregator=mean": config.server.aggregator == "mean",
-        "server.optimizer=sgd": config.server.optimizer == "sgd",
-        "server.learning_rate=1": config.server.learning_rate == 1,
-        "server.momentum=null": not config.server.momentum,
-        "exchange=delta": config.exchange == "delta",
-        "compression.error_feedback=none": config.compression.error_feedback == "none",
-        "compression.byte_budget=null": config.compression.byte_budget is None,
-        "compression.run_budget=null": config.compression.run_budget is None,
-        "compile=false": not config.compile,
-        "stack=1": config.stack == 1,
-    }
-    lacking = [key for key, given in needed.items() if not given]
-    return f"method={name} exchanges values, not changes of a network: it needs {lacking[0]}" if lacking else None
-
-
-def _list(names: tuple[str, ...]) -> str:
-    *others, last = names
-    return f"{', '.join(others)} or {last}"

@@ -179,7 +179,7 @@ class Config(Section):
             raise ValueError("method=scaffold needs exchange=delta and server.optimizer=sgd")
         if self.method.name == "scaffold" and self.server.momentum:
             raise ValueError("method=scaffold needs server.momentum=null")
-        if problem := methods.problem(self):
+        if problem := _class_means_problem(self):
             raise ValueError(problem)
         return self
 
@@ -243,3 +243,30 @@ class Config(Section):
         """Return the SHA-256 of what may not change while a run goes on: all but the number of rounds, and CARE."""
         tree = {key: value for key, value in self.model_dump(mode="json").items() if key not in ("rounds", *CARE)}
         return hashlib.sha256(yaml_loader.dump(tree).encode()).hexdigest()
+
+
+def _class_means_problem(config: Config) -> str | None:
+    """Return in one line what a method that exchanges statistics of classes cannot do, None where there is nothing."""
+    name = config.method.name
+    if methods.has_codec(name) or not methods.exchanges(name):
+        return None
+    tasks, task = methods.METHODS[name].tasks or (), config.task.name
+    if ":" not in task and task not in tasks:
+        known = ", ".join(tasks)
+        return f"method={name} exchanges a mean per class, but samples of task={task} have no class: it takes {known}"
+    needed = {
+        "server.weighting=uniform": config.server.weighting == "uniform",
+        "server.buffers=average": config.server.buffers == "average",
+        "server.aggregator=mean": config.server.aggregator == "mean",
+        "server.optimizer=sgd": config.server.optimizer == "sgd",
+        "server.learning_rate=1": config.server.learning_rate == 1,
+        "server.momentum=null": not config.server.momentum,
+        "exchange=delta": config.exchange == "delta",
+        "compression.error_feedback=none": config.compression.error_feedback == "none",
+        "compression.byte_budget=null": config.compression.byte_budget is None,
+        "compression.run_budget=null": config.compression.run_budget is None,
+        "compile=false": not config.compile,
+        "stack=1": config.stack == 1,
+    }
+    lacking = [key for key, given in needed.items() if not given]
+    return f"method={name} exchanges values, not changes of a network: it needs {lacking[0]}" if lacking else None
