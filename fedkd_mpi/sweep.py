@@ -31,7 +31,6 @@ from pydantic import Field
 from fedkd_mpi.common import yaml_loader
 from fedkd_mpi.common.command_line import Parser, add_json, count, json_text
 from fedkd_mpi.common.console import say, tell
-from fedkd_mpi.common.course import Course
 from fedkd_mpi.common.options import Hint, validated
 from fedkd_mpi.common.units import seconds_text
 from fedkd_mpi.config import load as configuration
@@ -39,6 +38,7 @@ from fedkd_mpi.config import pairs
 from fedkd_mpi.config.sections import NAME, Section
 from fedkd_mpi.errors import UserError, shown
 from fedkd_mpi.fault_tolerance.log_lock import HeldError, Lock
+from fedkd_mpi.simulation.course import Course
 
 MOST = 10_000  # runs per sweep
 PATIENCE = 1.0  # seconds between attempts to lock a log that another sweep is writing
@@ -72,6 +72,7 @@ class Item:
     run: str  # name of the run in the sweep
     name: str  # name of the run and its point of the grid
     content: str  # digest of the configuration without its name
+    rounds: int
 
     def state(self) -> str:
         """Return done, to do or to resume; raises UserError if the log has another configuration."""
@@ -155,7 +156,9 @@ def _item(start: Path, folder: Path, run: str, name: str, keys: dict[str, Any], 
     except UserError as error:
         raise UserError(f"run {shown(name)}: {error}") from None
     content = config.model_copy(update={"name": ""}).digest()
-    return Item(start, overrides, folder / f"{config.name}-s{seed}.h5", config.digest(), run, name, content)
+    return Item(
+        start, overrides, folder / f"{config.name}-s{seed}.h5", config.digest(), run, name, content, config.rounds
+    )
 
 
 def _require_distinct(items: Sequence[Item]) -> None:
@@ -179,8 +182,7 @@ def play(items: Sequence[Item], launch: Sequence[str], jobs: int) -> int:
     """Run the runs that are not done, `jobs` at a time; returns 0, 1 if a run failed, or 75 if one stopped early."""
     waiting = [item for item in items if item.state() != "done"]
     say(f"{len(items) - len(waiting)} of {len(items)} logs are finished")
-    course = Course(len(waiting), jobs)
-    with ThreadPoolExecutor(jobs) as pool:
+    with Course(len(waiting), jobs) as course, ThreadPoolExecutor(jobs) as pool:
         codes = list(pool.map(lambda item: _run(item, launch, course), waiting))
     return EX_TEMPFAIL if EX_TEMPFAIL in codes else int(any(codes))
 
@@ -189,9 +191,9 @@ def _run(item: Item, launch: Sequence[str], course: Course) -> int:
     with _alone(item):
         if item.state() == "done":
             say(f"{item.log}: done by another sweep")
-            course.ends(0.0)
+            course.ends(item.log, 0.0)
             return 0
-        course.begins(str(item.log), item.state())
+        course.begins(item.log, item.rounds, item.state())
         return _start(item, launch, course)
 
 
@@ -216,7 +218,7 @@ def _start(item: Item, launch: Sequence[str], course: Course) -> int:
     began = time.monotonic()
     done = subprocess.run(item.command(launch), capture_output=True, text=True, stdin=subprocess.DEVNULL)
     seconds = time.monotonic() - began
-    took, rest = seconds_text(seconds), course.ends(seconds)
+    took, rest = seconds_text(seconds), course.ends(item.log, seconds)
     if done.returncode == 0:
         say(f"{item.log}: done in {took}; {rest}")
     else:

@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fedkd_mpi.errors import UserError
+from fedkd_mpi.errors import UserError, one_line
 
 
 class Kind(NamedTuple):
@@ -44,10 +44,14 @@ def resolve(name: str, known: Mapping[str, str], key: str, *kinds: Kind) -> Any:
     """
     require_known(name, known, key)
     module, _, attribute = known.get(name, name).partition(":")
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise UserError(f"{key}={name} cannot be loaded: name it as package.module:Name")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError, TypeError, SyntaxError) as error:
+    except (ImportError, AttributeError) as error:
         raise UserError(f"{key}={name} cannot be loaded: {error}") from None
+    except Exception as error:  # whatever the module raises while it is imported
+        raise UserError(f"{key}={name} cannot be loaded: {one_line(error)}") from error
     if not any(kind.fits(found) for kind in kinds):
         raise UserError(f"{key}={name} is not a {' or '.join(kind.words for kind in kinds)} (docs/extending.md)")
     return found

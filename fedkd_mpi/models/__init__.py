@@ -8,7 +8,7 @@ input to output. A user's model is named by its path "package.module:Class" and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedkd_mpi.common.options import check as check_options
@@ -38,6 +38,18 @@ def check(name: str, options: Mapping[str, Any], key: str) -> dict[str, Any]:
     return check_options(FAMILIES[name].options, options, name, key, ("name", "learning_rate", "features"))
 
 
+def factory_of(name: str, key: str) -> Callable[..., nn.Module]:
+    """Return the class or function that makes the model `name`; raises UserError naming the key."""
+    from torch import nn
+
+    from fedkd_mpi.models import plain
+
+    module = subclass_of(nn.Module, "torch.nn.Module")
+    function = Kind(plain.makes_models, "function that takes num_classes, or whose annotation says it returns one")
+    found: Callable[..., nn.Module] = resolve(name, _PATHS, key, module, function)
+    return found
+
+
 def build(
     name: str,
     input_shape: tuple[int, ...],
@@ -52,13 +64,9 @@ def build(
     UserError as check() does, and if the model cannot be loaded or does not match the input.
     """
     options = check(name, options, key)
-    from torch import nn
-
     from fedkd_mpi.models import plain
 
-    module = subclass_of(nn.Module, "torch.nn.Module")
-    function = Kind(plain.makes_models, "function that takes num_classes, or whose annotation says it returns one")
-    factory = resolve(name, _PATHS, f"{key}.name", module, function)
+    factory = factory_of(name, f"{key}.name")
     try:
         bound = plain.arguments(factory, input_shape, num_classes, options)
     except TypeError as error:

@@ -134,13 +134,22 @@ def _widths(model: nn.Module, input_shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(int(hidden.shape[-1]) for hidden in output.hidden)
 
 
+def is_adapted(model: nn.Module) -> bool:
+    """Return whether a model returns logits by itself, and its Output is the work of adapt()."""
+    return _features(model) is not None
+
+
 def names_of(model: nn.Module) -> tuple[str, ...]:
     """Return the layers whose outputs are an adapted model's hidden features; empty for a model of its own kind."""
-    hooks = [getattr(hook, "__self__", None) for hook in model._forward_hooks.values()]
-    return next((hook.names for hook in hooks if isinstance(hook, Features)), ())
+    found = _features(model)
+    return found.names if found else ()
 
 
 def lacks_features(model: nn.Module) -> bool:
     """Return whether a model returns logits alone and no layers are named as its features."""
-    hooks = [getattr(hook, "__self__", None) for hook in model._forward_hooks.values()]
-    return any(isinstance(hook, Features) and not hook.names for hook in hooks)
+    return is_adapted(model) and not names_of(model)
+
+
+def _features(model: nn.Module) -> Features | None:
+    hooks = (getattr(hook, "__self__", None) for hook in model._forward_hooks.values())
+    return next((hook for hook in hooks if isinstance(hook, Features)), None)

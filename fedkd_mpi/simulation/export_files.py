@@ -19,23 +19,10 @@ from fedkd_mpi.errors import UserError, shown
 from fedkd_mpi.models.output import Output, Texts
 from fedkd_mpi.simulation.card import text
 from fedkd_mpi.simulation.trained import Source
+from fedkd_mpi.simulation.usage import of_graph, of_tensors
 
 Card = dict[str, Any]
-
-TENSORS = """
-from fedkd_mpi import models
-from fedkd_mpi.models.output import Texts  # the input shape of encoders
-from safetensors.torch import load_file
-
-model = models.build({network!r}, {shape}, {outputs}, {options}).eval()
-model.load_state_dict(load_file("{name}"))
-logits = model(inputs).logits
-"""
-ONNX = """
-import onnxruntime
-
-logits, = onnxruntime.InferenceSession("{name}").run(None, {{"input": inputs}})
-"""
+Use = Callable[[nn.Module, Card, str], str]  # returns a program for the name of a file
 
 
 def write(module: nn.Module, source: Source, card: Card, target: Path, *, overwrite: bool) -> list[Path]:
@@ -46,8 +33,8 @@ def write(module: nn.Module, source: Source, card: Card, target: Path, *, overwr
     not `overwrite`.
     """
     kinds: dict[str, Callable[[], list[Path]]] = {
-        ".safetensors": lambda: _file(target, card, TENSORS, lambda path: write_tensors(module, card, path)),
-        ".onnx": lambda: _file(target, card, ONNX, lambda path: write_onnx(module, source, card, path)),
+        ".safetensors": lambda: _file(target, module, card, of_tensors, lambda path: write_tensors(module, card, path)),
+        ".onnx": lambda: _file(target, module, card, of_graph, lambda path: write_onnx(module, source, card, path)),
         "": lambda: _folder(target, lambda path: write_folder(module, source, card, path)),
     }
     if target.suffix not in kinds:
@@ -152,7 +139,13 @@ def write_folder(module: nn.Module, source: Source, card: Card, folder: Path) ->
     (folder / "card.json").write_text(json.dumps(card, indent=1), encoding="utf-8")
 
 
-def _file(target: Path, card: Card, use: str, make: Callable[[Path], None]) -> list[Path]:
+def _file(
+    target: Path,
+    module: nn.Module,
+    card: Card,
+    use: Callable[[nn.Module, Card, str], str],
+    make: Callable[[Path], None],
+) -> list[Path]:
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)
     os.close(handle)
     new = Path(name)
@@ -162,12 +155,7 @@ def _file(target: Path, card: Card, use: str, make: Callable[[Path], None]) -> l
         new.replace(target)
     finally:
         new.unlink(missing_ok=True)
-    options = {key: value for key, value in card["network"].items() if key != "name"}
-    shape = card["input_shape"]
-    shape = f"Texts(**{shape})" if isinstance(shape, dict) else f"({', '.join(map(str, shape))},)"
-    network = card["network"]["name"]
-    shown_use = use.format(name=target.name, network=network, shape=shape, outputs=card["outputs"], options=options)
-    beside(target).write_text(text(card, shown_use), encoding="utf-8")
+    beside(target).write_text(text(card, use(module, card, target.name)), encoding="utf-8")
     return [target, beside(target)]
 
 

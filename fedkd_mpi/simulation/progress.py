@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleDimensions, ConsoleOptions, ConsoleRenderable, RenderResult
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.segment import Segment
@@ -60,7 +60,7 @@ class Progress:
             return
         if found := terminal.find():
             self._behind_launcher = found.path is not None
-            self._live = _live(found, self)
+            self._live = live(found, _Line(self))
             self._live.start()
         self._thread = threading.Thread(target=self._tick, name="progress", daemon=True)
         self._thread.start()
@@ -203,9 +203,10 @@ class _Line:
                 yield Segment(text, Style(bold=True) if strong else None)
 
 
-def _live(found: terminal.Terminal, progress: Progress) -> Live:
+def live(found: terminal.Terminal, line: ConsoleRenderable) -> Live:
+    """Return a live line on a terminal, above which all that is printed appears; it is drawn by refresh()."""
     return Live(
-        _Line(progress),
+        line,
         console=_Screen(found),
         auto_refresh=False,
         transient=True,

@@ -226,6 +226,8 @@ def test_own_models_by_dotted_path():
         (f"{__name__}:OneLayer", {"scael": 2}, "teacher: .*OneLayer does not accept these options: .*'scael'"),
         (f"{__name__}:TwoLayers", {}, "teacher.name=.*TwoLayers cannot be loaded"),
         ("no.such.module:Model", {}, "teacher.name=no.such.module:Model cannot be loaded"),
+        ("raising_module:Model", {}, r"cannot be loaded: ZeroDivisionError: at import \(raising_module.py, line 3\)"),
+        ("..models:Model", {}, "cannot be loaded: name it as package.module:Name"),
     ],
 )
 def test_faults_of_own_models_are_named(name, options, message):
