@@ -13,7 +13,7 @@ extras = {
     "images": ["Pillow>=10"],
     "hf": ["datasets>=4", "Pillow>=10"],
     "ct": ["pydicom>=3", "scikit-image>=0.22"],
-    "report": ["pandas>=2.1", "matplotlib>=3.10.8", "plotly>=6"],
+    "report": ["pandas>=2.1", "matplotlib>=3.10.8", "plotly>=6.3"],
     "xarray": ["xarray>=2024.10", "h5netcdf>=1.4"],
     "tensorboard": ["tensorboard>=2.15"],
     "export": ["onnx>=1.17", "onnxscript>=0.2"],
