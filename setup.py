@@ -11,6 +11,8 @@ extras = {
     "mpich": ["mpich>=4.3.1"],
     "text": ["transformers>=5.1", "tokenizers>=0.22.1"],
     "images": ["Pillow>=10"],
+    # Not in `all`: PyPI's build does not import beside a CPU build of torch, and then transformers fails with it.
+    "torchvision": ["torchvision>=0.28"],
     "hf": ["datasets>=4", "Pillow>=10"],
     "ct": ["pydicom>=3", "scikit-image>=0.22"],
     "report": ["pandas>=2.1", "matplotlib>=3.10.8", "plotly>=6.3"],
@@ -33,7 +35,7 @@ extras = {
     "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
 }
 extras["all"] = sorted(
-    {package for extra, packages in extras.items() if extra not in ("mpich", "dev", "docs") for package in packages}
+    {package for extra, packages in extras.items() if extra not in ("mpich", "torchvision", "dev", "docs") for package in packages}
 )
 
 setup(

@@ -32,9 +32,10 @@ PICTURES = (
     "npz",
     "hf",
 )
+NETWORKS = ("mlp", "cnn", "resnet", "torchvision", "hf")  # of pictures
 TEXT = ("vocabulary", "length", "pad")
 TASKS = {
-    "image_classification": Needs(PICTURES, ("mlp", "cnn", "resnet"), ("x", "y"), ("classes", "scale", "mean", "std")),
+    "image_classification": Needs(PICTURES, NETWORKS, ("x", "y"), ("classes", "scale", "mean", "std")),
     "tabular": Needs(("csv", "npz", "hf"), ("mlp",), ("x", "y"), ("classes", "mean", "std")),
     "denoising": Needs(("mayo_ct",), ("redcnn",), ("x", "y"), ("window",)),
     "text_classification": Needs(("ade", "smm4h", "csv", "hf"), ("bert",), ("ids", "y"), ("classes", *TEXT)),

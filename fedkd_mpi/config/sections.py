@@ -22,6 +22,7 @@ from pydantic import (
 from fedkd_mpi.common.options import WIDE, Strict
 from fedkd_mpi.common.registry import nearest
 from fedkd_mpi.config import methods
+from fedkd_mpi.models.options import spelled_out
 
 MANY = 10**7  # clients, rounds, samples, steps: what is made a list of
 BYTES = 2**62  # what sums of int64 can hold
@@ -121,7 +122,10 @@ class NetworkConfig(Strict):
     """A teacher or a student; all other keys are options of the model family, which validates them."""
 
     model_config = ConfigDict(extra="allow")
-    name: str = Field(pattern=PART, description="model family; the other keys of the section are its options")
+    name: str = Field(
+        pattern=PART,
+        description="model family, the other keys of the section are its options; or torchvision:NAME, hf:FOLDER",
+    )
     learning_rate: float = Field(ge=TINY, le=HUGE, description="learning rate of the network; a teacher's also of W_h")
     features: list[Annotated[str, Field(min_length=1, max_length=NAME)]] | None = Field(
         None,
@@ -129,6 +133,11 @@ class NetworkConfig(Strict):
         max_length=1000,
         description="layers whose outputs are the hidden features of an own model that returns logits alone",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_short_name(cls, value: Any) -> Any:
+        return spelled_out(value)
 
     def options(self) -> dict[str, Any]:
         """Return the options of the model."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
@@ -77,6 +77,32 @@ class BertOptions(Options):
         return self
 
 
+class PictureOptions(Options):
+    """A network of another library with a new head: its hidden feature is its pooled output of `width` numbers."""
+
+    width: Count | None = Field(512, description="numbers of the hidden feature, a projection; null: as they are")
+    projection: Literal["linear", "pool"] = Field(
+        "linear", description="to `width`: a trained map, or means of neighbouring numbers"
+    )
+    attention: bool = Field(False, description="return attention maps, for equation 5; of vision transformers")
+
+
+class TorchvisionOptions(PictureOptions):
+    """A classifier of torchvision; `name: torchvision:NAME` is short for `name: torchvision` and `model: NAME`."""
+
+    model: str = Field(pattern=r"^\w{1,100}$", description="its name in torchvision.models")
+    stem: Literal["standard", "small"] = Field(
+        "standard", description="small: the first layers keep the size of small pictures"
+    )
+    weights: str | None = Field(None, description="safetensors file of torchvision's state_dict; null: from scratch")
+
+
+class HFPictureOptions(PictureOptions):
+    """A vision model of transformers; `name: hf:FOLDER` is short for `name: hf` and `path: FOLDER`."""
+
+    path: str = Field(description="local folder of the model; with config.json alone: a new one")
+
+
 class Family(NamedTuple):
     """An entry of the registry: the options of a model family and its module:class, which is imported on use."""
 
@@ -90,4 +116,19 @@ FAMILIES: dict[str, Family] = {
     "redcnn": Family(REDCNNOptions, "fedkd_mpi.models.redcnn:REDCNN"),
     "resnet": Family(ResNetOptions, "fedkd_mpi.models.resnet:ResNet"),
     "bert": Family(BertOptions, "fedkd_mpi.models.bert:Bert"),
+    "torchvision": Family(TorchvisionOptions, "fedkd_mpi.models.torchvision_model:TorchvisionModel"),
+    "hf": Family(HFPictureOptions, "fedkd_mpi.models.hf_pictures:HFPictures"),
 }
+SHORT = {
+    "torchvision": "model",
+    "hf": "path",
+}  # the option behind a colon: torchvision:resnet18
+
+
+def spelled_out(network: Any) -> Any:
+    """Return a section of a network with a name such as torchvision:resnet18 as name and option."""
+    name = network.get("name") if isinstance(network, dict) else None
+    family, colon, value = name.partition(":") if isinstance(name, str) else ("", "", "")
+    if not (colon and value and family in SHORT):
+        return network
+    return {**network, "name": family, SHORT[family]: value}

@@ -24,7 +24,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported, so tha
 try:
     import huggingface_hub.errors
     import transformers
-    from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+    from transformers import AutoConfig as AutoConfig
+    from transformers import AutoModel as AutoModel
+    from transformers import PretrainedConfig, PreTrainedModel
     from transformers.utils import logging
 except ImportError as error:
     raise ImportError(f"{error}; pip install 'fedkd-mpi[text]'") from None
@@ -54,7 +56,7 @@ def load_encoder(path: Path, layers: int | None, shape: Texts, dropout: float) -
     try:
         settings = _settings(path, layers, dropout)
         _fits(path, settings, shape)
-        _check_files(path)
+        check_files(path)
         if torch.get_default_device().type == "meta":
             return without_pooler(AutoModel.from_config(settings, attn_implementation="eager"))
         encoder = without_pooler(_weights(path, settings))
@@ -94,7 +96,7 @@ def freeze_embeddings(encoder: PreTrainedModel) -> None:
 
 def _settings(path: Path, layers: int | None, dropout: float) -> PretrainedConfig:
     """Return config.json with the first `layers` layers and this dropout; raises UserError if it is not supported."""
-    raw = _object(path / "config.json")
+    raw = json_object(path / "config.json")
     family = raw.get("model_type")
     if "auto_map" in raw:
         raise UserError(f"path={path} needs code of its own (auto_map in config.json), which is never run here")
@@ -122,7 +124,8 @@ def _settings(path: Path, layers: int | None, dropout: float) -> PretrainedConfi
     return settings
 
 
-def _object(path: Path) -> dict[str, Any]:
+def json_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file of a folder; raises UserError naming the folder where there is none."""
     if not path.is_file():
         raise UserError(f"path={path.parent} is not a folder with config.json and {WEIGHTS}; nothing is downloaded")
     try:
@@ -191,7 +194,7 @@ def _fingerprint(path: Path, _changed: int) -> str:
     return fingerprint(path)
 
 
-def _check_files(path: Path) -> None:
+def check_files(path: Path) -> None:
     """Raise UserError if the weights are not safetensors of a floating-point type."""
     if (path / "adapter_config.json").is_file():
         raise UserError(f"path={path} contains an adapter (adapter_config.json); merge it into its model and save that")
@@ -210,7 +213,7 @@ def _files(path: Path) -> list[Path]:
     if (path / WEIGHTS).is_file():
         return [path / WEIGHTS]
     if (path / INDEX).is_file():
-        parts = _object(path / INDEX).get("weight_map")
+        parts = json_object(path / INDEX).get("weight_map")
         if not isinstance(parts, dict) or not parts:
             raise UserError(f"{path / INDEX} has no weight_map of file names")
         names = sorted({str(name) for name in parts.values()})
@@ -256,7 +259,7 @@ def _weights(path: Path, settings: PretrainedConfig) -> PreTrainedModel:
 
 def _layers_of(path: Path, settings: PretrainedConfig) -> int:
     """Return the number of layers in the folder's config.json, whose key depends on the family."""
-    raw = _object(path / "config.json")
+    raw = json_object(path / "config.json")
     name = settings.attribute_map.get("num_hidden_layers", "num_hidden_layers")
     return int(raw.get(name, raw.get("num_hidden_layers", type(settings)().num_hidden_layers)))
 
