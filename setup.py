@@ -34,9 +34,8 @@ extras = {
     "dev": ["mypy==2.4.*", "types-PyYAML", "ruff==0.17.*", "codespell>=2.4", "import-linter>=2.17", "build>=1.2"],
     "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
 }
-extras["all"] = sorted(
-    {package for extra, packages in extras.items() if extra not in ("mpich", "torchvision", "dev", "docs") for package in packages}
-)
+apart = ("mpich", "torchvision", "dev", "docs")
+extras["all"] = sorted({package for extra in extras if extra not in apart for package in extras[extra]})
 
 setup(
     name="fedkd-mpi",
