@@ -29,7 +29,7 @@ def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
     chosen = parser.parse_intermixed_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         ways = [
-            _Way(chosen.config, [*chosen.overrides, *extra], Path(folder) / f"{len(extra)}.h5")
+            Way(chosen.config, [*chosen.overrides, *extra], Path(folder) / f"{len(extra)}.h5")
             for extra in ([], [chosen.setting])
         ]
         for way in ways:
@@ -41,7 +41,9 @@ def run(arguments: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
     return {"speed_up": statistics.median(row["plain"] / row[chosen.setting] for row in rows)}, rows
 
 
-class _Way:
+class Way:
+    """A run whose clients are trained for a round, as often as asked."""
+
     def __init__(self, config: Path, overrides: list[str], log: Path):
         from fedkd_mpi.communication.world import SingleProcessWorld
         from fedkd_mpi.simulation.session import begin

@@ -85,6 +85,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = configuration_of(chosen)
         pairs.check(config)
+        if config.portable_bits and not chosen.print_config:
+            from fedkd_mpi.simulation import portable_bits
+
+            portable_bits.enter()
     except UserError as error:
         leave(2, f"fedkd_mpi: {error}")
     if chosen.print_config or chosen.dry_run:

@@ -80,6 +80,11 @@ class Config(Section):
     threads_per_rank: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = Field(
         1, description="at most the cores of a node; auto = cores per rank of the node, on which bits then depend"
     )
+    portable_bits: bool = Field(
+        False,
+        description="code that every processor with AVX2 has, for the same bits on all of them; on CPUs only"
+        " (docs/failures.md)",
+    )
     balance: bool = Field(
         True, description="free processes of a node train any of its clients, not only their own; on CPUs only"
     )
@@ -166,6 +171,14 @@ class Config(Section):
             )
         if self.compile and self.stack > 1:
             raise ValueError("compile=true trains clients one at a time: set stack=1, or compile=false")
+        native = {
+            f"device={self.device}": self.device.startswith("cuda"),
+            "compile=true": self.compile,
+            "threads_per_rank=auto": self.threads_per_rank == "auto",
+        }
+        if self.portable_bits and any(native.values()):
+            key = next(key for key, chosen in native.items() if chosen)
+            raise ValueError(f"portable_bits=true: with {key} bits depend on the machine; change one of the two")
         if self.stop.metric and self.evaluate.global_teachers:
             raise ValueError(
                 "evaluate.global_teachers scores after the last round, before which stop.metric may end the run: set"

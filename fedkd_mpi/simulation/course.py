@@ -76,7 +76,8 @@ class Course:
         with self._lock:
             self._begun += 1
             self._running[log] = _Running(log, rounds)
-            say(f"{log}: run {self._begun} of {self._total} begins ({state})")
+            text = f"{log}: run {self._begun} of {self._total} begins ({state})"
+        say(text)  # above the live line, whose drawing takes the lock
 
     def ends(self, log: Path, seconds: float) -> str:
         """Return how many runs are done after one that took so long, and about how long the others will take."""
@@ -110,12 +111,14 @@ class Course:
             yield Segment(f"{'  ' if place else ''}{text}", Style(bold=True) if strong else None)
 
     def _left(self, running: list[_Running]) -> str:
-        """Return the time left, as the rounds that have been trained since the beginning have it."""
+        """Return the time left: as the rounds since the beginning have it, and not less than a running run takes."""
         done = self._done + sum(run.done / run.rounds for run in running)
         if not done:
             return "-- left"
-        spent = time.monotonic() - self._started
-        return f"about {seconds_text(spent / done * (self._total - done))} left"
+        now = time.monotonic()
+        left = (now - self._started) / done * (self._total - done)
+        alone = [(now - run.began) / run.done * (run.rounds - run.done) for run in running if run.done]
+        return f"about {seconds_text(max(left, *alone, 0.0))} left"
 
     def _draw(self) -> None:
         while not self._over.wait(REFRESH_SECONDS):

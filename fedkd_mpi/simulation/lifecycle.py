@@ -110,8 +110,10 @@ def _greet(config: Config, world: World, output: Path) -> None:
 
 
 def _open(config: Config, start: Start, world: World, lock: Lock) -> Session:
+    from fedkd_mpi.simulation import portable_bits
     from fedkd_mpi.simulation import session as sessions
 
+    world.collectively(lambda: portable_bits.require(config))
     world.collectively(lambda: lock.take() if world.is_root else None)
     if start.resume:
         return sessions.resume(config, world, lock.log, start.commits)

@@ -25,6 +25,7 @@ PROGRAMS = {
     "server": [],
     "round": [*SMALL_ROUND, "--naive", "--apart"],
     "local_training": ["--setting", "stack=2", "--repetitions", "1", "num_clients=2", "local.epochs=1"],
+    "portable_bits": ["--repetitions", "1", "num_clients=2", "local.epochs=1"],
     "shared_basis": ["--rounds", "2", "num_clients=2", "local.epochs=1"],
     "checkpoint": ["--ranks", "2", "--rounds", "2", "--repeats", "1", "num_clients=2", "local.epochs=1"],
     "startup": ["--ranks", "2", "--seconds", "1", "--repetitions", "1"],

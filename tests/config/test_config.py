@@ -70,6 +70,7 @@ SETTINGS = [
     "local.accumulate=4",
     "stop.metric=accuracy stop.patience=3 stop.min_delta=0.125",
     "precision=float16",
+    "portable_bits=true",
     "local.label_smoothing=0.125",
     "local.epochs=2",
     "local.epochs=null local.steps=9",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import yaml
 from jsonschema import Draft7Validator
 
+from fedkd_mpi import tasks
 from fedkd_mpi.common import yaml_loader
 from fedkd_mpi.config import explain
 from fedkd_mpi.config.load import load, parse, presets
@@ -27,6 +29,19 @@ def test_comments_change_no_value_and_the_schema_accepts_every_preset(path: Path
     assert yaml.safe_load(text) == yaml.safe_load(config.to_yaml())
     assert [error.message for error in SCHEMA.iter_errors(yaml_loader.read_mapping(path, "file"))] == []
     assert [error.message for error in SCHEMA.iter_errors(config.model_dump(mode="json"))] == []
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_keys_that_a_preset_suggests_take_effect_where_they_are_uncommented(path: Path, tmp_path: Path):
+    lines, plain = path.read_text().splitlines(), load(path)
+    suggested = [at for at, line in enumerate(lines) if re.match(r"# [a-z_]+: .* # ", line)]
+    assert suggested
+    for at in suggested:
+        file = tmp_path / f"{at}.yaml"
+        file.write_text("\n".join([*lines[:at], lines[at][2:], *lines[at + 1 :]]))
+        changed = load(file)
+        assert changed.digest() != plain.digest()
+        assert changed.stop.metric in (None, *tasks.find(changed.task.name).metrics)
 
 
 def test_every_key_has_its_meaning_its_bounds_and_its_default_above_it():
