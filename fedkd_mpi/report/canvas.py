@@ -24,15 +24,17 @@ LINES, MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "D", "v", "P", "X", "*"
 MAP = "cividis"  # looks the same with and without colour blindness
 KINDS = ("png", "svg", "pdf")
 LEGEND, HANDLE = 8.0, 46.0  # points: size of a legend's text, and width of line, marker and gaps beside it
+SMALL, TINY = 8.0, 6.3  # points: names of runs and of layers beside an axis
+LINE = 1.25  # height of a line of text over its size
 STYLE: dict[Any, Any] = {  # matplotlib's types list every key, and take no text for one
     "font.size": 9,
     "axes.titlesize": 10,
+    "axes.titley": 1.0,  # else every draw looks for ticks above the axes
     "figure.titlesize": 10,
     "axes.grid": True,
     "grid.alpha": 0.3,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "figure.constrained_layout.use": True,
     "figure.dpi": 130,
     "svg.hashsalt": "fedkd_mpi",  # the same log gives the same file
     "pdf.fonttype": 42,  # journals refuse matplotlib's default
@@ -87,7 +89,6 @@ def render(figure: Figure, kind: str) -> bytes:
         else:
             canvas = FigureCanvasAgg(figure)
             canvas.print_png(buffer)
-    figure.set_layout_engine("none")  # the layout is found, and is the same for the next kind
     return buffer.getvalue()
 
 
@@ -102,24 +103,60 @@ def label(text: str, longest: int = 60) -> str:
     return f" {text}" if text.startswith("_") else text
 
 
-def title(figure: Figure, *lines: str) -> None:
-    """Write a title of wrapped lines above a figure."""
-    width = int(figure.get_size_inches()[0] * 13)
-    figure.suptitle("\n".join(part for line in lines for part in textwrap.wrap(line, width) or [""]))
+def title(figure: Figure, *lines: str) -> float:
+    """Write a title of wrapped lines above a figure of its final size; returns its height in inches."""
+    width, height = figure.get_size_inches()
+    text = "\n".join(part for line in lines for part in textwrap.wrap(line, int(width * 13)) or [""])
+    figure.suptitle(text, y=1 - 0.05 / height)
+    return 0.05 + (text.count("\n") + 1) * LINE * STYLE["figure.titlesize"] / 72
 
 
-def legend(figure: Figure, handles: Sequence[Any], texts: Sequence[str]) -> None:
-    """Write a legend below the axes: as many columns as fit, long labels wrapped, the figure higher by its height."""
+def legend(figure: Figure, handles: Sequence[Any], texts: Sequence[str]) -> float:
+    """Write a legend below the axes: as many columns as fit, long labels wrapped.
+
+    The figure becomes higher by the height of the legend, which is returned in inches.
+    """
     if not handles:
-        return
+        return 0.0
     width, height = figure.get_size_inches()
     widest = 72 * width - HANDLE
     texts = [_wrapped(text, widest) for text in texts]
-    columns = max(1, min(len(texts), int(72 * width * 0.98 // (max(map(_points, texts)) + HANDLE))))
+    columns = max(1, min(len(texts), int(72 * width * 0.98 // (72 * max(map(inches, texts)) + HANDLE))))
     rows = -(-len(texts) // columns)
     lines = sum(max(text.count("\n") + 1 for text in texts[row::rows]) for row in range(rows))
-    figure.set_size_inches(width, height + (lines + 1) * 1.35 * LEGEND / 72)
-    figure.legend(handles, texts, loc="outside lower center", ncols=columns, frameon=False, fontsize=LEGEND)
+    own = (lines + 1) * 1.55 * LEGEND / 72
+    figure.set_size_inches(width, height + own)
+    place: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 0.0), "ncols": columns}
+    figure.legend(handles, texts, frameon=False, fontsize=LEGEND, **place)
+    return own
+
+
+def arrange(
+    figure: Figure,
+    *,
+    left: float,
+    right: float = 0.15,
+    above: float = 0.1,
+    below: float = 0.5,
+    across: float = 0.0,
+    down: float = 0.0,
+) -> None:
+    """Set what is beside, above, below and between the axes of a figure of its final size and one grid, in inches.
+
+    Fixed lengths, because matplotlib's layout engines draw every text several times to find theirs.
+    """
+    width, height = figure.get_size_inches()
+    rows, columns = figure.axes[0].get_gridspec().get_geometry()  # type: ignore[union-attr]
+    wide = (width - left - right - (columns - 1) * across) / columns
+    high = (height - above - below - (rows - 1) * down) / rows
+    sides = {"left": left / width, "right": 1 - right / width, "bottom": below / height, "top": 1 - above / height}
+    figure.subplots_adjust(**sides, wspace=across / wide, hspace=down / high)
+
+
+def bar(axes: Axes, image: Any, text: str) -> Any:
+    """Draw the colour bar of a map to the right of its axes: it and its numbers take 0.75 inches; returns it."""
+    inside = axes.inset_axes((1.02, 0.0, 0.025, 1.0))
+    return axes.figure.colorbar(image, cax=inside, label=text)
 
 
 def scaled(values: Any, kind: str) -> tuple[str, float]:
@@ -164,27 +201,27 @@ def heat(
     axes.set_title(heading, fontsize="medium")
     if names is not None:
         step = -(-len(names) // 40)
-        axes.set_yticks(range(0, len(names), step), names[::step], fontsize="x-small")
+        axes.set_yticks(range(0, len(names), step), names[::step], fontsize=TINY)
     axes.grid(False)
     axes.set_facecolor("0.85")  # what is unknown is grey, which the map has not
     whole(axes.xaxis)
     return image
 
 
-def _points(text: str) -> float:
-    """Return the width of the longest line of a legend's text in points."""
+def inches(text: str, size: float = LEGEND) -> float:
+    """Return the width of the longest line of a text in inches."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
-    font = FontProperties(size=LEGEND)
+    font = FontProperties(size=size)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
-        return max(text_to_path.get_text_width_height_descent(line, font, False)[0] for line in text.split("\n"))
+        return max(text_to_path.get_text_width_height_descent(line, font, False)[0] for line in text.split("\n")) / 72
 
 
 def _wrapped(text: str, widest: float) -> str:
     """Return a text in lines that are at most `widest` points wide."""
-    points = _points(text)
+    points = 72 * inches(text)
     if points <= widest:
         return text
     return textwrap.fill(text, max(8, int(0.9 * len(text) * widest / points)))

@@ -41,14 +41,15 @@ def clients(run: Run, *heading: str) -> Figure:
         values = by_client(run, "seconds_train")
         unit, size = canvas.scaled(values, "seconds")
         image = canvas.heat(grid[2, 1], values / size, run.rounds["round"], None, "Local training by client and round")
-        figure.colorbar(image, ax=grid[2, 1], label=unit, pad=0.01)
+        canvas.bar(grid[2, 1], image, unit)
         for axes in grid[2]:
             axes.set(xlabel="round", ylabel="client")
             canvas.whole(axes.yaxis)
     for axes in (grid[1, 0], grid[1, 1]):
         axes.set_xlim(-0.8, max(run.clients - 0.2, 1.8))  # one client is a bar, not a wall
         canvas.whole(axes.xaxis)
-    canvas.title(figure, *heading)
+    above = canvas.title(figure, *heading)
+    canvas.arrange(figure, left=0.8, right=0.9, above=above + 0.3, across=1.6, down=0.75)
     return figure
 
 
@@ -108,7 +109,7 @@ def _scores(axes: Axes, run: Run) -> None:
         if np.isfinite(values).any():
             break
     image = canvas.heat(axes, values, run.rounds["round"], None, f"Score of each client's {name} (grey: none)")
-    axes.figure.colorbar(image, ax=axes, label=canvas.metric_title(run.metric), pad=0.01)
+    canvas.bar(axes, image, canvas.metric_title(run.metric))
 
 
 def _histogram(axes: Axes, counts: np.ndarray) -> None:
@@ -117,7 +118,7 @@ def _histogram(axes: Axes, counts: np.ndarray) -> None:
     axes.grid(False)
     canvas.whole(axes.xaxis)
     canvas.whole(axes.yaxis)
-    axes.figure.colorbar(image, ax=axes, label="samples", pad=0.01)
+    canvas.bar(axes, image, "samples")
 
 
 def _last_scores(client: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:

@@ -39,8 +39,8 @@ def by_layer(run: Run, *heading: str) -> Figure:
     norm: Any = LogNorm(positive.min(), positive.max()) if len(positive) and positive.max() > positive.min() else None
     names = [f"{canvas.label(layer.name, 40)}  {'x'.join(map(str, layer.shape)) or 'scalar'}" for layer in parts]
     shown = {leg: np.where(found > 0, found, np.nan) / size for leg, found in sizes.items()}
-    bar = _pair(grid[0], shown, number, names, "bytes per message", norm)
-    bar.set_label(f"{unit} per message")
+    widest = max((canvas.inches(text, canvas.TINY) for text in names), default=0.0)
+    bar = _pair(grid[0], shown, number, names, "bytes per message", norm, f"{unit} per message")
     plain = [value for value in _between(positive) if value] if norm is not None else []
     if plain:
         bar.set_ticks(plain, labels=[f"{value:g}" for value in plain])
@@ -51,7 +51,8 @@ def by_layer(run: Run, *heading: str) -> Figure:
         shares = {leg: found / full for leg, found in ranks.items()}
         most = max(np.nanmax(found) for found in shares.values() if np.isfinite(found).any())
         norm = Normalize(0, most or 1)
-        _pair(grid[1], shares, number, names, "rank K (grey: all raw)", norm).set_label("share of full rank")
+        widest = max(widest, *(canvas.inches(text, canvas.TINY) for text in names))
+        _pair(grid[1], shares, number, names, "rank K (grey: all raw)", norm, "share of full rank")
         for axes, leg in zip(grid[1], LEGS, strict=True):
             _write(axes, ranks[leg].T, (shares[leg] / (most or 1)).T, number)
     left, right = grid[-1]
@@ -69,7 +70,8 @@ def by_layer(run: Run, *heading: str) -> Figure:
     for axes in grid[-1]:
         axes.set_xlabel("round")
         canvas.whole(axes.xaxis)
-    canvas.title(figure, *heading)
+    above = canvas.title(figure, *heading)
+    canvas.arrange(figure, left=max(widest + 0.15, 0.8), right=0.85, above=above + 0.3, across=0.6, down=0.35)
     return figure
 
 
@@ -94,12 +96,13 @@ def _pair(
     names: Sequence[str],
     what: str,
     norm: Any,
+    unit: str,
 ) -> Any:
     """Draw the maps of both legs on one scale; returns their colour bar."""
     for axes, (leg, heading) in zip(row, LEGS.items(), strict=True):
         image = canvas.heat(axes, values[leg].T, number, names, f"{heading}: {what}", norm)
     row[1].tick_params(labelleft=False)
-    return row[1].figure.colorbar(image, ax=list(row), pad=0.01)
+    return canvas.bar(row[1], image, unit)
 
 
 def _between(positive: np.ndarray) -> list[float]:

@@ -116,24 +116,28 @@ def draw(
         ylabel=f"{heading}\n{SCORES[score]}",
         title="Last score over bytes; line: Pareto front",
     )
-    _at_equal_bytes(equal, [(groups[i], names[i], styles[i]) for i, _, _ in points], score, heading)
+    widest = _at_equal_bytes(equal, [(groups[i], names[i], styles[i]) for i, _, _ in points], score, heading)
     bars_text = f"; bars: {100 * LEVEL:g} % intervals over seeds" if any(len(group) > 1 for group in groups) else ""
-    canvas.title(figure, f"Score and bytes{bars_text}")
-    canvas.legend(figure, handles, [canvas.label(names[index].label(), 200) for index, _, _ in points])
+    below = canvas.legend(figure, handles, [canvas.label(names[index].label(), 200) for index, _, _ in points])
+    above = canvas.title(figure, f"Score and bytes{bars_text}")
+    canvas.arrange(figure, left=0.95, above=above + 0.3, below=below + 0.5, across=widest + 0.25)
     return figure
 
 
-def _at_equal_bytes(axes: Any, chosen: Sequence[tuple[Any, Name, Any]], score: str, heading: str) -> None:
+def _at_equal_bytes(axes: Any, chosen: Sequence[tuple[Any, Name, Any]], score: str, heading: str) -> float:
+    """Draw the scores at equal bytes; returns the width of the names beside the axis in inches."""
     least = smallest([group for group, _, _ in chosen], score)
-    unit, size = canvas.scaled([least], "bytes")
+    unit, factor = canvas.scaled([least], "bytes")
     for row, (group, _, (colour, _, marker)) in enumerate(chosen):
         value = interval([at_bytes(run, score, least) for run in group])
         if not math.isnan(value[0]):
             axes.errorbar(value[0], row, xerr=_half(value), fmt=marker, color=colour, markersize=5, capsize=2)
     ids = [canvas.label(known.id, 40) for _, known, _ in chosen]
-    axes.set_yticks(range(len(chosen)), ids, fontsize=7 if len(chosen) > 12 else 8)
+    size = canvas.SMALL if len(chosen) <= 12 else canvas.SMALL - 1
+    axes.set_yticks(range(len(chosen)), ids, fontsize=size)
     axes.set(ylim=(len(chosen) - 0.4, -0.6), xlabel=f"{heading}, interpolated")
-    axes.set_title(f"At equal bytes: {least / size:.3g} {unit} per client")
+    axes.set_title(f"At equal bytes: {least / factor:.3g} {unit} per client")
+    return max(canvas.inches(text, size) for text in ids)
 
 
 def _score(groups: Sequence[Sequence[Run]], target: Target) -> str:

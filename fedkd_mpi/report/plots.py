@@ -89,8 +89,9 @@ def scores(groups: Sequence[Group], names: Sequence[Name], styles: Sequence[Any]
     canvas.whole(right.xaxis)
     longest = max(len(run.rounds["round"]) for group in groups for run in group)
     right.set_xlim(0.5, max(longest, 1) + 0.5)
-    canvas.title(figure, _what(groups))
-    canvas.legend(figure, list(handles.values()), list(handles))
+    below = canvas.legend(figure, list(handles.values()), list(handles))
+    above = canvas.title(figure, _what(groups))
+    canvas.arrange(figure, left=1.15, above=above + 0.1, below=below + 0.5, across=0.2, down=0.15)
     return figure
 
 

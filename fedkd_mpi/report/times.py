@@ -52,9 +52,10 @@ def times(run: Run, *heading: str) -> Figure:
     by_rank.set(xlabel=f"{unit}, whole run", ylabel="MPI rank (0 = server)", title="Time by process")
     by_rank.set_ylim(max(len(ranks) - 0.4, 1.6), min(-0.6, -1.6 + 0.5 * len(ranks)))
     by_rank.set_yticks(ranks[:: max(1, len(ranks) // 16)])
-    canvas.title(figure, *heading)
     handles = [*lines, bars, idle]
-    canvas.legend(figure, handles, [handle.get_label() for handle in handles])
+    below = canvas.legend(figure, handles, [handle.get_label() for handle in handles])
+    above = canvas.title(figure, *heading)
+    canvas.arrange(figure, left=0.8, above=above + 0.3, below=below + 0.5, across=0.7)
     return figure
 
 
