@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedkd_mpi.common.command_line import Parser
 from fedkd_mpi.common.console import say, tell
-from fedkd_mpi.errors import UserError, plain
+from fedkd_mpi.errors import UserError, plain, shown
 from fedkd_mpi.report import baseline, energy, exact, links, messages, names, network, pareto, runs, sheets, tables
+from fedkd_mpi.report.canvas import KINDS
 from fedkd_mpi.report.runs import SCORES, Target
 
 
@@ -74,7 +75,13 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="messages by size with effective bandwidth and waiting, and stragglers by MPI rank and client",
     )
-    parser.add_argument("--plot", type=Path, metavar="DIR", help="write the plots to this folder, as PNG, SVG and PDF")
+    parser.add_argument("--plot", type=Path, metavar="DIR", help="write the plots to this folder")
+    parser.add_argument(
+        "--formats",
+        metavar="KIND,KIND,...",
+        help="formats of the plots, of png, svg and pdf (default: all for those of all runs together; png,pdf for those"
+        " of one run)",
+    )
     parser.add_argument(
         "--tensorboard",
         type=Path,
@@ -113,7 +120,7 @@ def report(chosen: argparse.Namespace) -> int:
             raise UserError("--follow shows one log: name a single log")
         follow(paths[0])
         return 0
-    target = Target(chosen.target, chosen.score, chosen.metric)
+    target, kinds = Target(chosen.target, chosen.score, chosen.metric), _kinds(chosen.formats)
     profiles = [links.find(name) for name in chosen.network]
     thresholds = energy.thresholds(chosen.energy) if chosen.energy else []
     if chosen.diff and len(paths) != 2:
@@ -143,7 +150,7 @@ def report(chosen: argparse.Namespace) -> int:
             more["messages"] = {plain(str(run.path)): messages.rows(run) for run in found}
         tell(exact.as_csv(in_order) if chosen.format == "csv" else exact.as_json(in_order, problems, more))
 
-    def shown(form: str) -> list[sheets.Sheet]:
+    def chosen_sheets(form: str) -> list[sheets.Sheet]:
         if keys:
             made = [whole.sheet("Runs", keys, form)]
         else:
@@ -156,22 +163,48 @@ def report(chosen: argparse.Namespace) -> int:
         return made + (messages.sheets(whole, form) if chosen.messages else [])
 
     if chosen.format in sheets.RENDERERS:
-        tell("\n\n".join(sheets.RENDERERS[chosen.format](sheet) for sheet in shown(chosen.format)))
-    if chosen.plot:
-        from fedkd_mpi.report import drawing
-
-        drawing.save(whole.groups, target, chosen.plot, _progress)
+        tell("\n\n".join(sheets.RENDERERS[chosen.format](sheet) for sheet in chosen_sheets(chosen.format)))
     if chosen.tensorboard:
         from fedkd_mpi.report import events
 
         for path in events.write(whole.groups, chosen.tensorboard):
             _progress(str(path))
-    if chosen.html:
-        from fedkd_mpi.report import page, plots
-
-        page.write(chosen.html, whole.groups, target, shown("table"), plots.overview(whole.groups, target), problems)
-        say(str(chosen.html), error=True)
+    if chosen.plot or chosen.html:
+        _draw(chosen, whole, kinds, lambda: chosen_sheets("table"), problems)
     return 0
+
+
+def _draw(
+    chosen: argparse.Namespace,
+    whole: tables.Report,
+    kinds: Sequence[str],
+    made: Callable[[], list[sheets.Sheet]],
+    problems: Sequence[str],
+) -> None:
+    """Write plots and page."""
+    from fedkd_mpi.report import canvas, drawing, page, plots
+
+    def write_page(pictures: Mapping[str, bytes]) -> None:
+        page.write(chosen.html, whole.groups, whole.target, made(), pictures, problems)
+        _progress(str(chosen.html))
+
+    if chosen.html:
+        page.require(chosen.html)
+    if chosen.plot:
+        meanwhile = write_page if chosen.html else None
+        drawing.save(whole.groups, whole.target, chosen.plot, _progress, kinds=kinds, meanwhile=meanwhile)
+    else:
+        figures = plots.overview(whole.groups, whole.target)
+        write_page({name: canvas.render(figure, "svg") for name, figure in figures.items()})
+
+
+def _kinds(text: str | None) -> list[str]:
+    """Return the kinds of files of --formats, [] for the default; raises UserError."""
+    kinds = [kind.strip().lower() for kind in text.split(",")] if text is not None else []
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UserError(f"--formats {shown(kind)} is unknown: give some of {','.join(KINDS)}")
+    return list(dict.fromkeys(kinds))
 
 
 def _by_id(whole: tables.Report, differences: Sequence[Mapping[str, baseline.Difference]]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ KINDS = ("png", "svg", "pdf")
 LEGEND, HANDLE = 8.0, 46.0  # points: size of a legend's text, and width of line, marker and gaps beside it
 SMALL, TINY = 8.0, 6.3  # points: names of runs and of layers beside an axis
 LINE = 1.25  # height of a line of text over its size
+BAR = 0.95  # inches beside a map: the colour bar, its numbers and its label
 STYLE: dict[Any, Any] = {  # matplotlib's types list every key, and take no text for one
     "font.size": 9,
     "axes.titlesize": 10,
@@ -89,6 +90,7 @@ def render(figure: Figure, kind: str) -> bytes:
         else:
             canvas = FigureCanvasAgg(figure)
             canvas.print_png(buffer)
+    figure.dpi = STYLE["figure.dpi"]  # SVG and PDF leave another, which maps in the next kind would have
     return buffer.getvalue()
 
 
@@ -145,16 +147,21 @@ def arrange(
 
     Fixed lengths, because matplotlib's layout engines draw every text several times to find theirs.
     """
+    from matplotlib.transforms import ScaledTranslation
+
     width, height = figure.get_size_inches()
     rows, columns = figure.axes[0].get_gridspec().get_geometry()  # type: ignore[union-attr]
     wide = (width - left - right - (columns - 1) * across) / columns
     high = (height - above - below - (rows - 1) * down) / rows
     sides = {"left": left / width, "right": 1 - right / width, "bottom": below / height, "top": 1 - above / height}
     figure.subplots_adjust(**sides, wspace=across / wide, hspace=down / high)
+    for axes in figure.axes:  # where numbers are of one height, their axis' label needs no search for them
+        offset = ScaledTranslation(0, -0.3, figure.dpi_scale_trans)
+        axes.xaxis.set_label_coords(0.5, 0.0, axes.transAxes + offset)
 
 
 def bar(axes: Axes, image: Any, text: str) -> Any:
-    """Draw the colour bar of a map to the right of its axes: it and its numbers take 0.75 inches; returns it."""
+    """Draw the colour bar of a map to the right of its axes: it takes BAR inches; returns it."""
     inside = axes.inset_axes((1.02, 0.0, 0.025, 1.0))
     return axes.figure.colorbar(image, cax=inside, label=text)
 
@@ -186,6 +193,7 @@ def logarithmic(axis: Any, values: Any, span: float = 20.0) -> None:
     getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
     if known.max() < 300 * known.min():  # few powers of ten: more ticks need numbers
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(LogLocator(subs=(2, 5)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
 

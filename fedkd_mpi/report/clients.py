@@ -49,7 +49,7 @@ def clients(run: Run, *heading: str) -> Figure:
         axes.set_xlim(-0.8, max(run.clients - 0.2, 1.8))  # one client is a bar, not a wall
         canvas.whole(axes.xaxis)
     above = canvas.title(figure, *heading)
-    canvas.arrange(figure, left=0.8, right=0.9, above=above + 0.3, across=1.6, down=0.75)
+    canvas.arrange(figure, left=0.8, right=canvas.BAR, above=above + 0.3, across=canvas.BAR + 0.65, down=0.75)
     return figure
 
 

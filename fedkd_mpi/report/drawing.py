@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ PARTS: dict[str, Callable[..., Figure]] = {
     "time": times.times,
     "clients": clients.clients,
 }
+SHEETS = ("png", "pdf")  # kinds of the figures of single runs: one to look at, one for print
 ALONE = 6  # figures for which starting another process takes longer than drawing
 MOST = 16  # processes
 
@@ -34,32 +36,52 @@ def save(
     folder: Path,
     said: Callable[[str], None],
     workers: int | None = None,
+    kinds: Sequence[str] = (),
+    meanwhile: Callable[[Mapping[str, bytes]], None] | None = None,
 ) -> list[Path]:
-    """Write all figures of all runs as PNG, SVG and PDF to a folder and return their paths.
+    """Write all figures of all runs to a folder and return their paths.
 
-    The figures are those of plots.overview(), and those of PARTS for the first log of each group. `said` gets a line
-    per figure. `workers` is the number of processes that draw; by default one per core that the process may use.
+    The figures are those of plots.overview(), and those of PARTS for the first log of each group. `kinds` are some of
+    canvas.KINDS; by default those of the overview are all, and the others are SHEETS. `said` gets a line per figure.
+    `workers` is the number of processes that draw; by default one per core that the process may use. `meanwhile` is
+    called with the overview as SVG by name, while other processes draw.
     Raises UserError if the folder cannot be written or matplotlib is not installed.
     """
-    figures = plots.overview(groups, target)
-    jobs = [job for known, group in zip(name(groups), groups, strict=True) for job in _jobs(known, group[0], target)]
-    total, paths = len(figures) + len(jobs), list[Path]()
+    with canvas.style():  # refuses where there is no matplotlib
+        jobs = [
+            job | {"kinds": list(kinds or SHEETS)}
+            for known, group in zip(name(groups), groups, strict=True)
+            for job in _jobs(known, group[0], target)
+        ]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write the plots to {folder}: {error.strerror}") from None
+    paths, stems = list[Path](), list[str]()
 
-    def done(stem: str) -> None:
-        paths.extend(folder / f"{stem}.{kind}" for kind in canvas.KINDS)
-        said(f"[{len(paths) // len(canvas.KINDS)}/{total}] {folder / stem}.{{{','.join(canvas.KINDS)}}}")
+    def done(stem: str, made: Sequence[str], total: int) -> None:
+        stems.append(stem)
+        paths.extend(folder / f"{stem}.{kind}" for kind in made)
+        ending = made[0] if len(made) == 1 else f"{{{','.join(made)}}}"
+        said(f"[{len(stems)}/{total}] {folder / stem}.{ending}")
 
     workers = min(_cores() if workers is None else workers, MOST, -(-len(jobs) // ALONE))
-    with _Workers([jobs[number::workers] for number in range(workers)] if workers > 1 else [], folder) as others:
+    # Neighbours share a log, so a process gets neighbours.
+    ends = [len(jobs) * number // max(workers, 1) for number in range(workers + 1)]
+    shares = [jobs[first:last] for first, last in itertools.pairwise(ends)] if workers > 1 else []
+    with _Workers(shares, folder) as others:
+        figures, drawn = plots.overview(groups, target), dict[str, bytes]()
+        total = len(figures) + len(jobs)
         for stem, figure in figures.items():
-            _write(figure, folder, stem)
-            done(stem)
+            made = {kind: canvas.render(figure, kind) for kind in kinds or canvas.KINDS}
+            _write(made, folder, stem)
+            if meanwhile is not None:
+                drawn[stem] = made.get("svg") or canvas.render(figure, "svg")
+            done(stem, kinds or canvas.KINDS, total)
+        if meanwhile is not None:
+            meanwhile(drawn)
         for stem in others if workers > 1 else _each(jobs, folder):
-            done(stem)
+            done(stem, kinds or SHEETS, total)
     return paths
 
 
@@ -141,14 +163,14 @@ def _each(jobs: Sequence[dict[str, Any]], folder: Path) -> Iterator[str]:
             opened = {job["path"]: Run(Path(job["path"]), Target(metric=job["metric"]), checked=False)}
         with canvas.style():
             figure = PARTS[job["part"]](opened[job["path"]], *job["heading"])
-        _write(figure, folder, job["stem"])
+        _write({kind: canvas.render(figure, kind) for kind in job["kinds"]}, folder, job["stem"])
         yield job["stem"]
 
 
-def _write(figure: Figure, folder: Path, stem: str) -> None:
+def _write(made: Mapping[str, bytes], folder: Path, stem: str) -> None:
     try:
-        for kind in canvas.KINDS:
-            (folder / f"{stem}.{kind}").write_bytes(canvas.render(figure, kind))
+        for kind, content in made.items():
+            (folder / f"{stem}.{kind}").write_bytes(content)
     except OSError as error:
         raise UserError(f"cannot write the plots to {folder}: {error.strerror}") from None
 

@@ -71,7 +71,7 @@ def by_layer(run: Run, *heading: str) -> Figure:
         axes.set_xlabel("round")
         canvas.whole(axes.xaxis)
     above = canvas.title(figure, *heading)
-    canvas.arrange(figure, left=max(widest + 0.15, 0.8), right=0.85, above=above + 0.3, across=0.6, down=0.35)
+    canvas.arrange(figure, left=max(widest + 0.15, 0.8), right=canvas.BAR, above=above + 0.3, across=0.75, down=0.35)
     return figure
 
 

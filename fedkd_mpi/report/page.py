@@ -6,20 +6,17 @@ import base64
 import gzip
 import hashlib
 import html
+import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING
 
 from fedkd_mpi import __version__
 from fedkd_mpi.errors import UserError
-from fedkd_mpi.report import canvas, page_data, sheets
+from fedkd_mpi.report import page_data, sheets
 from fedkd_mpi.report.runs import Run, Target
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SECTIONS = {"curves": "Curves", "tables": "Tables", "run": "One run", "difference": "Difference of two runs"}
 SCRIPTS = ("elements.js", "run.js", "page.js")  # in this order: each uses those before it
@@ -31,10 +28,10 @@ def write(
     groups: Sequence[Sequence[Run]],
     target: Target,
     made: Sequence[sheets.Sheet],
-    figures: Mapping[str, Figure],
+    figures: Mapping[str, bytes],
     problems: Sequence[str],
 ) -> None:
-    """Write the page of groups of runs, their tables and figures.
+    """Write the page of groups of runs, their tables and figures, which are SVGs by name.
 
     Raises UserError if plotly is not installed or the file cannot be written.
     """
@@ -52,7 +49,7 @@ def write(
             f"<li{' class=scripted hidden' * (key in SCRIPTED)}><a href='#{key}'>{name}</a></li>"
             for key, name in SECTIONS.items()
         ),
-        figures="\n".join(_picture(name, canvas.render(figure, "svg")) for name, figure in figures.items()),
+        figures="\n".join(_picture(name, svg) for name, svg in figures.items()),
         tables="\n".join(sheets.page(sheet) for sheet in made),
         data=page_data.script_json(page_data.build(groups, target)),
         plotly=base64.b64encode(gzip.compress(library.encode(), 6, mtime=0)).decode(),
@@ -63,6 +60,18 @@ def write(
         path.write_text(text, encoding="utf-8", newline="\n")  # other line ends would change the hashes
     except OSError as error:
         raise UserError(f"cannot write --html {path}: {error.strerror}") from None
+
+
+def require(path: Path) -> None:
+    """Raise UserError if plotly is not installed or the path is no place for a file, before anything is drawn."""
+    _plotly()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write --html {path}: {error.strerror}") from None
+    problem = "Is a directory" if path.is_dir() else "Permission denied" if not os.access(path.parent, os.W_OK) else ""
+    if problem:
+        raise UserError(f"cannot write --html {path}: {problem}")
 
 
 def _plotly() -> str:

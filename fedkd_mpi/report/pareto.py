@@ -120,7 +120,7 @@ def draw(
     bars_text = f"; bars: {100 * LEVEL:g} % intervals over seeds" if any(len(group) > 1 for group in groups) else ""
     below = canvas.legend(figure, handles, [canvas.label(names[index].label(), 200) for index, _, _ in points])
     above = canvas.title(figure, f"Score and bytes{bars_text}")
-    canvas.arrange(figure, left=0.95, above=above + 0.3, below=below + 0.5, across=widest + 0.25)
+    canvas.arrange(figure, left=1.05, above=above + 0.3, below=below + 0.5, across=widest + 0.25)
     return figure
 
 
@@ -135,6 +135,7 @@ def _at_equal_bytes(axes: Any, chosen: Sequence[tuple[Any, Name, Any]], score: s
     ids = [canvas.label(known.id, 40) for _, known, _ in chosen]
     size = canvas.SMALL if len(chosen) <= 12 else canvas.SMALL - 1
     axes.set_yticks(range(len(chosen)), ids, fontsize=size)
+    axes.locator_params(axis="x", nbins=5)
     axes.set(ylim=(len(chosen) - 0.4, -0.6), xlabel=f"{heading}, interpolated")
     axes.set_title(f"At equal bytes: {least / factor:.3g} {unit} per client")
     return max(canvas.inches(text, size) for text in ids)

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from made_logs import MB, a_round, write
 
+from fedkd_mpi import costlog
 from fedkd_mpi.report import canvas, clients, columns, drawing, layers, pareto, plots
+from fedkd_mpi.report.__main__ import main
 from fedkd_mpi.report.runs import Run, Target, groups
 from fedkd_mpi.report.tables import Report
 from fedkd_mpi.run import main as run_main
@@ -35,24 +37,45 @@ def texts(figure: Any) -> str:
     return "\n".join(text.get_text() for text in figure.findobj(Text))
 
 
+def assert_nothing_is_cut(figure: Any) -> None:
+    """Title, legend and axes with their texts are inside the figure, and none of them lies on another."""
+    canvas.render(figure, "png")
+    renderer = figure.canvas.get_renderer()
+    whole, boxes = figure.bbox, [figure._suptitle.get_window_extent(renderer)]
+    boxes += [legend.get_window_extent(renderer) for legend in figure.legends]
+    for axes in figure.axes:  # those of colour bars are parts of others
+        boxes.append(axes.get_tightbbox(renderer))
+        assert axes.get_window_extent(renderer).height > 100
+    for legend in figure.legends:
+        assert all(whole.x0 <= text.get_window_extent(renderer).x1 <= whole.x1 for text in legend.get_texts())
+    for box in boxes:
+        assert whole.x0 - 1 <= box.x0 <= box.x1 <= whole.x1 + 1
+        assert whole.y0 - 1 <= box.y0 <= box.y1 <= whole.y1 + 1
+    for one, other in itertools.combinations([box.padded(-2) for box in boxes], 2):
+        assert not one.overlaps(other)
+
+
 @pytest.mark.parametrize(("count", "given"), [(1, "x"), (3, "y" * 60), (12, "z " * 40), (40, "w")])
-def test_legends_and_titles_are_inside_the_figure_at_any_number_of_runs(tmp_path: Path, count: int, given: str):
+def test_nothing_is_cut_or_covered_at_any_number_of_runs(tmp_path: Path, count: int, given: str):
     found = many(tmp_path, count, name=given)
     for figure in plots.overview(found, Target(0.6)).values():
-        canvas.render(figure, "png")  # finds the layout
-        renderer = figure.canvas.get_renderer()
-        whole = figure.bbox
-        (legend,) = figure.legends
-        assert len(legend.get_texts()) == count
-        for artist in (legend, *legend.get_texts(), figure._suptitle, *figure.axes):
-            box = artist.get_tightbbox(renderer) if artist in figure.axes else artist.get_window_extent(renderer)
-            assert box.x0 >= whole.x0 - 1
-            assert box.x1 <= whole.x1 + 1
-            assert box.y0 >= whole.y0 - 1
-            assert box.y1 <= whole.y1 + 1
-        for axes in figure.axes:
-            assert not axes.get_tightbbox(renderer).overlaps(legend.get_window_extent(renderer))
-            assert axes.get_window_extent(renderer).height > 100
+        assert_nothing_is_cut(figure)
+        assert len(figure.legends[0].get_texts()) == count
+
+
+def test_nothing_is_cut_or_covered_in_the_figures_of_a_run(tmp_path: Path):
+    path = tmp_path / "wide.h5"
+    clients = {"train_samples": np.full(4, 60_000), "test_samples": np.full(4, 7), "mpi_rank": np.arange(4)}
+    shapes = [("a.module.of.a.long.name.that.goes.on.and.on", (2**14, 2**10), True), ("b", (4,), False)]
+    writer = costlog.Writer.create(path, logs.ATTRS, shapes, clients, ["accuracy"], 3)
+    for number in range(2):
+        writer.append_round(*logs.make_round(number, layers=2, metrics=("accuracy",)))
+    writer.finish("completed")
+    run = Run(path, Target())
+    for draw in drawing.PARTS.values():
+        with canvas.style():
+            figure = draw(run, "a title that is long " * 12, "and another line")
+        assert_nothing_is_cut(figure)
 
 
 def test_axes_are_named_after_the_metric_and_metrics_do_not_share_them(tmp_path: Path):
@@ -86,7 +109,8 @@ def test_runs_of_no_and_one_round_are_drawn(tmp_path: Path, rounds: int):
     said: list[str] = []
     paths = drawing.save(found, Target(), tmp_path / "plots", said.append, workers=1)
     stems = ["scores", *(["pareto", "made-up-layers", "made-up-time", "made-up-clients"] if rounds else [])]
-    assert [path.name for path in paths] == [f"{stem}.{kind}" for stem in stems for kind in ("png", "svg", "pdf")]
+    kinds = {stem: ("png", "svg", "pdf") if stem in ("scores", "pareto") else ("png", "pdf") for stem in stems}
+    assert [path.name for path in paths] == [f"{stem}.{kind}" for stem in stems for kind in kinds[stem]]
     beginnings = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
     assert all(path.read_bytes().startswith(beginnings[path.suffix[1:]]) for path in paths)
     assert [line.split("]")[0] for line in said] == [f"[{n}/{len(stems)}" for n in range(1, len(stems) + 1)]
@@ -94,11 +118,21 @@ def test_runs_of_no_and_one_round_are_drawn(tmp_path: Path, rounds: int):
 
 def test_several_processes_draw_what_one_draws(tmp_path: Path):
     found = many(tmp_path, 3)
-    one = drawing.save(found, Target(), tmp_path / "one", lambda line: None, workers=1)
-    two = drawing.save(found, Target(), tmp_path / "two", lambda line: None, workers=2)
+    one = drawing.save(found, Target(), tmp_path / "one", lambda line: None, 1, ("svg", "pdf"))
+    two = drawing.save(found, Target(), tmp_path / "two", lambda line: None, 2, ("svg", "pdf"))
     assert sorted(path.name for path in one) == sorted(path.name for path in two)
     for path in one:
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+
+
+def test_formats_are_chosen(tmp_path: Path, capsys: pytest.CaptureFixture):
+    path, page = write(tmp_path / "a.h5", [a_round(0)]), tmp_path / "page.html"
+    assert main([str(path), "--plot", str(tmp_path / "plots"), "--formats", "pdf", "--html", str(page)]) == 0
+    assert {made.suffix for made in (tmp_path / "plots").iterdir()} == {".pdf"}
+    assert page.read_text().count("data:image/svg+xml") == 2
+    assert main([str(path), "--plot", str(tmp_path / "other"), "--formats", "pdf,gif"]) == 2
+    assert "--formats gif is unknown: give some of png,svg,pdf" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 def test_rounds_count_from_one(tmp_path: Path):
