@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from fedkd_mpi.report import tex
+
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # first characters of a spreadsheet's formulas
 
 
@@ -58,23 +60,28 @@ def markdown(sheet: Sheet) -> str:
 
 def latex(sheet: Sheet) -> str:
     r"""Return the sheet as a LaTeX table with caption and label; it needs \usepackage{booktabs}."""
-    columns = "".join("l" if sheet.is_text(column) else "r" for column in range(len(sheet.headers)))
-    heads = " & ".join(_tex_head(header, sheet.is_text(column)) for column, header in enumerate(sheet.headers))
-    rows = [
-        " & ".join(_tex(cell) if sheet.is_text(column) else _tex_number(cell) for column, cell in enumerate(row))
-        + r" \\"
-        for row in sheet.rows
-    ]
-    body = [r"\toprule", heads + r" \\", r"\midrule", *rows, r"\bottomrule"]
-    caption = _tex(f"{sheet.title}. {sheet.note}" if sheet.note else sheet.title)
+    columns = [_tex_column(sheet, column) for column in range(len(sheet.headers))]
+    heads = [tex.head(header, sheet.is_text(column)) for column, header in enumerate(sheet.headers)]
+    rows = [[_tex_cell(cell, kind) for cell, kind in zip(row, columns, strict=True)] for row in sheet.rows]
+    lines = [" & ".join(cells) + r" \\" for cells in [heads, *rows]]
+    caption = tex.breakable(f"{sheet.title}. {sheet.note}" if sheet.note else sheet.title)
     name = re.sub(r"[^a-z0-9]+", "-", sheet.title.lower()).strip("-") or "runs"
+    used = any(r"\uchar" in text for text in (caption, *lines))
     frame = [
         r"\begin{table}  % needs \usepackage{booktabs}",
+        *([tex.DEFINITION] if used else []),
         r"\centering",
+        r"\setlength{\belowcaptionskip}{4pt}",
         rf"\caption{{{caption}}}",
         rf"\label{{tab:{name}}}",
-        rf"\begin{{tabular}}{{{columns}}}",
-        *body,
+        r"\small" if _characters(sheet) <= tex.PAGE else r"\footnotesize",
+        r"\setlength{\tabcolsep}{3pt}",
+        rf"\begin{{tabular}}{{{''.join(columns)}}}",
+        r"\toprule",
+        lines[0],
+        r"\midrule",
+        *lines[1:],
+        r"\bottomrule",
         r"\end{tabular}",
         r"\end{table}",
     ]
@@ -103,15 +110,6 @@ def page(sheet: Sheet) -> str:
 
 RENDERERS: dict[str, Callable[[Sheet], str]] = {"table": text, "markdown": markdown, "latex": latex}
 
-_TEX = {
-    "\\": r"\textbackslash{}",
-    "±": r"$\pm$",
-    "\n": " ",
-    "µ": r"\textmu{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-} | {mark: f"\\{mark}" for mark in "&%$#_{}"}
-
 
 def csv_cell(value: object) -> object:
     """Return a value for a CSV file such that a spreadsheet does not interpret a text as a formula."""
@@ -121,20 +119,25 @@ def csv_cell(value: object) -> object:
     return value
 
 
-def _tex(cell: str) -> str:
-    return "".join(_TEX.get(mark, mark) for mark in cell)
+def _tex_column(sheet: Sheet, column: int) -> str:
+    """Return the kind of a column: numbers to the right, texts to the left, long texts in lines of tex.WIDEST."""
+    if not sheet.is_text(column):
+        return "r"
+    longest = max((len(row[column]) for row in sheet.rows), default=0)
+    return "l" if longest <= tex.WIDEST else f"p{{{tex.WIDEST / 2:g}em}}"
 
 
-def _tex_number(cell: str) -> str:
-    """Return numbers of a cell with the signs of mathematics instead of hyphens."""
-    return re.sub(r"(?<![\w.])([-+])(?=\d)", r"$\1$", _tex(cell))
+def _characters(sheet: Sheet) -> int:
+    """Return about how many characters a row has in print, with those of the gaps."""
+    widths = [
+        max([*map(len, head.split("\n")), *(len(row[at]) for row in sheet.rows)])
+        for at, head in enumerate(sheet.headers)
+    ]
+    return sum(min(width, tex.WIDEST if sheet.is_text(at) else width) + 1 for at, width in enumerate(widths))
 
 
-def _tex_head(header: str, left: bool) -> str:
-    """Return a header whose lines are stacked, because one long line would widen its column."""
-    lines = [_tex(line) for line in header.split("\n")]
-    stack = r" \\ ".join(lines)
-    return stack if len(lines) == 1 else rf"\shortstack[{'l' if left else 'r'}]{{{stack}}}"
+def _tex_cell(cell: str, kind: str) -> str:
+    return {"r": tex.number, "l": tex.escaped}.get(kind, tex.wrapped)(cell)
 
 
 def _mark(cell: str) -> str:

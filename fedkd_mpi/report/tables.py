@@ -14,7 +14,7 @@ from fedkd_mpi.report.names import Name, name
 from fedkd_mpi.report.runs import SCORES, Run, Target
 from fedkd_mpi.report.sheets import Sheet
 
-MOST_SETTINGS = 8  # columns of settings in a table
+MOST_SETTINGS = 8  # settings that a table shows or names
 SHORT = 7  # columns of the default table for print
 COMMON = ("task", "data.name", "partition.kind", "partition.alpha", "teacher.name", "student.name")
 LEGS = {"uplink": "uplink", "downlink": "downlink", "catchup": "catch-up"}
@@ -73,7 +73,9 @@ class Report:
         self, title: str, columns: Sequence[tuple[str, str, Sequence[Sequence[float]]]], form: str, note: str
     ) -> Sheet:
         """Return the table of (header, kind, values by group), after the columns that name a run."""
-        named = self.sheet(title, self.labels, form)
+        # In print, a column is left out sooner than a table is wider than its page.
+        labels = self.short_labels[: max(1, SHORT - len(columns))] if form == "latex" else self.labels
+        named = self.sheet(title, labels, form)
         made = [spreads(header, of, values, form) for header, of, values in columns]
         cells = zip(*(cells for _, cells in made), strict=True) if made else ([] for _ in self.groups)
         lines = [[*row, *own] for row, own in zip(named.rows, cells, strict=True)]
@@ -94,7 +96,8 @@ def short(report: Report, form: str = "latex") -> Sheet:
     measures = measures[: SHORT - len(labels)]
     left_out = [key for key in report.names[0].settings if key not in labels]
     note = f"{_seeds(report)} {_same(report)}".strip()
-    note += f" Also different: {', '.join(left_out)}." if left_out else ""
+    more = f" and {len(left_out) - MOST_SETTINGS} more" if len(left_out) > MOST_SETTINGS else ""
+    note += f" Also different: {', '.join(left_out[:MOST_SETTINGS])}{more}." if left_out else ""
     order = sorted(measures, key=lambda key: not key.endswith("_last"))
     return report.sheet(f"Scores ({_metrics(report)}) and costs", [*labels, *order], form, note)
 

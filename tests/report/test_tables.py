@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,9 +15,10 @@ import h5py
 import numpy as np
 import pytest
 from made_logs import MB, a_round, write
+from mpirun import PATIENCE
 from scipy import stats
 
-from fedkd_mpi.report import columns
+from fedkd_mpi.report import columns, tex
 from fedkd_mpi.report.__main__ import main
 
 SEEDS = range(4)
@@ -179,6 +182,52 @@ def test_the_table_for_print_is_short_and_compiles(tmp_path, capsys):
             assert not re.search(r"(?<!\\)[%#_]", line)
             assert line.count("{") - line.count(r"\{") == line.count("}") - line.count(r"\}")
         assert table.count("$") % 2 == 0
+
+
+HOSTILE = [
+    "50% & a_b #1",
+    r"C:\new\x~y^2 {z} $5$ \end{table} \input{/etc/passwd}",
+    "µ-Größe ± né Ő č ß ≥ αΩ → \u2013 “q” …",
+    "שלום 模型 é\u0301 \u202e",
+    "[x] *y* / | -1 <a> -- --- ''b'' ?`",
+    "a" * 90,
+]
+
+
+def test_pdflatex_compiles_tables_of_any_text(tmp_path, capsys):
+    latex = shutil.which("pdflatex")
+    if latex is None:
+        pytest.skip("pdflatex is not installed: Debian's texlive-latex-recommended")
+    for number, name in enumerate(HOSTILE):
+        for seed in range(2):
+            settings = {"name": name, "seed": seed, "codec": name, "[k_%]": [number], "x": {name[:50]: number}}
+            write(tmp_path / f"{number}{seed}.h5", [a_round(0, 0.3 + seed / 9)], **settings)
+    options = ["--baseline", "50-a_b-1", "--network", "4g", "--energy", "--messages"]
+    text = printed(capsys, tmp_path, "--format", "latex", *options)
+    text += printed(capsys, tmp_path, "--format", "latex", "--columns", "codec,log,[k_%],seed,total_bytes")
+    whole = (
+        r"\documentclass{article}\usepackage{booktabs}\begin{document}\listoftables" + f"\n{text}\n\\end{{document}}\n"
+    )
+    (tmp_path / "x.tex").write_text(whole, encoding="utf-8")
+    for _ in range(2):  # the second time with the captions in the list of tables
+        command = [latex, "-interaction=nonstopmode", "-halt-on-error", "x.tex"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=PATIENCE)
+        assert done.returncode == 0, done.stdout[-2000:]
+    assert (tmp_path / "x.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_latex_says_what_a_text_says():
+    written = {
+        "a_b": r"a\_b",
+        "e\u0301ß": r"\'{e}\ss{}",
+        "\u22121 ± 2 µs": r"$-$1 $\pm$ 2 $\mu$s",
+        "--": "-{}-",
+        "[1]*": "{[}1]{*}",
+        "模": r"\uchar{模}{U+6A21}",
+        "Γδ": r"$\Gamma$$\delta$",
+    }
+    assert {text: tex.escaped(text) for text in written} == written
+    assert tex.number("-1 [+0.5, -2e-09] 2-3") == "$-$1 {[}$+$0.5, $-$2e-09] 2-3"
 
 
 def test_csv_cells_stay_in_their_columns_where_logs_differ(tmp_path, capsys):
