@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Protocol, cast
 
 import numpy as np
@@ -14,20 +14,50 @@ from fedkd_mpi.config.schema import Config
 from fedkd_mpi.config.sections import LocalConfig
 from fedkd_mpi.tasks import Examples, Task
 
+AT_ONCE = 16 * 2**20  # bytes of a client's samples as tensors on the CPU, above which batches are prepared one by one
+
+
+class Samples:
+    """The training samples of one client, from which batches are selected.
+
+    They are tensors on the device. Where these would be large and the device is the CPU, whose memory the raw samples
+    are in anyway, each batch is prepared for itself: its bits and its layout in memory are the same.
+    """
+
+    def __init__(self, task: Task, arrays: Mapping[str, np.ndarray], indices: np.ndarray, device: str):
+        self._task, self._arrays, self._indices, self._device = task, arrays, indices, device
+        self._whole: Examples | None = None
+        if device != "cpu" or len(indices) * self._bytes_of_one() <= AT_ONCE:
+            self._whole = task.prepare(arrays, indices, device)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def select(self, places: Tensor) -> Examples:
+        """Return the samples at these places, counted among the client's own."""
+        if self._whole is None:
+            examples = self._task.prepare(self._arrays, self._indices[places.numpy()], self._device)
+            places = torch.arange(len(places))
+        else:
+            examples, places = self._whole, places.to(self._device)
+        return {name: tensor.index_select(0, places) for name, tensor in examples.items()}
+
+    def _bytes_of_one(self) -> int:
+        one = self._task.prepare(self._arrays, self._indices[:1], self._device)
+        return sum(tensor.nbytes for tensor in one.values())
+
 
 class Batches:
-    """An iterator over the mini-batches of one client in one round, selected from tensors on the device.
+    """An iterator over the mini-batches of one client in one round.
 
     The order of samples and, with data.augment, the changes to them are drawn as the batches are requested: there may
     be too many to plan in advance. Its length is the number of all batches.
     """
 
-    def __init__(self, config: Config, task: Task, examples: Examples, round_index: int, client: int):
-        self._task, self._examples = task, examples
-        first = next(iter(examples.values()))
-        self._device = first.device
-        self._indices = batches(len(first), config.local, order_of(config, round_index, client))
-        self._per_epoch, self._full_per_epoch = per_epoch(len(first), config.local)
+    def __init__(self, config: Config, task: Task, samples: Samples, round_index: int, client: int):
+        self._task, self._samples = task, samples
+        self._indices = batches(len(samples), config.local, order_of(config, round_index, client))
+        self._per_epoch, self._full_per_epoch = per_epoch(len(samples), config.local)
         self._count = config.local.steps or (config.local.epochs or 0) * self._per_epoch
         augment = config.data.augment
         self._chance = generator(config.seed, "augmentation", round_index, client) if augment else None
@@ -39,8 +69,7 @@ class Batches:
         return self
 
     def __next__(self) -> Examples:
-        index = next(self._indices).to(self._device)
-        batch = {name: tensor.index_select(0, index) for name, tensor in self._examples.items()}
+        batch = self._samples.select(next(self._indices))
         return batch if self._chance is None else cast("_Augmenting", self._task).augment(batch, self._chance)
 
     @property

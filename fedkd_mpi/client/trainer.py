@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd_mpi.client.batches import Batches
+from fedkd_mpi.client.batches import Batches, Samples
 from fedkd_mpi.client.client import Client
 from fedkd_mpi.client.optimizer import Optimizer
 from fedkd_mpi.client.own_optimizer import optimizer_for
@@ -156,8 +156,8 @@ class LocalTrainer:
         return {name: tensor.clone() for name, tensor in client.tensors.items()} if skips else None
 
     def _batches(self, client: Client, round_index: int) -> Batches:
-        examples = self.task.prepare(self.arrays, client.train_indices, self.device)
-        return Batches(self.config, self.task, examples, round_index, client.id)
+        samples = Samples(self.task, self.arrays, client.train_indices, self.device)
+        return Batches(self.config, self.task, samples, round_index, client.id)
 
     def _load_private(self, client: Client) -> None:
         self.networks_for(client.id)

@@ -14,12 +14,13 @@ from torch.nn import functional
 from trainer import BATCH_NORM, LocalSetup, make
 
 from fedkd_mpi.client import batches as batches_module
-from fedkd_mpi.client.batches import Batches, batches, order_of
+from fedkd_mpi.client.batches import Batches, Samples, batches, order_of
 from fedkd_mpi.client.client import Client
 from fedkd_mpi.common.random_streams import generator
 from fedkd_mpi.config.load import load
 from fedkd_mpi.config.sections import LocalConfig
 from fedkd_mpi.errors import RunFault
+from fedkd_mpi.tasks.image_classification import ImageClassification
 
 
 def test_the_update_is_a_difference_and_the_replica_stays():
@@ -234,12 +235,53 @@ def test_steps_are_the_first_batches_of_as_many_epochs_as_it_takes(count: int, s
     assert all(map(torch.equal, some, many))
 
 
+class Numbers(ImageClassification):
+    """Samples that are prepared as they are."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def prepare(self, arrays: dict[str, np.ndarray], indices: np.ndarray, device: str) -> dict[str, torch.Tensor]:
+        self.asked.append(len(indices))
+        return {"x": torch.from_numpy(arrays["x"][indices])}
+
+
+def numbers(count: int) -> Samples:
+    return Samples(Numbers(), {"x": np.arange(count)}, np.arange(count), "cpu")
+
+
+@pytest.mark.parametrize("overrides", [[], ["data.augment=true"]], ids=["as they are", "augmented"])
+def test_samples_prepared_by_the_batch_have_the_bits_and_layout_of_those_prepared_at_once(monkeypatch, overrides):
+    config, draw = load(overrides=["local.batch_size=6", "local.epochs=2", *overrides]), np.random.default_rng(0)
+    arrays = {"x": draw.integers(0, 256, (60, 3, 8, 8), dtype=np.uint8), "y": np.arange(60) % 4}
+    meta = {"classes": list("abcd"), "scale": 1 / 255, "mean": [0.1, 0.5, 0.4], "std": [0.4, 0.3, 0.2]}
+    task, own, found = ImageClassification(meta, arrays), np.arange(3, 60, 2), []
+    for most in (2**20, 0):
+        monkeypatch.setattr(batches_module, "AT_ONCE", most)
+        found.append(list(Batches(config, task, Samples(task, arrays, own, "cpu"), 1, 2)))
+    assert len(found[0]) == 2 * 5
+    for whole, by_batch in zip(*found, strict=True):
+        assert whole.keys() == by_batch.keys()
+        for name, tensor in whole.items():
+            assert torch.equal(tensor, by_batch[name])
+            assert tensor.stride() == by_batch[name].stride()
+
+
+def test_of_many_samples_no_more_than_a_batch_is_prepared(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(batches_module, "AT_ONCE", 100)
+    for count, due in ((12, [1, 12]), (13, [1, 5, 5, 3])):  # 8 bytes each
+        task, config = Numbers(), load(overrides=["local.batch_size=5", "local.epochs=1"])
+        samples = Samples(task, {"x": np.arange(count)}, np.arange(count), "cpu")
+        list(Batches(config, task, samples, 0, 0))
+        assert task.asked == due
+
+
 @given(st.integers(1, 40), st.integers(1, 12), st.sampled_from(["epochs", "steps"]), st.integers(1, 20), st.booleans())
 def test_batches_are_counted_without_a_list_of_them(count: int, size: int, key: str, number: int, drop_last: bool):
     config = load(overrides=["local.epochs=null", f"local.{key}={number}", f"local.batch_size={size}"])
     config = config.model_copy(update={"local": config.local.model_copy(update={"drop_last": drop_last})})
     due = [index.tolist() for index in batches(count, config.local, order_of(config, 0, 0))]
-    found = Batches(config, make().task, {"x": torch.arange(count)}, 0, 0)
+    found = Batches(config, make().task, numbers(count), 0, 0)
     assert [found.is_full(step) for step in range(len(found))] == [len(index) == size for index in due]
     assert found.full == sum(len(index) == size for index in due)
     assert [batch["x"].tolist() for batch in found] == due
@@ -255,7 +297,7 @@ def test_the_order_of_samples_is_drawn_as_batches_are_requested(monkeypatch: pyt
     drawn: list[int] = []
     monkeypatch.setattr(batches_module, "order_of", lambda *_: OneOrder())
     config = load(overrides=["local.epochs=null", "local.steps=1000000000", "local.batch_size=2"])
-    found = Batches(config, make().task, {"x": torch.arange(4)}, 0, 0)
+    found = Batches(config, make().task, numbers(4), 0, 0)
     assert (len(found), found.full) == (10**9, 10**9)
     assert [next(found)["x"].tolist() for _ in range(2)] == [[0, 1], [2, 3]]
 
