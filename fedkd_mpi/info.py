@@ -2,6 +2,7 @@
 
 python -m fedkd_mpi.info                 which versions, MPI library, GPUs, cores and data sets there are
 python -m fedkd_mpi.info runs/a.h5       attributes, status and configuration of a run; needs neither MPI nor torch
+python -m fedkd_mpi.info runs/a.h5 --ended $?          for job scripts: exit code 75 if the run is to be started again
 """
 
 from __future__ import annotations
@@ -10,16 +11,20 @@ import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from fedkd_mpi import __version__
 from fedkd_mpi.common import yaml_loader
-from fedkd_mpi.common.command_line import add_json, json_text
+from fedkd_mpi.common.command_line import add_json, count, json_text
+from fedkd_mpi.common.console import say
 from fedkd_mpi.common.units import bytes_text
 from fedkd_mpi.communication.launch import LaunchedParser, launched, launcher, leave, mpi_library
+from fedkd_mpi.costlog.files import real
 from fedkd_mpi.errors import UserError, plain
+from fedkd_mpi.fault_tolerance import ending
 
 PACKAGES = ("torch", "numpy", "h5py", "mpi4py")
 
@@ -144,16 +149,62 @@ def _lines(rows: dict[str, str]) -> str:
     return "\n".join(f"{name:{width}}  {plain(text)}" for name, text in rows.items())
 
 
+def await_launcher(log: Path, pid: int) -> None:
+    """Return when the process `pid`, which launched the run of `log`, has ended; it is ended if it outlives the run."""
+
+    def alive() -> bool:
+        with suppress(ProcessLookupError):
+            os.kill(pid, 0)
+            return True
+        return False
+
+    def end(number: int) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+    ending.await_launcher(ending.Watch(log), alive, end)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Print what is asked and return the exit code; only rank 0 prints."""
     parser = LaunchedParser("info", "Print versions, hardware and data of this machine, or what a log says of its run.")
     parser.add_argument("log", nargs="?", type=Path, metavar="LOG", help="the log of a run, of any status")
     add_json(parser)
+    script = parser.add_argument_group("for job scripts, with LOG")
+    script.add_argument(
+        "--ended",
+        type=count(0, 255),
+        metavar="CODE",
+        help="say how the run ended whose launcher returned CODE: exit code 0 completed, 75 stopped or to be started "
+        "again, 1 given up, 2 refused",
+    )
+    script.add_argument(
+        "--restarts",
+        type=count(0, 10**6),
+        default=ending.MOST_RESTARTS,
+        metavar="N",
+        help="with --ended: give up after more than N launches without a further round (default %(default)s)",
+    )
+    script.add_argument(
+        "--await-launcher",
+        type=count(2, 2**31),
+        metavar="PID",
+        help="wait for a launcher, and end it if it outlives its run by a minute",
+    )
     chosen = parser.parse_args(argv)
+    if chosen.log is None and (chosen.ended is not None or chosen.await_launcher):
+        parser.error("--ended and --await-launcher need the LOG")
     started = {"mode": "fedkd info", "LOG": str(chosen.log)}
     if launched()[0]:
         leave(0, "", started)
     try:
+        if chosen.await_launcher:
+            await_launcher(real(chosen.log), chosen.await_launcher)
+            return 0
+        if chosen.ended is not None:
+            found = ending.judge(real(chosen.log), chosen.ended, chosen.restarts)
+            say(f"fedkd_mpi: {found.text}")
+            return found.code
         facts = of_log(chosen.log) if chosen.log else machine()
     except UserError as error:
         leave(2, f"fedkd_mpi: {error}")

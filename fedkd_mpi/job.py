@@ -41,6 +41,7 @@ SCRIPT = Template(r"""#!/usr/bin/env bash
 # Edit before the first use: partition and account, the time, the lines of "your cluster" below.
 # Before the time is over the run stops after a round with a checkpoint (exit code 75), and the job requeues itself
 # and continues from there. A time limit shorter than the run is fine, if it is long enough for some rounds.
+# A run that was cut off (a node or a rank died) is requeued too, but not after three starts without a further round.
 $cluster
 #SBATCH --job-name=$name
 $resources
@@ -79,6 +80,7 @@ esac
 if [ -e "$$log" ]; then what=(--resume "$$log" --trust-log); else what=("$${run[@]}" --output "$$log" "$$@"); fi
 "$${launch[@]}" "$${PYTHON[@]}" -m fedkd_mpi.run "$${what[@]}" &
 step=$$!
+"$${PYTHON[@]}" -m fedkd_mpi.info "$$log" --await-launcher "$$step" &   # mpirun waits for ever for a node that is gone
 wait "$$step"
 code=$$?
 while kill -0 "$$step" 2>/dev/null; do
@@ -87,6 +89,9 @@ while kill -0 "$$step" 2>/dev/null; do
 done
 
 rm -f "$$log.stop"
+# The log says how the run ended: a launcher returns 0 when it has lost a node, and 137 when one rank was killed.
+"$${PYTHON[@]}" -m fedkd_mpi.info "$$log" --ended "$$code" --restarts 3
+code=$$?
 state=$$(squeue --noheader --format=%T --jobs="$$SLURM_JOB_ID")   # not RUNNING after scancel
 if [ "$$code" = 75 ] && [ -z "$${cancelled:-}" ] && [ "$${state:-RUNNING}" = RUNNING ] && [ ! -e runs/STOP ]; then
     scontrol requeue "$$SLURM_JOB_ID"

@@ -21,12 +21,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from fedkd_mpi.common.command_line import add_json
+from fedkd_mpi.common.command_line import add_json, count
 from fedkd_mpi.common.console import open_standard_streams, say
-from fedkd_mpi.communication.launch import LaunchedParser, end_job_on_exceptions, launched, leave
+from fedkd_mpi.communication.launch import LaunchedParser, end_job_on_exceptions, launched, launcher, leave
 from fedkd_mpi.config import explain, pairs
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.errors import UserError
+from fedkd_mpi.fault_tolerance.ending import MOST_RESTARTS
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -47,6 +48,15 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--save-partition", type=Path, metavar="FILE", help="write who holds what, as partition.kind=file reads it"
     )
+    parser.add_argument(
+        "--supervise", metavar="LAUNCHER", help="start the run with e.g. 'mpirun -n 33', again whenever it is cut off"
+    )
+    parser.add_argument(
+        "--restarts",
+        type=count(0, 10**6),
+        metavar="N",
+        help=f"with --supervise: give up after more than N launches without a further round (default {MOST_RESTARTS})",
+    )
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--print-config", action="store_true", help="print the resolved configuration, explained")
     action.add_argument(
@@ -66,6 +76,12 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--resume takes configuration and output from the log: omit --config, --output, --overwrite")
     if chosen.resume and chosen.save_partition:
         parser.error("--save-partition belongs to a new run, or to --dry-run")
+    if chosen.supervise is not None and (chosen.print_config or chosen.print_schema or chosen.dry_run):
+        parser.error("--supervise starts a run: omit --print-config, --print-schema, --dry-run")
+    if chosen.supervise is not None and launcher():
+        parser.error(f"--supervise starts the launcher itself, but {launcher()} started this process")
+    if chosen.restarts is not None and chosen.supervise is None:
+        parser.error("--restarts belongs to --supervise")
     if chosen.trust_log and not (chosen.resume or chosen.config):
         parser.error("--trust-log belongs to --resume LOG or --config LOG")
     return chosen
@@ -91,6 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             portable_bits.enter()
     except UserError as error:
         leave(2, f"fedkd_mpi: {error}")
+    if chosen.supervise is not None:
+        return supervise(config, chosen)
     if chosen.print_config or chosen.dry_run:
         early_signals.let_go()
     if chosen.print_config:
@@ -112,6 +130,17 @@ def configuration_of(chosen: argparse.Namespace) -> Config:
         return resumed(chosen.resume, chosen.overrides, trusted=chosen.trust_log)
     except Completed as done:
         leave(0, f"fedkd_mpi: {done}", {"mode": f"--resume {chosen.resume}, which is completed"})
+
+
+def supervise(config: Config, chosen: argparse.Namespace) -> int:
+    """Launch the run, again whenever it is cut off, and return the exit code."""
+    from fedkd_mpi.simulation.supervisor import supervise
+
+    restarts = MOST_RESTARTS if chosen.restarts is None else chosen.restarts
+    try:
+        return supervise(config, chosen, restarts)
+    except UserError as error:
+        leave(2, f"fedkd_mpi: {error}")
 
 
 def started(config: Config, chosen: argparse.Namespace, mode: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ import fcntl
 import os
 import socket
 import stat
+import struct
 from contextlib import suppress
 from errno import EACCES, EAGAIN, EISDIR, ELOOP, ENXIO
 from pathlib import Path
@@ -14,6 +15,7 @@ from fedkd_mpi.common.console import say
 from fedkd_mpi.errors import UserError
 
 LONGEST = 4096  # bytes of a lock file at most; it contains the name of a process
+FLOCK = "hhlli"  # struct flock of 64-bit Linux: type, whence, start, length, process
 TRIES = 1000  # names tried for a new log
 
 
@@ -31,6 +33,24 @@ def reserve(log: Path) -> Lock:
                 return lock
             lock.release()
     return Lock(log)  # its take() raises the error
+
+
+def held(log: Path) -> bool:
+    """Return whether another process, here or on another node, holds the lock of a log; False if there are no locks.
+
+    It asks without taking the lock, which a run that starts meanwhile would find taken.
+    """
+    try:
+        descriptor = os.open(Path(f"{log}.lock"), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        asked = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        return bool(struct.unpack(FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))[0] != fcntl.F_UNLCK)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
 
 
 class HeldError(UserError):

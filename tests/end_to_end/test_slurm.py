@@ -98,17 +98,15 @@ def test_a_cancelled_job_leaves_a_checkpoint_and_does_not_come_back(slurm: Slurm
     assert "stopped after" in found["events"]["message"][-1]
 
 
-def test_a_killed_job_starts_again_on_the_same_node(slurm: Slurm, timed: int) -> None:
-    if reason := slurm.lacks("pmi2"):
-        pytest.skip(reason)
-    job = slurm.submit(*ONE_NODE, JOBS / "cpu.slurm", *SMALL, "rounds=30", env=environment("pmi2"))
+def test_a_job_whose_ranks_are_killed_requeues_itself_and_goes_on(slurm: Slurm, timed: int, launcher: str) -> None:
+    job = slurm.submit(*ONE_NODE, JOBS / "cpu.slurm", *SMALL, "rounds=30", env=environment(launcher))
     log = slurm.work / f"runs/digits-{job}.h5"
     slurm.until(lambda: rounds_in(log) > 2, lambda: slurm.output(job))
     for pid in slurm.pids_of(job):
         kill(pid, signal.SIGKILL)
-    assert slurm.wait(job, *ENDED)["JobState"] == "FAILED", slurm.output(job)
-    slurm.call("scontrol", "requeue", str(job))
-    assert slurm.wait(job, *ENDED)["JobState"] == "COMPLETED", slurm.output(job)
+    fields = slurm.wait(job, *ENDED)
+    assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "1"), slurm.output(job)
+    assert "was cut off after round" in slurm.output(job)
     assert "continues with round" in slurm.output(job)
     assert len(costlog.read(log)["rounds"]["round"]) == 30
 

@@ -81,6 +81,15 @@ class Apart(Base):
         self.state["all"]["steps"] = 1
 
 
+class Failing(Base):
+    """Fails in its 30th step."""
+
+    def move(self, group: dict[str, Any], parameter: torch.Tensor, state: dict[str, Any]) -> None:
+        super().move(group, parameter, state)
+        if state["count"] == 30:
+            raise ZeroDivisionError("no such thing")
+
+
 class Broken(Base):
     """Fails in its first step."""
 

@@ -92,9 +92,17 @@ class Job:
                 continue
             rank = next((environment[name] for name in RANKS if name in environment), None)
             ours = environment.get("FEDKD_TEST_JOB") == self.mark and command[0] == sys.executable
-            if ours and state != "Z" and (rank is not None or int(entry.name) == self.process.pid):
-                found[int(rank or 0)] = int(entry.name)
+            if not ours or state == "Z":
+                continue
+            if rank is not None:
+                found[int(rank)] = int(entry.name)
+            elif int(entry.name) == self.process.pid:
+                found.setdefault(0, self.process.pid)
         return found
+
+    def ranks(self) -> dict[int, int]:
+        """Return the live processes that a launcher started, by rank."""
+        return {rank: pid for rank, pid in self.pids().items() if pid != self.process.pid}
 
     def signal(self, rank: int, number: int) -> None:
         """Send a signal to the process of a rank."""

@@ -168,8 +168,10 @@ class Slurm:
     def pids_of(self, job: int) -> list[int]:
         """Return the ranks of a job."""
         listed = self.call("scontrol", "listpids", str(job)).splitlines()[1:]
-        pids = [int(line.split()[0]) for line in listed if line.split()[2] not in ("batch", "extern")]
-        return [pid for pid in pids if b"fedkd_mpi.run" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        pids = [int(line.split()[0]) for line in listed if line.split()[2] != "extern"]
+        commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in pids if pid > 0}
+        run = [b"-m", b"fedkd_mpi.run"]
+        return [pid for pid, words in commands.items() if words[0].endswith(b"python") and words[1:3] == run]
 
     def output(self, job: int | str) -> str:
         """Return what a job has printed."""
