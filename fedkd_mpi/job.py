@@ -229,6 +229,8 @@ def arguments() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the script; returns the exit code."""
     chosen = arguments().parse_intermixed_args(argv)
+    if "=" in chosen.config and not Path(chosen.config).exists():  # KEY=VALUE alone, of the default configuration
+        chosen.config, chosen.overrides = "digits.yaml", [chosen.config, *chosen.overrides]
     try:
         text = write(chosen)
         if chosen.script:

@@ -171,6 +171,13 @@ def test_directives_and_modules_are_those_of_the_cluster():
     assert prepared(text, Path("/"))["MODULES"] == "load gcc/13.2 openmpi"
 
 
+def test_overrides_alone_are_those_of_the_default_configuration(in_process: Command):
+    named, alone = (in_process(main, *words, "rounds=3", "num_clients=4") for words in (["digits.yaml"], []))
+    assert alone == named
+    assert "rounds=3" in alone[1]
+    assert in_process(main, "nowhere.yaml")[0] == 2
+
+
 def test_a_profile_is_merged_so_that_writing_a_script_again_loses_nothing(
     in_process: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
