@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fedkd_mpi.config.schema import Config
 
 LIBRARIES = ("torch", "numpy", "h5py", "mpi4py")
+OF_NETWORKS = {"torchvision": "torchvision", "hf": "transformers", "bert": "transformers"}  # by model family
 
 
 def require_same_data(world: World, arrays: Mapping[str, np.ndarray], meta: Any) -> None:
@@ -41,7 +42,7 @@ def start(config: Config, options: Mapping[str, Any], mode: str) -> dict[str, st
     """Return the texts, by key, of everything that this process was started with.
 
     `mode` is the kind of run (new or resumed), `options` are those of the command line. The others are the
-    configuration, this package, the user's own parts, and the libraries that affect results.
+    configuration, this package, the user's own parts, files of weights, and the libraries that affect results.
     """
     values = flat(config.model_dump(mode="json"))
     texts = {"mode": mode, **{key: json.dumps(value) for key, value in values.items()}}
@@ -51,9 +52,21 @@ def start(config: Config, options: Mapping[str, Any], mode: str) -> dict[str, st
         if isinstance(value, str) and (file := own_part(value)):
             texts[f"source of {value}"] = digest_of(file)
     texts["Python"] = platform.python_version()
-    for name in LIBRARIES:
-        texts[name] = metadata.version(name)
+    networks = [config.student, *config.architectures]
+    for name in (*LIBRARIES, *(OF_NETWORKS[network.name] for network in networks if network.name in OF_NETWORKS)):
+        texts[name] = _version(name)
+    weights = [network.options().get("weights") for network in networks if network.name == "torchvision"]
+    for path in filter(None, weights):
+        file = Path(path).expanduser()
+        texts[f"file {path}"] = digest_of(file) if file.is_file() else "missing"
     return texts
+
+
+def _version(library: str) -> str:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:  # which is told when it is imported
+        return "not installed"
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:

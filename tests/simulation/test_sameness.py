@@ -124,3 +124,16 @@ def test_what_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     first, second = seen
     assert {key for key in first if first[key] != second[key]} == {"source of own.part:Digits"}
     assert {"seed", "compression.t_end", "fedkd_mpi", "Python", "torch", "numpy", "h5py", "mpi4py"} <= set(first)
+
+
+def test_files_of_weights_and_libraries_of_networks_are_compared(tmp_path: Path) -> None:
+    file, seen = tmp_path / "w.safetensors", []
+    network = f"{{name: torchvision:resnet18, weights: {file}, learning_rate: 0.1}}"
+    config = load(overrides=[f"teacher={network}"])
+    for content in ("one", "two"):
+        file.write_text(content)
+        seen.append(sameness.start(config, {}, "a new run"))
+    first, second = seen
+    assert {key for key in first if first[key] != second[key]} == {f"file {file}"}
+    assert "torchvision" in first
+    assert "torchvision" not in sameness.start(load(), {}, "a new run")
