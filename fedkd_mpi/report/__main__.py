@@ -9,17 +9,21 @@ python -m fedkd_mpi.report --diff a.h5 b.h5                        what differs,
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedkd_mpi.common.command_line import Parser
-from fedkd_mpi.common.console import say, tell
+from fedkd_mpi.common.console import Lenient, say, tell
 from fedkd_mpi.errors import UserError, plain, shown
 from fedkd_mpi.report import baseline, energy, exact, links, messages, names, network, pareto, runs, sheets, tables
 from fedkd_mpi.report.canvas import KINDS
 from fedkd_mpi.report.runs import SCORES, Target
+
+SILENT_SECONDS = 1.0  # of reading, after which a terminal shows how far it has come
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -125,7 +129,7 @@ def report(chosen: argparse.Namespace) -> int:
     thresholds = energy.thresholds(chosen.energy) if chosen.energy else []
     if chosen.diff and len(paths) != 2:
         raise UserError(f"--diff compares two logs, not {len(paths)}: name two logs")
-    found, problems = runs.load(paths if chosen.diff else _distinct(paths), target)
+    found, problems = runs.load(_watched(paths if chosen.diff else _distinct(paths)), target)
     for problem in problems:
         _complain(problem)
     if not found or (chosen.diff and len(found) < 2):
@@ -196,6 +200,21 @@ def _draw(
     else:
         figures = plots.overview(whole.groups, whole.target)
         write_page({name: canvas.render(figure, "svg") for name, figure in figures.items()})
+
+
+def _watched(paths: Sequence[Path]) -> Iterator[Path]:
+    """Yield paths; on a terminal a line says which log is read, once this has taken a second."""
+    stream, began, written = Lenient(), time.monotonic(), False
+    watched = stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    for number, path in enumerate(paths, 1):
+        if watched and time.monotonic() - began > SILENT_SECONDS:
+            written = True
+            stream.write(f"\r\x1b[Kreading log {number} of {len(paths)}: {plain(path.name, 30)}")
+            stream.flush()
+        yield path
+    if written:
+        stream.write("\r\x1b[K")
+        stream.flush()
 
 
 def _kinds(text: str | None) -> list[str]:

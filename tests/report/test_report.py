@@ -72,6 +72,17 @@ def test_seeds_of_one_configuration_are_one_row_of_mean_and_deviation(tmp_path, 
     assert [line.split()[0] for line in first.splitlines()[4:6]] == ["made-up", "other"]
 
 
+@pytest.mark.parametrize("kind", ["xterm", "dumb"])
+def test_a_terminal_shows_which_log_is_read_and_nothing_of_it_stays(tmp_path, capsys, monkeypatch, kind):
+    paths = [str(write(tmp_path / f"{seed}.h5", [a_round(0)], seed=seed)) for seed in (1, 2)]
+    monkeypatch.setenv("TERM", kind)
+    monkeypatch.setattr("fedkd_mpi.common.console.Lenient.isatty", lambda self: True)
+    monkeypatch.setattr("fedkd_mpi.report.__main__.SILENT_SECONDS", -1.0)
+    assert main(paths) == 0
+    lines = "\r\x1b[Kreading log 1 of 2: 1.h5\r\x1b[Kreading log 2 of 2: 2.h5\r\x1b[K"
+    assert capsys.readouterr().err == (lines if kind == "xterm" else "")
+
+
 def test_what_cannot_be_read_has_its_own_line_and_the_rest_is_reported(tmp_path, capsys):
     good = write(tmp_path / "good.h5", [a_round(0), a_round(1)])
     running = write(tmp_path / "running.h5", [a_round(0)], status=None, rounds=9, name="still")
