@@ -26,7 +26,7 @@ from fedkd_mpi.common.console import open_standard_streams, say
 from fedkd_mpi.communication.launch import LaunchedParser, end_job_on_exceptions, launched, launcher, leave
 from fedkd_mpi.config import explain, pairs
 from fedkd_mpi.config.schema import Config
-from fedkd_mpi.errors import UserError
+from fedkd_mpi.errors import RunFault, UserError
 from fedkd_mpi.fault_tolerance.ending import MOST_RESTARTS
 
 
@@ -164,6 +164,8 @@ def dry_run(config: Config, chosen: argparse.Namespace) -> NoReturn:
             text = forecast(config, world_size, chosen.save_partition, chosen.overwrite, as_json=chosen.json)
         except UserError as error:
             leave(2, f"fedkd_mpi: {error}")
+        except RunFault as fault:
+            leave(1, f"fedkd_mpi: --dry-run: {fault.location()}: {fault}")
     leave(0, text, started(config, chosen, "--dry-run"))
 
 

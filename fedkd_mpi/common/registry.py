@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fedkd_mpi.errors import UserError, one_line
+from fedkd_mpi.errors import UserError, one_line, shown
 
 
 class Kind(NamedTuple):
@@ -61,9 +61,11 @@ def require_known(name: str, known: Collection[str], key: str) -> None:
     """Raise UserError naming the key and the nearest known name if `name` is neither known nor a dotted path."""
     if name in known or ":" in name:
         return
+    if not known:
+        raise UserError(f"{key}={shown(name)} must name your own, as package.module:Name")
     near = nearest(name, list(known))
     hint = f"did you mean {near}?" if near else f"known are {', '.join(known)}."
-    raise UserError(f"{key}={name} is unknown; {hint} Name an own one as package.module:Name")
+    raise UserError(f"{key}={shown(name)} is unknown; {hint} Name an own one as package.module:Name")
 
 
 def known_or_own(name: str, known: Sequence[str]) -> str:

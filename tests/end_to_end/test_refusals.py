@@ -71,6 +71,7 @@ def test_malformed_data_are_refused(command: Command, tmp_path: Path, changed: d
         (["num_clients=150", "partition.min_samples=9"], "partition"),
         (["compression.codec=swd"], "compression.codec=swd is unknown; did you mean svd?"),
         (["task=images"], "task=images is unknown"),
+        (["compression.schedule=x"], "compression.schedule=x must name your own, as package.module:Name"),
         (["device=cuda:7"], "device=cuda:7, but "),
         (["student.hidden=[]"], "the student has no hidden layers; set distillation.hidden=false"),
         (["distillation.shared_map=true", "teacher.hidden=[16,12]", "student.hidden=[8,4]"], "distillation.shared_map"),
@@ -109,3 +110,11 @@ def test_processes_that_do_not_see_one_another_are_refused(tmp_path: Path):
     assert "fedkd_mpi: srun started 4 processes, but " in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("key", ["teacher.learning_rate", "optimizer.weight_decay"])
+def test_a_dry_run_that_diverges_says_so_in_one_line(command: Command, key: str):
+    words = "round 1, client 0, layer teacher.layers.0.weight: the private state (teacher and W_h) is not finite"
+    code, out, err = command(f"{key}=9000000000000000000", "--dry-run")
+    assert (code, out, len(err.splitlines())) == (1, "", 1), err
+    assert f"--dry-run: {words}" in err
