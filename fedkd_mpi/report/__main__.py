@@ -9,6 +9,7 @@ python -m fedkd_mpi.report --diff a.h5 b.h5                        what differs,
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import time
@@ -44,24 +45,30 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--columns",
+        type=_text,
         metavar="KEY,KEY,...",
         help="one table of these columns in this order: run, settings such as codec, columns of csv",
     )
     parser.add_argument(
         "--baseline",
+        type=_text,
         metavar="RUN",
         help="differences to this run, paired by seed, with 95 %% intervals: an id of the tables or a name",
     )
     parser.add_argument("--json", action="store_const", const="json", dest="format", help="the same as --format json")
     parser.add_argument(
-        "--target", type=float, metavar="VALUE", help="count bytes, rounds and time until the score reaches this value"
+        "--target",
+        type=_finite,
+        metavar="VALUE",
+        help="count bytes, rounds and time until the score reaches this value",
     )
     parser.add_argument(
         "--score", choices=SCORES, default="global_student", help="score for --target (default global_student)"
     )
-    parser.add_argument("--metric", help="metric of all scores (default the first in each log)")
+    parser.add_argument("--metric", type=_text, help="metric of all scores (default the first in each log)")
     parser.add_argument(
         "--network",
+        type=_text,
         action="append",
         default=[],
         metavar="PROFILE",
@@ -69,6 +76,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--energy",
+        type=_text,
         nargs="?",
         const="0.9,0.95,0.98,0.99,0.999",
         metavar="T,T,...",
@@ -79,20 +87,21 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="messages by size with effective bandwidth and waiting, and stragglers by MPI rank and client",
     )
-    parser.add_argument("--plot", type=Path, metavar="DIR", help="write the plots to this folder")
+    parser.add_argument("--plot", type=_path, metavar="DIR", help="write the plots to this folder")
     parser.add_argument(
         "--formats",
+        type=_text,
         metavar="KIND,KIND,...",
         help="formats of the plots, of png, svg and pdf (default: all for those of all runs together; png,pdf for those"
         " of one run)",
     )
     parser.add_argument(
         "--tensorboard",
-        type=Path,
+        type=_path,
         metavar="DIR",
         help="write scores, bytes, ranks and seconds as events for TensorBoard",
     )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained interactive page")
+    parser.add_argument("--html", type=_path, metavar="FILE", help="write one self-contained interactive page")
     parser.add_argument(
         "--diff",
         action="store_true",
@@ -124,7 +133,7 @@ def report(chosen: argparse.Namespace) -> int:
             raise UserError("--follow shows one log: name a single log")
         follow(paths[0])
         return 0
-    target, kinds = Target(chosen.target, chosen.score, chosen.metric), _kinds(chosen.formats)
+    target, kinds = Target(chosen.target, chosen.score, chosen.metric), _kinds(chosen)
     profiles = [links.find(name) for name in chosen.network]
     thresholds = energy.thresholds(chosen.energy) if chosen.energy else []
     if chosen.diff and len(paths) != 2:
@@ -140,7 +149,7 @@ def report(chosen: argparse.Namespace) -> int:
         tell(difference.write(found[0], found[1], chosen.format))
         return 0
     whole = tables.Report(runs.groups(found), target)
-    keys = [key.strip() for key in chosen.columns.split(",")] if chosen.columns else []
+    keys = _listed("--columns", chosen.columns)
     base = names.find(whole.names, chosen.baseline, "--baseline") if chosen.baseline else None
     differences = [] if base is None else baseline.differences(whole, base)
     replays = [(profile, {run.path: network.replay(run, profile, target) for run in found}) for profile in profiles]
@@ -217,13 +226,44 @@ def _watched(paths: Sequence[Path]) -> Iterator[Path]:
         stream.flush()
 
 
-def _kinds(text: str | None) -> list[str]:
+def _kinds(chosen: argparse.Namespace) -> list[str]:
     """Return the kinds of files of --formats, [] for the default; raises UserError."""
-    kinds = [kind.strip().lower() for kind in text.split(",")] if text is not None else []
+    kinds = [kind.lower() for kind in _listed("--formats", chosen.formats)]
+    if kinds and not chosen.plot:
+        raise UserError("--formats chooses the files of --plot DIR: give it too")
     for kind in kinds:
         if kind not in KINDS:
             raise UserError(f"--formats {shown(kind)} is unknown: give some of {','.join(KINDS)}")
     return list(dict.fromkeys(kinds))
+
+
+def _listed(option: str, text: str | None) -> list[str]:
+    """Return the names of an option that are separated by commas; raises UserError."""
+    names = [part.strip() for part in text.split(",")] if text else []
+    if not all(names):
+        raise UserError(f"{option} {shown(text)}: a name is missing before or after a comma")
+    return names
+
+
+def _text(text: str) -> str:
+    """Return a text; an empty one comes from a variable of the shell that is not set."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty")
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_text(text))
+
+
+def _finite(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text} is no finite number")
+    return value
 
 
 def _by_id(whole: tables.Report, differences: Sequence[Mapping[str, baseline.Difference]]) -> dict[str, Any]:

@@ -184,6 +184,65 @@ def test_the_table_for_print_is_short_and_compiles(tmp_path, capsys):
         assert table.count("$") % 2 == 0
 
 
+def test_every_output_has_the_bytes_of_a_log_with_catch_up(tmp_path, capsys):
+    made = []
+    for number in range(3):
+        rounds, *others = a_round(number, up=(1_234_500 + number, 89), down=765_400 + number)
+        made.append((rounds | {"catchup_bytes": 70_001 + number}, *others))
+    path = write(tmp_path / "a.h5", made)
+    with h5py.File(path) as file:
+        legs = {leg: int(file[f"rounds/{leg}_bytes"][:].sum()) for leg in ("uplink", "downlink", "catchup")}
+        assert legs["uplink"] == file["uplink/bytes"][:].sum()
+        assert legs["downlink"] == (file["downlink/bytes"][:] * file["rounds/cohort_size"][:]).sum()
+    total = sum(legs.values())
+    assert total == sums(path) + 3 * 70_001 + 3
+    (row,) = json.loads(printed(capsys, path, "--json"))["runs"]
+    (line,) = csv.DictReader(io.StringIO(printed(capsys, path, "--format", "csv")))
+    for found in (row, line):
+        assert int(found["total_bytes"]) == total
+        assert float(found["bytes_per_client"]) == total / 2
+        assert {leg: int(found[f"{leg}_bytes"]) for leg in legs} == legs
+    columns = ",".join(f"{leg}_bytes" for leg in legs) + ",total_bytes"
+    cells = cells_of(printed(capsys, path, "--format", "markdown", "--columns", columns).splitlines()[4])
+    assert [int(cell) for cell in cells] == [*legs.values(), total]
+    assert f" {total / 1e6:.4g} " in printed(capsys, path).split("\n\n")[1].splitlines()[-2] + " "
+    assert rf"& {total / 2e6:.3g} &" in printed(capsys, path, "--format", "latex")
+    (found,) = json.loads(printed(capsys, path, "--messages", "--json"))["messages"].values()
+    for leg in ("uplink", "downlink"):
+        assert sum(each["total_bytes"] for each in found["messages"] if each["leg"] == leg) == legs[leg]
+
+
+@pytest.mark.parametrize(
+    "option", ["--columns", "--baseline", "--plot", "--html", "--tensorboard", "--network", "--metric"]
+)
+def test_an_option_without_its_value_is_refused(tmp_path, capsys, monkeypatch, option):
+    path = write(tmp_path / "a.h5", [a_round(0)])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):  # as `--plot "$DIR"` with a variable that is not set
+        main([str(path), option, ""])
+    assert f"argument {option}: is empty" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.h5"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--columns", "run,,seed"], "a name is missing"),
+        (["--formats", "svg"], "give it too"),
+        (["--baseline", "none"], "is no run of this report: the ids of the runs are made-up"),
+        (["--plot", "a.h5"], "cannot write the plots to a.h5: File exists"),
+        (["--html", "."], "cannot write --html .: Is a directory"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(tmp_path, capsys, monkeypatch, given, message):
+    write(tmp_path / "a.h5", [a_round(0)])
+    monkeypatch.chdir(tmp_path)
+    assert main(["a.h5", *given]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert [path.name for path in tmp_path.iterdir()] == ["a.h5"]
+
+
 HOSTILE = [
     "50% & a_b #1",
     r"C:\new\x~y^2 {z} $5$ \end{table} \input{/etc/passwd}",
