@@ -45,7 +45,8 @@ def clients(run: Run, *heading: str) -> Figure:
         for axes in grid[2]:
             axes.set(xlabel="round", ylabel="client")
             canvas.whole(axes.yaxis)
-    for axes in (grid[1, 0], grid[1, 1]):
+    bars = [grid[1, 0], grid[1, 1], *([] if "label_histogram" in held else [grid[0, 0]])]
+    for axes in bars:
         axes.set_xlim(-0.8, max(run.clients - 0.2, 1.8))  # one client is a bar, not a wall
         canvas.whole(axes.xaxis)
     above = canvas.title(figure, *heading)
