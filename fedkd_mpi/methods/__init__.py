@@ -14,7 +14,7 @@ from fedkd_mpi.common.registry import resolve, subclass_of
 from fedkd_mpi.common.remembered import Kind
 from fedkd_mpi.config.methods import METHODS
 from fedkd_mpi.config.schema import Config
-from fedkd_mpi.models.options import FAMILIES
+from fedkd_mpi.models.options import FAMILIES, called
 from fedkd_mpi.models.state_file import start_from
 from fedkd_mpi.tasks import Examples, Task
 
@@ -52,7 +52,8 @@ class Method:
 
     def exchanged(self) -> str:
         """Return what is exchanged, for people: the name of the student's network."""
-        return self.config.network(self.role).name
+        network = self.config.network(self.role)
+        return called(network.name, network.options())
 
     def examine(self, student: nn.Module, batch: Examples) -> None:
         """Check the student on a batch before the first round; raises UserError. The default accepts everything."""

@@ -55,7 +55,7 @@ class LGFedAvg(Method):
 
     def exchanged(self) -> str:
         names = self.options["layers"] or ["the head"]
-        return f"{', '.join(names)} of {self.config.architectures[0].name}"
+        return f"{', '.join(names)} of {super().exchanged()}"
 
     def loss(self, private: nn.ModuleDict, student: nn.Module | None, batch: Examples) -> tuple[Tensor, Tensor, Tensor]:
         assert isinstance(student, nn.ModuleDict)  # the method exchanges one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
@@ -132,3 +133,8 @@ def spelled_out(network: Any) -> Any:
     if not (colon and value and family in SHORT):
         return network
     return {**network, "name": family, SHORT[family]: value}
+
+
+def called(name: str, options: Mapping[str, Any]) -> str:
+    """Return the name of a network for people: torchvision:resnet18 where the family alone does not say what it is."""
+    return f"{name}:{options[SHORT[name]]}" if SHORT.get(name) in options else name

@@ -24,6 +24,7 @@ from fedkd_mpi.communication.world import SingleProcessWorld
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.config.sections import LocalConfig
 from fedkd_mpi.datasets import partition_file
+from fedkd_mpi.models.options import called
 from fedkd_mpi.simulation.estimate import estimate
 from fedkd_mpi.simulation.session import write_partition
 from fedkd_mpi.simulation.setup import assign_clients, load_data, prepare
@@ -122,8 +123,8 @@ def _facts(config: Config, run: Simulation, world_size: int) -> dict[str, Any]:
         "training_samples": {"least": int(min(samples)), "most": int(max(samples)), "total": int(sum(samples))},
         "test_samples": run.test_size,
         "teachers": [
-            {"name": config.architectures[kind].name, "numbers": int(run.teacher_numbers[kind])}
-            for kind in range(_kinds(config))
+            {"name": called(network.name, network.options()), "numbers": int(numbers)}
+            for network, numbers in zip(config.architectures[: _kinds(config)], run.teacher_numbers, strict=False)
         ],
         "exchanged": _exchanged(config, run),
         "data_bytes": sum(

@@ -22,6 +22,7 @@ from fedkd_mpi.common.torch_streams import torch_scope
 from fedkd_mpi.config.load import load
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.export import main as export
+from fedkd_mpi.models.options import called
 from fedkd_mpi.run import main
 
 needs_torchvision = pytest.mark.skipif(not torchvision_stand_in.available, reason=torchvision_stand_in.HOW)
@@ -165,6 +166,8 @@ def test_short_names_are_those_of_the_options(command: Command):
     spelled = load(overrides=["teacher={name: torchvision, model: resnet18, learning_rate: 0.1}"])
     assert short.digest() == spelled.digest()
     assert load(overrides=["student={name: 'hf:/a/b-c', learning_rate: 0.1}"]).student.options()["path"] == "/a/b-c"
+    assert called("torchvision", short.teacher.options()) == "torchvision:resnet18"
+    assert called("mlp", short.student.options()) == "mlp"
     assert_refused(
         command("teacher={name: torchvision:resnet18, steem: small, learning_rate: 0.1}"),
         "unknown key teacher.steem; did you mean teacher.stem?",
