@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -254,8 +254,13 @@ class Config(Section):
 
     def identity(self) -> str:
         """Return the SHA-256 of what may not change while a run goes on: all but the number of rounds, and CARE."""
-        tree = {key: value for key, value in self.model_dump(mode="json").items() if key not in ("rounds", *CARE)}
-        return hashlib.sha256(yaml_loader.dump(tree).encode()).hexdigest()
+        return identity_of(self.model_dump(mode="json"))
+
+
+def identity_of(tree: Mapping[str, Any]) -> str:
+    """Return the identity of a resolved configuration as it was written, by a version with other keys perhaps."""
+    kept = {key: value for key, value in tree.items() if key not in ("rounds", *CARE)}
+    return hashlib.sha256(yaml_loader.dump(kept).encode()).hexdigest()
 
 
 def _class_means_problem(config: Config) -> str | None:

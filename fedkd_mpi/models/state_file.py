@@ -51,6 +51,10 @@ def read(path: Path, digest: str | None, key: str) -> dict[str, Tensor]:
     try:
         return load(data)
     except (SafetensorError, ValueError, KeyError) as error:
+        if data.startswith(b"\x89HDF"):
+            raise UserError(
+                f"{key}={shown(path)} is a log: python -m fedkd_mpi.export writes a network of it to a file"
+            ) from None
         line = " ".join(str(error).split())[:200]
         raise UserError(
             f"{key}={shown(path)} is no safetensors file ({line}); a state_dict becomes one with"

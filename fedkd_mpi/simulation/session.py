@@ -21,7 +21,7 @@ from fedkd_mpi.errors import UserError, shown
 from fedkd_mpi.fault_tolerance.checkpoint import Checkpoints
 from fedkd_mpi.fault_tolerance.manifest import Manifest
 from fedkd_mpi.fault_tolerance.stopping import STOP
-from fedkd_mpi.simulation import extension, provenance, saved_state
+from fedkd_mpi.simulation import extension, provenance, saved_state, trust
 from fedkd_mpi.simulation.best import BestRound
 from fedkd_mpi.simulation.early_stop import watched
 from fedkd_mpi.simulation.snapshot import restore
@@ -108,7 +108,7 @@ def resume(config: Config, world: World, output: Path, commits: Mapping[str, str
             return log.attrs, log.rounds_completed, training["client"][done], training["round"][done], before
 
     attrs, logged, clients, of_round, before = world.collectively(look)
-    owner = {"configuration": config.identity(), "started": attrs["started"]}
+    owner = {"configuration": trust.identity_in(attrs), "started": attrs["started"]}
     checkpoints = Checkpoints(output, owner, world)
     world.collectively(lambda: checkpoints.require_writable() if world.is_root else None)
     simulation = build(config, world)

@@ -112,7 +112,7 @@ def find(log: str | Path, which: Round = "last", *, trust_log: bool = False) -> 
             " (checkpoint.last and checkpoint.best say what is kept)"
         )
     manifest = manifests.read(path)
-    owner = {"configuration": config.identity(), "started": attrs["started"]}
+    owner = {"configuration": trust.identity_in(attrs), "started": attrs["started"]}
     if manifest.owner != owner:
         raise UserError(f"{path / manifests.FILE} belongs to another run than {log}")
     return Source(log, attrs, config, manifest)

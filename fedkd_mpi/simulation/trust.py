@@ -13,7 +13,7 @@ from typing import Any
 
 from fedkd_mpi.common import yaml_loader
 from fedkd_mpi.config import load as configuration
-from fedkd_mpi.config.schema import Config
+from fedkd_mpi.config.schema import Config, identity_of
 from fedkd_mpi.costlog.door import digest
 from fedkd_mpi.errors import UserError
 
@@ -50,6 +50,11 @@ def configuration_in(path: Path, attrs: Mapping[str, Any]) -> Config:
         if attrs[key] != value:
             raise UserError(f"{path} was changed: its attribute {key} is {attrs[key]}, its configuration has {value}")
     return config
+
+
+def identity_in(attrs: Mapping[str, Any]) -> str:
+    """Return the identity of a log's run, by which its checkpoints name it; an older version may have written both."""
+    return identity_of(yaml_loader.parse_mapping(attrs["config"], "it"))
 
 
 def require_one_name(path: Path) -> None:

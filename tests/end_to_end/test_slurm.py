@@ -64,13 +64,15 @@ def launcher(request: pytest.FixtureRequest, slurm: Slurm) -> str:
 
 
 def test_a_job_completes(slurm: Slurm, timed: int, launcher: str) -> None:
-    job = slurm.submit(*ONE_NODE, JOBS / "cpu.slurm", *SMALL, "rounds=2", env=environment(launcher))
+    words = ("rounds=2", "portable_bits=true")  # for which every rank replaces itself before MPI begins
+    job = slurm.submit(*ONE_NODE, JOBS / "cpu.slurm", *SMALL, *words, env=environment(launcher))
     assert slurm.wait(job, *ENDED)["JobState"] == "COMPLETED", slurm.output(job)
     log = costlog.read(slurm.work / f"runs/digits-{job}.h5")
     assert log["attrs"]["status"] == "completed"
     assert log["attrs"]["world_size"] == 2
     assert log["attrs"]["mpi_library"].startswith("MPICH" if launcher == "pmi2" else "Open MPI")
     assert len(log["rounds"]["round"]) == 2
+    assert log["starts"]["cpu"][0].endswith(", AVX2")
 
 
 def test_an_array_runs_a_task_for_each_value(slurm: Slurm, timed: int) -> None:
