@@ -1,4 +1,4 @@
-"""Any text as LaTeX that pdfLaTeX, XeLaTeX and LuaLaTeX compile without packages, whatever a log contains."""
+"""Any text as LaTeX that pdfLaTeX and LuaLaTeX compile without packages, whatever a log contains."""
 
 from __future__ import annotations
 
