@@ -12,10 +12,9 @@ from torch.func import functional_call
 
 from fedkd_mpi.common.options import Options as Checked
 from fedkd_mpi.common.registry import nearest
-from fedkd_mpi.config.schema import Config
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.methods import Method, make_teacher, started
-from fedkd_mpi.tasks import Examples, Task
+from fedkd_mpi.tasks import Examples
 
 
 class LGFedAvg(Method):
@@ -32,9 +31,6 @@ class LGFedAvg(Method):
 
     class Options(Checked):
         layers: list[str] | None = None
-
-    def __init__(self, config: Config, task: Task):
-        super().__init__(config, task)
 
     def private(self, architecture: int = 0) -> nn.ModuleDict:
         return nn.ModuleDict({"teacher": make_teacher(self.config, self.task, architecture)})
