@@ -31,7 +31,8 @@ def _only(characters: str, first: str = "A-Za-z0-9_") -> AfterValidator:
 
     def check(text: str) -> str:
         if not re.fullmatch(f"[{first}][{characters}]{{0,999}}", text):
-            raise ValueError(f"must consist of {characters.replace('A-Za-z0-9', 'letters, digits and ')}")
+            told = characters.replace("A-Za-z0-9", "letters, digits and ").replace("\\", "")
+            raise ValueError(f"must consist of {told}")
         return text
 
     return AfterValidator(check)
@@ -41,6 +42,7 @@ Text = Annotated[str, Field(max_length=1000), AfterValidator(_printable)]
 # Slurm reads directives with rules of quoting of its own, so they hold no spaces, quotes or backslashes.
 Name = Annotated[str, _only("A-Za-z0-9_.,+@:-")]
 Pattern = Annotated[str, _only("A-Za-z0-9_./%@+=:,-", "A-Za-z0-9_./%")]
+Nodes = Annotated[str, _only(r"A-Za-z0-9_.,\[\]-")]
 Module = Annotated[str, _only("A-Za-z0-9_./+=-")]
 
 
@@ -49,6 +51,7 @@ class ClusterConfig(Section):
 
     partition: Name | None = Field(None, description="Slurm's partition")
     account: Name | None = Field(None, description="Slurm's account")
+    exclude: Nodes | None = Field(None, description="nodes that are not to be used, as Slurm names them: node[3,7-9]")
     output: Pattern | None = Field(None, description="file for what the job prints, with Slurm's %%x, %%j, ...")
     mail: Name | None = Field(None, description="address that Slurm tells when a job ends or fails")
     module: list[Module] = Field([], max_length=100, description="environment module to load; again for more")
@@ -125,9 +128,11 @@ def _pairs(words: Iterable[str]) -> Iterable[tuple[str, str]]:
 
 
 def head_lines(cluster: ClusterConfig) -> str:
-    """Return the lines for partition, account and mail; those that are not given are there to be filled in."""
+    """Return the lines for partition, account, excluded nodes and mail; the first two are there to be filled in."""
     lines = [f"#SBATCH --partition={cluster.partition}" if cluster.partition else "##SBATCH --partition=..."]
     lines.append(f"#SBATCH --account={cluster.account}" if cluster.account else "##SBATCH --account=...")
+    if cluster.exclude:
+        lines.append(f"#SBATCH --exclude={cluster.exclude}")
     if cluster.mail:
         lines += [f"#SBATCH --mail-user={cluster.mail}", "#SBATCH --mail-type=END,FAIL"]
     return "\n".join(lines)

@@ -72,6 +72,7 @@ def test_every_task_of_an_array_hears_its_value(chosen: list):
         (["--gpus-per-node", "two"], "argument --gpus-per-node: two is not"),
         (["--mpi", "openmpi"], "argument --mpi: invalid choice"),
         (["--partition", "a b"], "--partition=a b: must consist of letters"),
+        (["--exclude", "node1 node2"], "--exclude=node1 node2: must consist of letters"),
         (["--account", "a\n#SBATCH --wait"], "--account=a\\n#SBATCH"),
         (["--output", '"$(x)"'], "--output="),
         (["--mail", "a@b; rm"], "--mail=a@b; rm"),
@@ -162,10 +163,21 @@ def test_every_value_reaches_the_job_as_it_was_given(venv: str, values: dict[str
 
 def test_directives_and_modules_are_those_of_the_cluster():
     cluster = ClusterConfig(
-        partition="gpu,big", account="abc-1", output="logs/%x-%j.txt", mail="a.b@c.de", module=["gcc/13.2", "openmpi"]
+        partition="gpu,big",
+        account="abc-1",
+        exclude="node[3,7-9],old1",
+        output="logs/%x-%j.txt",
+        mail="a.b@c.de",
+        module=["gcc/13.2", "openmpi"],
     )
     text = script("digits.yaml", CLUSTER, name="own", title="own", cluster=cluster)
-    for line in ("partition=gpu,big", "account=abc-1", "output=logs/%x-%j.txt", "mail-user=a.b@c.de"):
+    for line in (
+        "partition=gpu,big",
+        "account=abc-1",
+        "exclude=node[3,7-9],old1",
+        "output=logs/%x-%j.txt",
+        "mail-user=a.b@c.de",
+    ):
         assert f"#SBATCH --{line}\n" in text
     assert "##SBATCH" not in text
     assert prepared(text, Path("/"))["MODULES"] == "load gcc/13.2 openmpi"
