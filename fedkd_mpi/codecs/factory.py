@@ -22,11 +22,12 @@ def build(
     `reserved` are the bytes per message of the student's buffers, which count towards the budget but pass no codec.
     Where there are no parameters there is nothing to compress.
     """
+    kind = resolve(
+        compression.codec, CODECS, "compression.codec", subclass_of(Codec, "subclass of fedkd_mpi.codecs.Codec")
+    )
     if not layers:
         return Raw(compression, layers)
-    codec = resolve(
-        compression.codec, CODECS, "compression.codec", subclass_of(Codec, "subclass of fedkd_mpi.codecs.Codec")
-    )(compression, layers)
+    codec = kind(compression, layers)
     if compression.byte_budget is not None:
         require_room("byte_budget", compression.byte_budget, layers, reserved=reserved)
         codec = ByteBudget(codec, [compression.byte_budget - reserved])

@@ -56,6 +56,7 @@ def test_a_run_whose_rank_is_killed_completes_with_the_same_bits(
     assert not list(tmp_path.glob("*.restarts*"))
 
 
+@pytest.mark.slow
 def test_a_launcher_that_returns_0_for_a_lost_run_is_not_believed(tmp_path: Path, in_process: Command) -> None:
     whole, log = tmp_path / "whole.h5", tmp_path / "cut.h5"
     assert in_process(main, *LASTING, "--output", whole)[0] == 0
@@ -74,6 +75,7 @@ def test_a_launcher_that_waits_for_ever_is_ended_after_the_run(tmp_path: Path, m
     assert costlog.read(log)["attrs"]["status"] == "completed"
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_at_the_same_place_is_given_up(tmp_path: Path) -> None:
     log = tmp_path / "fails.h5"
     arguments = (*SMALL, "rounds=40", "checkpoint.every=1", "optimizer.name=own_optimizers:Failing")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from command import TINY, Command
 from made_logs import a_round, write
-from mpirun import REPOSITORY, run
+from mpirun import REPOSITORY, clean_environment, run
 from plain_digits import PLAIN_DIGITS
 
 from fedkd_mpi.fault_tolerance import ending
@@ -29,9 +29,8 @@ LOST = (0, 1, 14, 137, 255)  # what launchers return for a lost node, a killed r
 @contextmanager
 def locking(log: Path) -> Iterator[subprocess.Popen[str]]:
     worker = REPOSITORY / "tests" / "helpers" / "worker_lock.py"
-    with subprocess.Popen(
-        [sys.executable, worker, log], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
+    command, pipe = [sys.executable, str(worker), str(log)], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=clean_environment()) as process:
         assert process.stdout.readline() == "locked\n"
         yield process
 
@@ -148,12 +147,15 @@ def test_a_launcher_that_outlives_its_run_is_ended(
     monkeypatch.setattr(ending, "LOOKING", 0.1)
     watch = Watch(log)
     with subprocess.Popen([sys.executable, "-c", program]) as launcher:
-        with locking(log) as process:
-            assert not watch.over()
-            time.sleep(0.5)  # the program listens now
-            write(log, [a_round(0)])
-            process.stdin.close()
-        await_launcher(watch, lambda: launcher.poll() is None, launcher.send_signal, grace=0.5)
+        try:
+            with locking(log) as process:
+                assert not watch.over()
+                time.sleep(0.5)  # the program listens now
+                write(log, [a_round(0)])
+                process.stdin.close()
+            await_launcher(watch, lambda: launcher.poll() is None, launcher.send_signal, grace=0.5)
+        finally:
+            launcher.kill()
     assert launcher.returncode == -number
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 import torch
 import torchvision_stand_in
 from command import Command, assert_refused
+from mpirun import run
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -138,10 +138,10 @@ def test_what_does_not_fit_is_told_in_one_line(case: str):
     assert "\n" not in str(caught.value)
 
 
-def test_without_torchvision_one_line_says_so(command: Command):
+def test_without_torchvision_one_line_says_so():
     code = "import sys; sys.modules['torchvision'] = None\nfrom fedkd_mpi.run import main; sys.exit(main(sys.argv[1:]))"
     teacher = "teacher={name: torchvision:resnet18, learning_rate: 0.1}"
-    done = subprocess.run([sys.executable, "-c", code, teacher], capture_output=True, text=True, check=False)
+    done = run([sys.executable, "-c", code, teacher])
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "needs torchvision: pip install" in done.stderr
@@ -155,7 +155,7 @@ def test_a_torchvision_of_another_build_is_told_in_one_line(tmp_path: Path):
     code = "from fedkd_mpi.run import main; import sys; sys.exit(main(sys.argv[1:]))"
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{code}"
     teacher = "teacher={name: torchvision:resnet18, learning_rate: 0.1}"
-    done = subprocess.run([sys.executable, "-c", code, teacher], capture_output=True, text=True, check=False)
+    done = run([sys.executable, "-c", code, teacher])
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "torchvision cannot be imported beside torch" in done.stderr
     assert "nms" in done.stderr
