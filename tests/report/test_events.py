@@ -16,7 +16,10 @@ pytest.importorskip("tensorboard")
 
 
 def test_events_are_the_numbers_of_the_log(tmp_path: Path):
-    made = [a_round(n, score, up=(MB + n, 100)) for n, score in enumerate((0.25, np.nan, 0.75))]
+    made = []
+    for number, score in enumerate((0.25, np.nan, 0.75)):
+        rounds, *others = a_round(number, score, up=(MB + number, 100))
+        made.append((rounds | {"catchup_bytes": 7 * number}, *others))
     paths = [write(tmp_path / f"{seed}.h5", made, seed=seed) for seed in range(2)]
     for _ in range(2):  # another export replaces the first
         assert main([*map(str, paths), "--tensorboard", str(tmp_path / "events")]) == 0
@@ -28,10 +31,11 @@ def test_events_are_the_numbers_of_the_log(tmp_path: Path):
     run = Run(paths[1], Target())
     scores = found.Scalars("accuracy/global_student")
     assert [(event.step, event.value) for event in scores] == [(1, 0.25), (3, 0.75)]
-    sent = found.Scalars("bytes_per_round/uplink")
-    assert [event.value for event in sent] == np.float32(run.rounds["uplink_bytes"]).tolist()
+    legs = {leg: run.log["rounds"][f"{leg}_bytes"] for leg in ("uplink", "downlink", "catchup")}
+    for leg, sent in legs.items():
+        assert [event.value for event in found.Scalars(f"bytes_per_round/{leg}")] == np.float32(sent).tolist()
     so_far = found.Scalars("bytes/so_far")
-    assert [event.value for event in so_far] == np.float32(run.total_bytes).tolist()
+    assert [event.value for event in so_far] == np.float32(np.cumsum(sum(legs.values()))).tolist()
     ranks = [event.value for event in found.Scalars("rank_downlink/weight")]
     known = run.log["downlink"]["layer_rank"][:, 0]
     assert ranks == known[known >= 0].tolist()
