@@ -76,22 +76,7 @@ def _model(path: Path, input_shape: Sequence[int], *, attention: bool) -> nn.Mod
         raise UserError(f"path={path} reads pictures of {channels} channels, the data have {picture(input_shape)}")
     if torch.get_default_device().type == "meta":
         return _without_pooler(pretrained.AutoModel.from_config(settings, **how))
-    model, report = pretrained.AutoModel.from_pretrained(
-        path,
-        config=settings,
-        dtype=torch.float32,
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        output_loading_info=True,
-        **how,
-    )
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
-    if missing:
-        raise UserError(f"path={path}: {len(missing)} tensors of its config.json are missing, first {missing[0]}")
-    for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
-            raise UserError(f"path={path}: the tensor {name} contains NaN or infinity")
+    model, _ = pretrained.read_weights(path, settings, **how)
     return _without_pooler(model)
 
 

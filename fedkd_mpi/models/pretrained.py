@@ -234,27 +234,36 @@ def _files(path: Path) -> list[Path]:
 def _weights(path: Path, settings: PretrainedConfig) -> PreTrainedModel:
     """Return the encoder with its weights in float32; raises UserError if they do not match `settings`."""
     present = _layers_of(path, settings)
-    encoder, report = AutoModel.from_pretrained(
+    encoder, unexpected = read_weights(path, settings, attn_implementation="eager")
+    for name in unexpected:
+        found = LAYER.search(name)
+        if found and not settings.num_hidden_layers <= int(found[1]) < present:
+            raise UserError(f"path={path} has the tensor {name}, which does not match its config.json")
+    return encoder
+
+
+def read_weights(path: Path, settings: PretrainedConfig, **how: Any) -> tuple[PreTrainedModel, list[str]]:
+    """Return a model with its weights in float32, and the tensors of the files that it has not.
+
+    `how` is passed to from_pretrained(). Raises UserError if a tensor is missing or not finite.
+    """
+    model, report = AutoModel.from_pretrained(
         path,
         config=settings,
         dtype=torch.float32,
-        attn_implementation="eager",
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
         output_loading_info=True,
+        **how,
     )
     missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
     if missing:
         raise UserError(f"path={path}: {len(missing)} tensors of its config.json are missing, first {missing[0]}")
-    for name in sorted(report["unexpected_keys"]):
-        found = LAYER.search(name)
-        if found and not settings.num_hidden_layers <= int(found[1]) < present:
-            raise UserError(f"path={path} has the tensor {name}, which does not match its config.json")
-    for name, parameter in encoder.named_parameters():
+    for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
             raise UserError(f"path={path}: the tensor {name} contains NaN or infinity")
-    return encoder
+    return model, sorted(report["unexpected_keys"])
 
 
 def _layers_of(path: Path, settings: PretrainedConfig) -> int:
