@@ -149,13 +149,18 @@ def _remembered(log: Path) -> Attempts:
         return Attempts.model_validate_json(memory_of(log).read_bytes())
     except (FileNotFoundError, ValidationError):  # none, or not what this module writes: it only counts
         return Attempts()
+    except OSError as error:
+        raise UserError(f"cannot read {memory_of(log)}: {error.strerror}") from None
 
 
 def _remember(log: Path, attempts: Attempts) -> None:
     file = memory_of(log)
     new = file.with_name(f"{file.name}-new")
-    new.write_text(attempts.model_dump_json(), encoding="utf-8")
-    new.replace(file)
+    try:
+        new.write_text(attempts.model_dump_json(), encoding="utf-8")
+        new.replace(file)
+    except OSError as error:  # without it a run that never gets further would be started again for ever
+        raise UserError(f"cannot write {file}: {error.strerror}: the run is not started again by itself") from None
 
 
 class Watch:

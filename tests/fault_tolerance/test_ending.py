@@ -105,6 +105,15 @@ def test_a_damaged_memory_only_counts_anew(log: Path, text: str) -> None:
     assert judge(log, 137).kind == "cut off"
 
 
+@pytest.mark.parametrize("blocked", ["{}.restarts", "{}.restarts-new"])
+def test_what_cannot_be_remembered_is_told_in_one_line(log: Path, blocked: str, in_process: Command) -> None:
+    write(log, [a_round(0)], status=None)
+    Path(blocked.format(log)).mkdir()
+    code, out, err = in_process(info, log, "--ended", "137")
+    assert (code, out, len(err.splitlines())) == (2, "", 1), err
+    assert ".restarts: Is a directory" in err
+
+
 def test_a_run_that_stopped_by_itself_says_why(log: Path, in_process: Command) -> None:
     assert in_process(main, *TINY, PLAIN_DIGITS, "time_limit=0.001", "--output", log)[0] == 75
     found = judge(log, 0)
