@@ -30,10 +30,13 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code; 2 if there is no such command."""
+    """Run a command and return its exit code; 2 if there is no such command.
+
+    With argv the process is the caller's: its signal handlers stay, and portable_bits does not replace it.
+    """
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in COMMANDS:
-        if name == "run":
+        if name == "run" and argv is None:
             from fedkd_mpi.fault_tolerance import early_signals
 
             early_signals.listen()  # before slow imports

@@ -12,8 +12,10 @@ from mpirun import mpirun, run
 from sessions import assert_same_run
 
 from fedkd_mpi import costlog
+from fedkd_mpi.__main__ import main as fedkd
 from fedkd_mpi.config.load import load
 from fedkd_mpi.errors import UserError
+from fedkd_mpi.fault_tolerance import early_signals
 from fedkd_mpi.simulation.portable_bits import SETTINGS
 
 needs_avx2 = pytest.mark.skipif(
@@ -75,6 +77,14 @@ def test_where_the_libraries_are_loaded_already_it_is_refused(
     for name, value in SETTINGS.items():
         monkeypatch.setenv(name, value)  # too late
     assert_refused(command("portable_bits=true"), words)
+
+
+def test_the_process_of_somebody_else_is_never_replaced(in_process: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    handlers = [signal.getsignal(number) for number in early_signals.SIGNALS]
+    assert_refused(in_process(fedkd, "run", *COMMAND[2:], "portable_bits=true"), "needs these variables before Python")
+    assert [signal.getsignal(number) for number in early_signals.SIGNALS] == handlers
 
 
 def test_other_code_in_the_environment_is_refused(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
