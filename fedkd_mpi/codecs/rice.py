@@ -27,12 +27,12 @@ def encode(matrices: Sequence[np.ndarray]) -> bytes:
         own = np.argmin(costs, axis=0)
         widths.append(own)
         quotients.append((folded >> own[:, None]).reshape(-1))
-        plain += [_bits(row, width) for row, width in zip(folded, own, strict=True)]
+        plain += [bits_of(row, width) for row, width in zip(folded, own, strict=True)]
     ends = np.cumsum(np.concatenate(quotients) + 1)
     unary = np.zeros(ends[-1] if ends.size else 0, np.uint8)
     unary[ends - 1] = 1
     table = np.concatenate([np.empty(0, np.int64), *widths])
-    bits = np.concatenate([_bits(table, 4), unary, *plain])
+    bits = np.concatenate([bits_of(table, 4), unary, *plain])
     return np.packbits(bits).tobytes()
 
 
@@ -42,7 +42,7 @@ def decode(data: np.ndarray, shapes: Sequence[tuple[int, int]]) -> list[np.ndarr
     if 8 * data.size < 4 * rows + count:
         raise WireError("symbols end early")
     bits = np.unpackbits(data)
-    widths = _numbers(bits[: 4 * rows], rows, 4)
+    widths = numbers_of(bits[: 4 * rows], rows, 4)
     ends = np.flatnonzero(bits[4 * rows :])[:count]
     if ends.size < count:
         raise WireError("symbols end early")
@@ -57,7 +57,7 @@ def decode(data: np.ndarray, shapes: Sequence[tuple[int, int]]) -> list[np.ndarr
         taken += own * columns
         for index in range(own):
             width = int(widths[row + index])
-            folded[index] = (folded[index] << width) + _numbers(bits[at : at + width * columns], columns, width)
+            folded[index] = (folded[index] << width) + numbers_of(bits[at : at + width * columns], columns, width)
             at += width * columns
         row += own
         if folded.size and int(folded.max()) > 2 * np.iinfo(np.int16).max:
@@ -66,9 +66,11 @@ def decode(data: np.ndarray, shapes: Sequence[tuple[int, int]]) -> list[np.ndarr
     return matrices
 
 
-def _bits(values: np.ndarray, width: int) -> np.ndarray:
+def bits_of(values: np.ndarray, width: int) -> np.ndarray:
+    """Return the low bits of non-negative integers, lowest first: uint8 [values * width] of 0 and 1."""
     return (values[:, None] >> np.arange(width) & 1).astype(np.uint8).reshape(-1)
 
 
-def _numbers(bits: np.ndarray, count: int, width: int) -> np.ndarray:
+def numbers_of(bits: np.ndarray, count: int, width: int) -> np.ndarray:
+    """Return the `count` integers (int64) of bits_of()."""
     return bits.reshape(count, width) @ (1 << np.arange(width))

@@ -23,7 +23,7 @@ FACTORS = 16
 DENSE = 17
 POOLED = 18
 QUANTIZED = 24
-SPARSE = 32
+SPARSE = 33  # 32 had places of 2 or 4 bytes
 POWER = 40
 SKETCH = 48
 SUBMATRIX = 56
@@ -57,7 +57,8 @@ TAGS = {
     SPARSE: Tag(
         "sparse",
         ("topk", "fetchsgd"),
-        "rising places (u16 where a tensor has at most 65,536 entries, else u32), then their float32 values",
+        "number of entries k (7 bits per byte, lowest first, the eighth set in all but the last), 0 to 2 levels f32,"
+        " Rice-coded gaps between the places, values (f32, or a sign and a level in `bits`); nothing for k = 0",
     ),
     POWER: Tag("power", ("powersgd",), "P [P, r] orthonormal, Q [Q, r], float32"),
     SKETCH: Tag(

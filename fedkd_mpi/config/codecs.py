@@ -13,3 +13,6 @@ CODECS = {
     "fetchsgd": "fedkd_mpi.codecs.fetchsgd:FetchSgd",
     "submatrix": "fedkd_mpi.codecs.submatrix:Submatrix",
 }
+
+# What `bits` may be for the codecs that have that key.
+BITS: dict[str, tuple[float, ...]] = {"quantize": (4, 8, 16), "topk": (1, 2, 8, 32)}

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from fedkd_mpi.common.options import WIDE
+from fedkd_mpi.config.codecs import BITS
 from fedkd_mpi.config.sections import BYTES, PART, Section
 
 
@@ -36,7 +37,12 @@ class CompressionConfig(Section):
     warm_start: bool | None = Field(
         None, description="svd: start from the last round's directions; faster, K a few % above the smallest"
     )
-    bits: Literal[4, 8, 16] | None = Field(None, description="quantize: bits per number; default 8")
+    bits: int | None = Field(
+        None,
+        ge=1,
+        le=32,
+        description="per number; quantize: 4, 8 (default) or 16; topk: 1, 2, 8 or 32 (default) of the entries sent",
+    )
     density: float | None = Field(None, gt=0, le=1, description="topk, fetchsgd: share of entries; default 0.01")
     rank: int | None = Field(None, ge=1, le=WIDE, description="powersgd: rank; default 4")
     sketch_rows: int | None = Field(None, ge=1, le=1000, description="fetchsgd: hash functions; default 5")
@@ -75,7 +81,7 @@ class CompressionConfig(Section):
     def _keys_belong_to_the_codec(self) -> CompressionConfig:
         owners = {
             "warm_start": ("svd",),
-            "bits": ("quantize",),
+            "bits": tuple(BITS),
             "density": ("topk", "fetchsgd"),
             "rank": ("powersgd",),
             "sketch_rows": ("fetchsgd",),
@@ -87,6 +93,10 @@ class CompressionConfig(Section):
             if getattr(self, key) is not None and self.codec not in codecs and ":" not in self.codec:
                 named = " or ".join(codecs)
                 raise ValueError(f"compression.{key} belongs to compression.codec={named}, not {self.codec}")
+        allowed = BITS.get(self.codec, ())
+        if self.bits is not None and allowed and self.bits not in allowed:
+            named = f"{', '.join(map(str, allowed[:-1]))} or {allowed[-1]}"
+            raise ValueError(f"compression.bits={self.bits}: compression.codec={self.codec} has {named}")
         if self.byte_budget is not None and self.run_budget is not None:
             raise ValueError("give one of compression.byte_budget (per message) and compression.run_budget (per run)")
         if self.budget_growth is not None and self.run_budget is None:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from matrices import energy, random, with_spectrum
 
 from fedkd_mpi.codecs import CODECS, Codec
+from fedkd_mpi.codecs.tags import TAGS
 from fedkd_mpi.codecs.wire import Record, WireError, pack
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.linalg.layout import canonical
@@ -33,6 +34,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "rdsvd model": {"codec": "rdsvd", "error_feedback": "ef", "energy_scope": "model"},
     "quantize 4": {"codec": "quantize", "bits": 4},
     "quantize 16": {"codec": "quantize", "bits": 16},
+    "topk 1": {"codec": "topk", "bits": 1, "density": 0.1},
+    "topk 2": {"codec": "topk", "bits": 2, "density": 0.1},
+    "topk 8 ef": {"codec": "topk", "bits": 8, "density": 0.1, "error_feedback": "ef"},
     "powersgd": {"codec": "powersgd", "rank": 2},
     "fetchsgd even": {"codec": "fetchsgd", "sketch_rows": 2},
 }
@@ -242,7 +246,7 @@ def mutated(records: list[Record], rng: np.random.Generator) -> list[Record]:
         elif kind == 3:
             data = records[j].data
         rank = int(rng.choice([-(2**31), -2, -1, 0, 1, 3, 9, 12, 2**31 - 1])) if kind == 4 else record.rank
-        known = [0, 1, 8, 9, 10, 16, 17, 18, 24, 32, 40, 48, 56, 255]
+        known = [*TAGS, 255]
         records[i] = Record(int(rng.choice(known)) if kind == 5 else record.encoding, rank, data)
         if kind == 6:
             records[i], records[j] = records[j], records[i]

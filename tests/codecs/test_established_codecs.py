@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matrices import MATRICES, energy, random, with_spectrum
 
+from fedkd_mpi.codecs import places
 from fedkd_mpi.codecs.tags import POWER, QUANTIZED, RAW, SKETCH, SPARSE
 from fedkd_mpi.codecs.wire import Record, WireError
 
@@ -89,7 +90,71 @@ def test_topk_is_a_contraction(name: str, density: float):
     assert energy(matrix, decoded) >= count / matrix.numel() - 1e-9
     if record.encoding == SPARSE:
         assert int(decoded.count_nonzero()) <= count
-        assert record.data.size == 6 * count  # the place of each is counted
+        assert record.data.size <= 6 * count + 3  # the place of each is counted
+
+
+def topk_magnitudes(matrix: torch.Tensor, density: float) -> np.ndarray:
+    count = int(np.ceil(density * matrix.numel()))
+    return np.sort(matrix.double().abs().numpy().reshape(-1))[::-1][:count]
+
+
+@pytest.mark.parametrize("density", [0.05, 0.3])
+@pytest.mark.parametrize("name", [name for name in MATRICES if name != "denormal"])
+def test_topk_of_one_bit_is_the_ternary_projection_of_stc(name: str, density: float):
+    matrix = MATRICES[name]
+    (record,), (decoded,) = through(make("topk", matrix, density=density, bits=1), matrix)
+    sizes, total = topk_magnitudes(matrix, density), float(matrix.double().square().sum())
+    if record.encoding == SPARSE:
+        assert energy(matrix, decoded) == pytest.approx(sizes.sum() ** 2 / len(sizes) / total, rel=1e-5)
+        assert len(decoded.abs().unique()) <= 2
+    assert energy(matrix, decoded) >= 1 / matrix.numel()
+
+
+@pytest.mark.parametrize("name", [name for name in MATRICES if name != "denormal"])
+def test_topk_of_more_bits_loses_less_and_8_bits_nearly_nothing(name: str):
+    matrix, kept = MATRICES[name], {}
+    for bits in (1, 2, 8, 32):
+        (record,), (decoded,) = through(make("topk", matrix, density=0.2, bits=bits), matrix)
+        kept[bits] = energy(matrix, decoded)
+        assert record.energy == pytest.approx(kept[bits], abs=1e-6)
+        if bits == 8 and record.encoding == SPARSE:
+            sent = decoded != 0
+            sizes = topk_magnitudes(matrix, 0.2)
+            assert float((decoded - matrix)[sent].abs().max()) <= (sizes[0] - sizes[-1]) / 254 * 1.001 + 1e-6 * sizes[0]
+    assert kept[1] <= kept[2] + 1e-9
+    assert kept[2] <= kept[8] + 1e-3
+    assert kept[8] <= kept[32] + 1e-9
+
+
+def test_two_magnitudes_are_the_best_two():
+    tensor = torch.from_numpy(np.random.default_rng(3).standard_exponential(40).astype(np.float32))
+    _, (decoded,) = through(make("topk", tensor, density=0.3, bits=2), tensor)
+    sizes = np.sort(tensor.double().numpy())[::-1][:12]
+    best = min(sizes[:cut].var() * cut + sizes[cut:].var() * (12 - cut) for cut in range(1, 12))
+    assert float((decoded - tensor)[decoded != 0].double().square().sum()) == pytest.approx(best, rel=1e-5)
+
+
+@pytest.mark.parametrize(("density", "most"), [(0.01, 8.3), (0.05, 5.9), (0.2, 4.0)])
+def test_a_place_takes_what_rice_codes_take(density: float, most: float):
+    tensor = random(300, 400)
+    record = encode(make("topk", tensor, density=density, bits=1), tensor)[0]
+    count = int(density * 120_000)
+    assert 8 * (record.data.size - 6) / count - 1 < most
+
+
+@settings(max_examples=100, deadline=None)
+@given(below=st.integers(1, 2**31), count=st.integers(0, 60), near=st.booleans(), seed=st.integers(0, 999))
+def test_places_come_back_in_no_more_bytes_than_are_admitted(below: int, count: int, near: bool, seed: int):
+    rng = np.random.default_rng(seed)
+    room = min(below, 100) if near else below
+    chosen = np.unique(rng.integers(room, size=count)) + (below - room)
+    data = np.frombuffer(places.encode(chosen), np.uint8)
+    np.testing.assert_array_equal(places.decode(data, chosen.size, below), chosen)
+    if chosen.size:
+        with pytest.raises(WireError, match="below"):
+            places.decode(data, chosen.size, int(chosen[-1]))
+        with pytest.raises(WireError, match="bytes"):
+            places.decode(np.append(data, np.zeros(below // 8 + 64 if below < 2**20 else 2**19, np.uint8)), count, 100)
 
 
 @pytest.mark.parametrize("name", MATRICES)
@@ -128,7 +193,7 @@ def test_fetchsgd_finds_the_large_entries_and_sends_the_rest_later():
     np.testing.assert_allclose(first.view(-1)[large], 5, atol=0.1)
     assert float(receiver["sketch"].norm()) < 0.1 * float(decoded[0].norm())
     down, (again,) = through(codec.downlink(), first)  # the server's message
-    assert (down[0].encoding, down[0].data.size) == (SPARSE, 6 * 12)
+    assert (down[0].encoding, down[0].data.size) == (SPARSE, 1 + 13 + 4 * 12)  # 8 bits per place
     assert torch.equal(again, first)
 
 
@@ -191,9 +256,10 @@ def test_a_density_is_the_share_of_entries_that_it_says(density: float, size: in
         ("quantize", Record(99, -1, np.zeros(24, np.uint8))),
         ("float16", Record(8, -1, np.zeros(9, np.uint8))),
         ("float16", Record(9, 1, np.zeros(20, np.uint8))),
-        ("topk", Record(SPARSE, -1, np.zeros(7, np.uint8))),
-        ("topk", Record(SPARSE, -1, np.zeros(12, np.uint8))),  # the same place twice
-        ("topk", Record(SPARSE, -1, np.full(6, 255, np.uint8))),
+        ("topk", Record(SPARSE, -1, np.zeros(7, np.uint8))),  # no entries, but more bytes
+        ("topk", Record(SPARSE, -1, np.r_[2, np.zeros(9)].astype(np.uint8))),  # gaps without an end
+        ("topk", Record(SPARSE, -1, np.full(6, 255, np.uint8))),  # a number without an end
+        ("topk", Record(SPARSE, -1, np.r_[1, 0b00100_000, 0b00001_111, np.zeros(4)].astype(np.uint8))),  # place 79
         ("powersgd", Record(POWER, 3, np.zeros(4 * 3 * 9, np.uint8))),
         ("powersgd", Record(POWER, 1, np.zeros(4, np.uint8))),
         ("fetchsgd", Record(SKETCH, -1, np.zeros(4, np.uint8))),

@@ -54,6 +54,8 @@ def cases() -> dict[str, dict[str, Any]]:
     found["rdsvd-higher"] = _case(0.99999, codec="rdsvd")
     found["quantize-4"] = _case(codec="quantize", bits=4)
     found["quantize-16"] = _case(codec="quantize", bits=16)
+    for bits in (1, 2, 8):
+        found[f"topk-{bits}"] = _case(codec="topk", density=0.1, bits=bits)
     return found
 
 
