@@ -13,7 +13,6 @@ from fedkd_mpi.codecs import Codec, State, Sum
 from fedkd_mpi.codecs.wire import HEADER_BYTES, RECORD_BYTES, Record
 from fedkd_mpi.common.remembered import Kind, Memory
 from fedkd_mpi.errors import RunFault, UserError
-from fedkd_mpi.models.layer import Layer
 
 FINEST, COARSEST = 1e-6, 0.999  # bounds of the share of the energy that may be lost
 TRIALS = 10  # encodings per message at most
@@ -30,26 +29,29 @@ def spread(total: int, rounds: int, cohort: int, growth: float) -> list[int]:
     return [int(share) - HEADER_BYTES for share in total * weights / weights.sum() / (2 * cohort)]
 
 
-def require_room(
-    key: str,
-    budget: int,
-    layers: Sequence[Layer],
-    rounds: int = 0,
-    cohort: int = 1,
-    growth: float = 1.0,
-    *,
-    reserved: int = 0,
-) -> None:
-    """Raise UserError with the smallest valid budget if a message has no room for its headers.
+def require_room(key: str, budget: int, least: int, rounds: int = 0, cohort: int = 1, growth: float = 1.0) -> None:
+    """Raise UserError with the smallest valid budget if the smallest messages do not fit.
 
-    `budget` are the bytes per message or, with `rounds`, of the whole run. `key` is the configuration key.
+    `budget` are the bytes per message or, with `rounds`, of the whole run. `key` is the configuration key, `least` are
+    the bytes of the payload of the smallest message.
     """
-    least = RECORD_BYTES * len(layers) + reserved
+    told = f"the smallest message takes {least} bytes"
     if rounds:
         weights = np.linspace(1.0, growth, rounds)
+        told = f"with its header, the smallest of {2 * cohort * rounds} messages takes {HEADER_BYTES + least} bytes"
         least = math.ceil((HEADER_BYTES + least + 1) * 2 * cohort * weights.sum() / weights.min())
     if budget < least:
-        raise UserError(f"compression.{key}={budget} is less than the headers alone take: give at least {least}")
+        raise UserError(f"compression.{key}={budget} is too small: {told}; give at least {least}")
+
+
+def smallest(codec: Codec) -> int:
+    """Return the bytes of payload that a message takes at the lowest threshold that is searched, with record headers.
+
+    They are measured on a random update, whose energy is spread over more directions than that of trained networks.
+    """
+    rng = np.random.default_rng(0)
+    update = [torch.from_numpy(rng.standard_normal(layer.shape, np.float32)) for layer in codec.layers]
+    return _size(codec.encode(update, 1 - COARSEST, {}, rng))
 
 
 class ByteBudget(Codec):
@@ -77,11 +79,11 @@ class ByteBudget(Codec):
         """Return the records of the largest message found within the budget; raises RunFault if no message fits."""
         low, high, tested = math.log(FINEST), math.log(COARSEST), [False, False]  # too large at low, fits at high
         guess = float(state["budget.loss"].log()) if "budget.loss" in state else math.log(0.05)
-        best, smallest = None, math.inf
+        best, least = None, math.inf
         for _ in range(TRIALS):
             records = self.inner.encode(update, 1 - math.exp(guess), state, rng)
-            size = sum(RECORD_BYTES + record.data.size for record in records)
-            smallest = min(smallest, size)
+            size = _size(records)
+            least = min(least, size)
             if size <= self.budget:
                 best, high, tested[1] = records, guess, True
                 state["budget.loss"] = torch.tensor(math.exp(guess), dtype=torch.float64)
@@ -95,12 +97,7 @@ class ByteBudget(Codec):
             if not low < guess < high:
                 above = guess >= high
                 guess = (low + high) / 2 if tested[above] else (low, high)[above]
-        if best is None:
-            raise RunFault(
-                f"the byte budget allows {self.budget} bytes per message, but the smallest message has {smallest}:"
-                " raise compression.byte_budget or run_budget"
-            )
-        return best
+        return self._nothing(update, state, rng, least) if best is None else best
 
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
         """Return the tensors that the inner codec decodes."""
@@ -110,6 +107,16 @@ class ByteBudget(Codec):
         """Return the sum of the inner codec."""
         return self.inner.sum(device)
 
+    def _nothing(self, update: Sequence[Tensor], state: State, rng: np.random.Generator, least: float) -> list[Record]:
+        """Return the message of threshold 0, for an update of which not even the least energy fits."""
+        records = self.inner.encode(update, 0.0, state, rng)
+        if (size := _size(records)) > self.budget:
+            raise RunFault(
+                f"the byte budget allows {self.budget} bytes per message, but the smallest message has"
+                f" {min(size, least)}: raise compression.byte_budget or run_budget"
+            )
+        return records
+
     def sender_memory(self) -> Memory:
         """Return the inner codec's with the share of the energy that was lost last."""
         inner = self.inner.sender_memory()
@@ -118,3 +125,7 @@ class ByteBudget(Codec):
     def receiver_memory(self) -> Memory:
         """Return the inner codec's."""
         return self.inner.receiver_memory()
+
+
+def _size(records: Sequence[Record]) -> int:
+    return sum(RECORD_BYTES + record.data.size for record in records)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedkd_mpi.codecs import CODECS, Codec
-from fedkd_mpi.codecs.byte_budget import ByteBudget, require_room, spread
+from fedkd_mpi.codecs.byte_budget import ByteBudget, require_room, smallest, spread
 from fedkd_mpi.codecs.error_feedback import Ef21, ErrorFeedback
 from fedkd_mpi.codecs.none import Raw
 from fedkd_mpi.common.registry import resolve, subclass_of
@@ -29,11 +29,11 @@ def build(
         return Raw(compression, layers)
     codec = kind(compression, layers)
     if compression.byte_budget is not None:
-        require_room("byte_budget", compression.byte_budget, layers, reserved=reserved)
+        require_room("byte_budget", compression.byte_budget, smallest(codec) + reserved)
         codec = ByteBudget(codec, [compression.byte_budget - reserved])
     if compression.run_budget is not None:
         shape = rounds, cohort, compression.budget_growth or 1.0
-        require_room("run_budget", compression.run_budget, layers, *shape, reserved=reserved)
+        require_room("run_budget", compression.run_budget, smallest(codec) + reserved, *shape)
         codec = ByteBudget(codec, [budget - reserved for budget in spread(compression.run_budget, *shape)])
     wrap = {"none": lambda inner: inner, "ef": ErrorFeedback, "ef21": Ef21}[compression.error_feedback]
     return wrap(codec)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from codec_tools import encode, make, through
+from command import Command, assert_refused
 from matrices import random
 from simulate import play
 from torch import nn
 
+from fedkd_mpi import costlog
 from fedkd_mpi.codecs import Codec
+from fedkd_mpi.codecs.byte_budget import ByteBudget
+from fedkd_mpi.codecs.error_feedback import ErrorFeedback
 from fedkd_mpi.codecs.factory import build
 from fedkd_mpi.codecs.message import make_message
+from fedkd_mpi.codecs.wire import RECORD_BYTES
 from fedkd_mpi.config.compression import CompressionConfig
 from fedkd_mpi.config.load import parse
 from fedkd_mpi.config.training import ServerConfig as Settings
-from fedkd_mpi.errors import UserError
+from fedkd_mpi.errors import RunFault, UserError
 from fedkd_mpi.models.flat import FlatModel
 from fedkd_mpi.simulation.server import Server, apply
 
@@ -153,9 +160,40 @@ def test_byte_budget_is_met_from_below(name: str, budget: int):
             assert size > 0.8 * min(budget, 1900)  # all there is to send at the finest threshold
 
 
-def test_byte_budget_that_nothing_fits_is_said():
-    with pytest.raises(Exception, match="allows 40 bytes per message"):
-        encode(make("svd", *UPDATE, byte_budget=40), *UPDATE)
+@pytest.mark.parametrize("name", ["svd", "rdsvd"])
+@pytest.mark.parametrize("key", ["byte_budget", "run_budget"])
+def test_the_least_budget_is_told_before_the_first_round_and_is_enough_for_all(
+    command: Command, tmp_path: Path, name: str, key: str
+):
+    def run(budget: int) -> tuple[int, str, str]:
+        return command(f"compression.codec={name}", f"compression.{key}={budget}", "--output", tmp_path / "log.h5")
+
+    refused = run(1)
+    assert_refused(refused, f"compression.{key}=1 is too small: ")
+    least = int(refused[2].rsplit(maxsplit=1)[1])
+    assert_refused(run(least - 1), f"; give at least {least}")
+    assert run(least)[0] == 0
+    log = costlog.read(tmp_path / "log.h5")
+    if key == "run_budget":
+        assert sum(log["rounds"]["uplink_bytes"] + log["rounds"]["downlink_bytes"]) <= least
+    else:
+        assert (log["uplink"]["bytes"] - log["uplink"]["header_bytes"]).max() <= least
+
+
+def test_an_update_that_does_not_fit_is_left_to_the_residual():
+    layers = make("rdsvd", *UPDATE).layers
+    inner = build(CompressionConfig(codec="rdsvd"), layers)
+    codec, state = ErrorFeedback(ByteBudget(inner, [RECORD_BYTES * len(layers)])), {}
+    _, decoded = through(codec, *UPDATE, state=state)
+    for i, (tensor, sent) in enumerate(zip(UPDATE, decoded, strict=True)):
+        assert not sent.any()
+        torch.testing.assert_close(state[f"residual.layer{i}"], tensor, rtol=0, atol=0)
+
+
+def test_a_budget_that_not_even_vectors_fit_is_a_fault_that_names_the_bytes():
+    codec = ByteBudget(make("svd", *UPDATE), [40])
+    with pytest.raises(RunFault, match=r"allows 40 bytes per message, but the smallest message has \d+: raise"):
+        encode(codec, *UPDATE)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ from pydantic import BaseModel, ValidationError
 
 from fedkd_mpi import tasks
 from fedkd_mpi.codecs.byte_budget import require_room, spread
-from fedkd_mpi.codecs.wire import RECORD_BYTES
 from fedkd_mpi.common import yaml_loader
 from fedkd_mpi.config import pairs
 from fedkd_mpi.config.load import load, parse
@@ -25,7 +24,6 @@ from fedkd_mpi.config.schema import Config
 from fedkd_mpi.datasets import LOADERS, OWN
 from fedkd_mpi.datasets.options import OPTIONS
 from fedkd_mpi.errors import UserError
-from fedkd_mpi.models.layer import Layer
 from fedkd_mpi.models.options import FAMILIES
 from fedkd_mpi.report.links import Profile
 from fedkd_mpi.run import main
@@ -147,8 +145,8 @@ def test_any_argument_is_an_override_or_one_line(in_process: Command, text: str)
         (["threads_per_rank=5000"], "threads_per_rank=5000: must be less than or equal to 4096"),
         (["threads_per_rank=4000"], "threads_per_rank=4000 is more than this node's "),
         (["seed=18446744073709551616"], "seed=18446744073709551616: must be less than 9223372036854775808"),
-        (["compression.codec=rdsvd", "compression.run_budget=1"], "the headers alone take: give at least "),
-        (["compression.codec=svd", "compression.byte_budget=3"], "the headers alone take: give at least "),
+        (["compression.codec=rdsvd", "compression.run_budget=1"], "; give at least "),
+        (["compression.codec=svd", "compression.byte_budget=3"], "; give at least "),
         (["student.hidden=[1000000000]"], "student.hidden.0=1000000000: must be less than"),
         (
             ["student.hidden=[1000000,1000000]"],
@@ -178,13 +176,13 @@ def test_what_would_not_fit_is_refused_before_it_is_asked_for(
 
 @pytest.mark.parametrize("growth", [1.0, 3.0, 0.25])
 def test_the_least_budget_of_a_run_is_told_and_enough(growth: float):
-    layers = [Layer("weight", (3, 4), True), Layer("bias", (3,), False)]
-    with pytest.raises(UserError, match="give at least ") as caught:
-        require_room("run_budget", 1, layers, 7, 3, growth)
+    with pytest.raises(UserError, match="; give at least ") as caught:
+        require_room("run_budget", 1, 31, 7, 3, growth)
     least = int(str(caught.value).rsplit(maxsplit=1)[1])
-    require_room("run_budget", least, layers, 7, 3, growth)
-    room = min(spread(least, 7, 3, growth))
-    assert RECORD_BYTES * len(layers) <= room <= RECORD_BYTES * len(layers) + 2
+    require_room("run_budget", least, 31, 7, 3, growth)
+    with pytest.raises(UserError):
+        require_room("run_budget", least - 1, 31, 7, 3, growth)
+    assert 31 <= min(spread(least, 7, 3, growth)) <= 32
 
 
 def test_the_table_of_pairs_knows_all_there_is():
