@@ -26,7 +26,7 @@ class Quantize(BuiltIn):
     """
 
     def __init__(self, compression: CompressionConfig, layers: Sequence[Layer]):
-        self.layers, self.bits = layers, compression.bits or 8
+        self.layers, self.bits = layers, int(compression.bits or 8)
         self.top = 2 ** (self.bits - 1) - 1
 
     def encode(

@@ -68,9 +68,15 @@ def decode(data: np.ndarray, shapes: Sequence[tuple[int, int]]) -> list[np.ndarr
 
 def bits_of(values: np.ndarray, width: int) -> np.ndarray:
     """Return the low bits of non-negative integers, lowest first: uint8 [values * width] of 0 and 1."""
-    return (values[:, None] >> np.arange(width) & 1).astype(np.uint8).reshape(-1)
+    bits = np.empty((values.size, width), np.uint8)
+    for place in range(width):
+        bits[:, place] = values >> place & 1
+    return bits.reshape(-1)
 
 
 def numbers_of(bits: np.ndarray, count: int, width: int) -> np.ndarray:
     """Return the `count` integers (int64) of bits_of()."""
-    return bits.reshape(count, width) @ (1 << np.arange(width))
+    numbers = np.zeros(count, np.uint8 if width <= 8 else np.int64)
+    for place in range(width):
+        numbers |= bits[place::width].astype(numbers.dtype) << place
+    return numbers.astype(np.int64)

@@ -27,11 +27,12 @@ SPARSE = 33  # 32 had places of 2 or 4 bytes
 POWER = 40
 SKETCH = 48
 SUBMATRIX = 56
+EDEN = 64
 
 TAGS = {
     RAW: Tag(
         "raw",
-        ("none", "svd", "rdsvd", "float16", "quantize", "topk", "powersgd", "fetchsgd", "submatrix"),
+        ("none", "svd", "rdsvd", "float16", "quantize", "topk", "powersgd", "fetchsgd", "submatrix", "eden"),
         "float32 of every entry",
     ),
     LOW_RANK: Tag("low rank", ("svd",), "U diag(s) [P, K], V [K, Q], float32"),
@@ -68,5 +69,11 @@ TAGS = {
         "submatrix",
         ("submatrix",),
         "a bit per row and a bit per column, each padded to bytes, then float32 of the entries of those that are set",
+    ),
+    EDEN: Tag(
+        "rotated",
+        ("eden",),
+        "seed u16, a f32 per block of 16,384 entries, levels of rotated entries in `bits` (of a fraction: one bit more"
+        " for the first ones of each block); nothing at all for a tensor of zeros",
     ),
 }

@@ -36,8 +36,9 @@ class TopK(BuiltIn):
     def encode(
         self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
     ) -> list[Record]:
-        """Return the records; at least one entry of each tensor is sent."""
-        return [sparse(tensor, share(self.density, tensor.numel()), self.bits) for tensor in update]
+        """Return the records; of each tensor at least one entry is sent, but no zeros."""
+        counts = [min(share(self.density, tensor.numel()), int(tensor.count_nonzero())) for tensor in update]
+        return [sparse(tensor, count, self.bits) for tensor, count in zip(update, counts, strict=True)]
 
     def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
         """Return the tensors; raises WireError if places or values are invalid."""

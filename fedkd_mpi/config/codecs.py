@@ -12,7 +12,9 @@ CODECS = {
     "powersgd": "fedkd_mpi.codecs.powersgd:PowerSgd",
     "fetchsgd": "fedkd_mpi.codecs.fetchsgd:FetchSgd",
     "submatrix": "fedkd_mpi.codecs.submatrix:Submatrix",
+    "eden": "fedkd_mpi.codecs.eden:Eden",
 }
 
-# What `bits` may be for the codecs that have that key.
-BITS: dict[str, tuple[float, ...]] = {"quantize": (4, 8, 16), "topk": (1, 2, 8, 32)}
+# What `bits` may be for the codecs that have that key; of eden any number above 0 up to 4.
+BITS: dict[str, tuple[int, ...]] = {"quantize": (4, 8, 16), "topk": (1, 2, 8, 32), "eden": ()}
+MOST_OF_EDEN = 4

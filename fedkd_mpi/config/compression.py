@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from fedkd_mpi.common.options import WIDE
-from fedkd_mpi.config.codecs import BITS
+from fedkd_mpi.config.codecs import BITS, MOST_OF_EDEN
 from fedkd_mpi.config.sections import BYTES, PART, Section
 
 
@@ -37,11 +37,10 @@ class CompressionConfig(Section):
     warm_start: bool | None = Field(
         None, description="svd: start from the last round's directions; faster, K a few % above the smallest"
     )
-    bits: int | None = Field(
+    bits: Annotated[int, Field(ge=1, le=32)] | Annotated[float, Field(gt=0, le=MOST_OF_EDEN)] | None = Field(
         None,
-        ge=1,
-        le=32,
-        description="per number; quantize: 4, 8 (default) or 16; topk: 1, 2, 8 or 32 (default) of the entries sent",
+        description="per number; quantize: 4, 8 (default) or 16; topk: 1, 2, 8 or 32 (default) of the entries sent;"
+        " eden: any up to 4, default 1",
     )
     density: float | None = Field(None, gt=0, le=1, description="topk, fetchsgd: share of entries; default 0.01")
     rank: int | None = Field(None, ge=1, le=WIDE, description="powersgd: rank; default 4")
@@ -93,10 +92,11 @@ class CompressionConfig(Section):
             if getattr(self, key) is not None and self.codec not in codecs and ":" not in self.codec:
                 named = " or ".join(codecs)
                 raise ValueError(f"compression.{key} belongs to compression.codec={named}, not {self.codec}")
-        allowed = BITS.get(self.codec, ())
-        if self.bits is not None and allowed and self.bits not in allowed:
+        if self.bits is not None and (allowed := BITS.get(self.codec, ())) and self.bits not in allowed:
             named = f"{', '.join(map(str, allowed[:-1]))} or {allowed[-1]}"
             raise ValueError(f"compression.bits={self.bits}: compression.codec={self.codec} has {named}")
+        if self.codec == "eden" and (self.bits or 1) > MOST_OF_EDEN:
+            raise ValueError(f"compression.bits={self.bits}: compression.codec=eden has at most {MOST_OF_EDEN}")
         if self.byte_budget is not None and self.run_budget is not None:
             raise ValueError("give one of compression.byte_budget (per message) and compression.run_budget (per run)")
         if self.budget_growth is not None and self.run_budget is None:

@@ -27,7 +27,7 @@ from fedkd_mpi.errors import RunFault, UserError
 from fedkd_mpi.models.flat import FlatModel
 from fedkd_mpi.simulation.server import Server, apply
 
-CODECS = ("none", "svd", "rdsvd", "float16", "quantize", "topk", "powersgd")
+CODECS = ("none", "svd", "rdsvd", "float16", "quantize", "topk", "powersgd", "eden")
 UPDATE = [random(24, 40), random(1, 24).reshape(24), random(8, 54, seed=2).reshape(8, 6, 3, 3)]
 
 
@@ -200,6 +200,9 @@ def test_a_budget_that_not_even_vectors_fit_is_a_fault_that_names_the_bytes():
     ("keys", "message"),
     [
         ({"codec": "svd", "bits": 8}, r"compression\.bits belongs to compression\.codec=quantize"),
+        ({"codec": "quantize", "bits": 5}, r"compression\.bits=5: compression\.codec=quantize has 4, 8 or 16"),
+        ({"codec": "topk", "bits": 0.5}, r"compression\.bits=0\.5: compression\.codec=topk has 1, 2, 8 or 32"),
+        ({"codec": "eden", "bits": 5}, r"compression\.bits=5: compression\.codec=eden has at most 4"),
         ({"codec": "rdsvd", "energy_scope": "model"}, "error_feedback"),
         ({"codec": "fetchsgd", "error_feedback": "ef"}, "its own residual"),
         ({"codec": "topk", "byte_budget": 100}, r"compression\.byte_budget"),

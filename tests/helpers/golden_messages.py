@@ -38,7 +38,7 @@ OWN = {"topk": {"density": 0.1}, "powersgd": {"rank": 2}, "fetchsgd": {"density"
 FEEDBACK = ("none", "ef", "ef21")
 # Lossless, so that error feedback adds nothing; a sketch, which it does not go with.
 WITHOUT_FEEDBACK = ("none", "submatrix", "fetchsgd")
-EXACT = ("none", "float16", "quantize", "topk", "fetchsgd", "submatrix")  # neither way multiplies matrices
+EXACT = ("none", "float16", "quantize", "topk", "fetchsgd", "submatrix", "eden")  # neither way multiplies matrices
 
 
 def cases() -> dict[str, dict[str, Any]]:
@@ -56,6 +56,8 @@ def cases() -> dict[str, dict[str, Any]]:
     found["quantize-16"] = _case(codec="quantize", bits=16)
     for bits in (1, 2, 8):
         found[f"topk-{bits}"] = _case(codec="topk", density=0.1, bits=bits)
+    for bits in (0.5, 2.5, 4):
+        found[f"eden-{bits:g}"] = _case(codec="eden", bits=bits)
     return found
 
 
