@@ -15,17 +15,25 @@ from fedkd_mpi.errors import RunFault
 
 
 class Receipt(NamedTuple):
-    """The size of a received message for the log: bytes in total, and (rank, bytes) per layer if it has records."""
+    """The size of a received message for the log: bytes in total, and (rank, bytes) per layer if it has records.
+
+    `encryption` are the bytes that encryption has added, in the total.
+    """
 
     bytes: int
     layers: list[tuple[int, int]]
+    encryption: int = 0
 
 
 @dataclass(frozen=True)
 class Message:
-    """A header followed by a payload, in one uint8 array."""
+    """A header followed by a payload, in one uint8 array.
+
+    `encryption_bytes` are those by which a message that came encrypted was longer.
+    """
 
     whole: np.ndarray
+    encryption_bytes: int = 0
 
     @property
     def header(self) -> np.ndarray:
@@ -57,9 +65,9 @@ class Message:
             raise RunFault(f"damaged message: {error}", round=header.round, client=client) from None
 
     def receipt(self, records: Sequence[Record]) -> Receipt:
-        """Return the size of this message for the log; `records` are its records."""
+        """Return the size of this message, as it travelled, for the log; `records` are its records."""
         layers = [(record.rank, record.data.size) for record in records]
-        return Receipt(self.whole.size, layers)
+        return Receipt(self.whole.size + self.encryption_bytes, layers, self.encryption_bytes)
 
 
 def make_message(round_index: int, sender: int, samples: int, records: Sequence[Record] | None) -> Message:

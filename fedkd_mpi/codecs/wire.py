@@ -1,10 +1,11 @@
 """The byte layout of a message: a fixed header, then one tagged record per layer; independent of MPI and codecs.
 
     message header (40 bytes, little endian)
-        magic "FKD1", kind u8, 3 bytes zero, round u32, sender u32, records u32, samples u64, payload bytes u64,
-        CRC-32 of the payload u32
+        magic "FKD1", kind u8, protection u8 (0 = none, 1 = AES-256-GCM), 2 bytes zero, round u32, sender u32,
+        records u32, samples u64, payload bytes u64, CRC-32 of the payload u32
     payload = one record per layer, in the order of the layout
         encoding u8, rank i32 (-1 = no matrix factors), data bytes u64, data
+    protected payload = nonce, that payload encrypted, tag; the header but for its CRC-32 is authenticated with it
 
 Each record contains its encoding; no encoding is inferred from a length or a shape.
 """
@@ -19,11 +20,13 @@ from typing import NamedTuple
 import numpy as np
 
 MAGIC = b"FKD1"
-HEADER = struct.Struct("<4sB3xIIIQQI")
+HEADER = struct.Struct("<4sBB2xIIIQQI")
 HEADER_BYTES = HEADER.size
+ASSOCIATED_BYTES = HEADER_BYTES - 4  # the checksum is of the encrypted payload, so it is known only after encryption
 RECORD = struct.Struct("<BiQ")
 RECORD_BYTES = RECORD.size
 SERVER = 0xFFFFFFFF  # sender of a downlink message
+PLAIN, AES_GCM = 0, 1  # protections
 UPDATE, SKIPPED = 0, 1  # kinds of message; a SKIPPED message has no records, because its update was not finite
 
 
@@ -45,6 +48,7 @@ class Header(NamedTuple):
     """The header of a message; `sender` is a client id or SERVER, `samples` the sender's number of training samples."""
 
     kind: int
+    protection: int
     round: int
     sender: int
     records: int
@@ -72,9 +76,14 @@ def pack(records: Sequence[Record], room: int = 0) -> np.ndarray:
 def pack_header(
     kind: int, round_index: int, sender: int, records: int, samples: int, payload: np.ndarray
 ) -> np.ndarray:
-    """Return the header of a message: uint8 [HEADER_BYTES]."""
-    raw = HEADER.pack(MAGIC, kind, round_index, sender, records, samples, payload.size, zlib.crc32(payload.data))
-    return np.frombuffer(raw, np.uint8).copy()
+    """Return the header of a message without protection: uint8 [HEADER_BYTES]."""
+    checksum = zlib.crc32(payload.data)
+    return packed(Header(kind, PLAIN, round_index, sender, records, samples, payload.size, checksum))
+
+
+def packed(header: Header) -> np.ndarray:
+    """Return the bytes of a header: uint8 [HEADER_BYTES]."""
+    return np.frombuffer(HEADER.pack(MAGIC, *header), np.uint8).copy()
 
 
 def unpack_header(buffer: np.ndarray) -> Header:
@@ -87,7 +96,19 @@ def unpack_header(buffer: np.ndarray) -> Header:
         raise WireError(f"message starts with {magic!r} instead of {MAGIC!r}")
     if header.kind not in (UPDATE, SKIPPED):
         raise WireError(f"unknown kind of message {header.kind}")
+    if header.protection not in (PLAIN, AES_GCM):
+        raise WireError(f"unknown protection of a message {header.protection}")
     return header
+
+
+def require_intact(header: Header, payload: np.ndarray, protection: int) -> None:
+    """Raise WireError if the length or the checksum of a payload is wrong, or if it is not protected as it must be."""
+    if header.protection != protection:
+        raise WireError(f"message has protection {header.protection}, not {protection}")
+    if payload.size != header.payload_bytes:
+        raise WireError(f"header announces {header.payload_bytes} bytes of payload, but {payload.size} arrived")
+    if zlib.crc32(payload.data) != header.checksum:
+        raise WireError("checksum of the payload does not match")
 
 
 def unpack(header: Header, payload: np.ndarray, layers: int) -> list[Record]:
@@ -96,12 +117,9 @@ def unpack(header: Header, payload: np.ndarray, layers: int) -> list[Record]:
     Raises WireError if a length, the number of records (`layers`) or the checksum is invalid. These are checked before
     any record is decoded.
     """
-    if payload.size != header.payload_bytes:
-        raise WireError(f"header announces {header.payload_bytes} bytes of payload, but {payload.size} arrived")
+    require_intact(header, payload, PLAIN)
     if header.records != layers:
         raise WireError(f"message has {header.records} records, but the student has {layers} layers")
-    if zlib.crc32(payload.data) != header.checksum:
-        raise WireError("checksum of the payload does not match")
     records, end, view, length = [], 0, payload.data, payload.size
     for index in range(layers):
         at = end + RECORD_BYTES

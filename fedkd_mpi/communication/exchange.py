@@ -21,13 +21,18 @@ def arrival(rank_of_client: np.ndarray) -> np.ndarray:
 
 
 def uplink(
-    world: World, watch: Stopwatch, messages: Sequence[Message], rank_of_client: np.ndarray
+    world: World,
+    watch: Stopwatch,
+    messages: Sequence[Message],
+    rank_of_client: np.ndarray,
+    clients: Sequence[int] | None = None,
 ) -> Iterator[Message]:
     """Yield the clients' messages on the server, in client order, and nothing on other ranks. Collective.
 
-    `rank_of_client` is the MPI rank of every client of the cohort, the same on all processes. Each process passes the
-    messages of its own clients in that order and must exhaust the iterator. The server holds one window of messages at
-    a time: it reads them before it requests more. Raises RunFault naming the process whose message is invalid.
+    `rank_of_client` is the MPI rank of every client of the cohort, the same on all processes, and `clients` are their
+    numbers, which faults name. Each process passes the messages of its own clients in that order and must exhaust the
+    iterator. The server holds one window of messages at a time: it reads them before it requests more. Raises RunFault
+    naming the process, and the client, whose message is invalid.
     """
     with watch("wait"):
         lengths = _lengths(world, messages, rank_of_client)  # from these every process computes the same windows
@@ -45,8 +50,9 @@ def uplink(
         parts: list[np.ndarray] = []
         if arrived is not None:
             parts = np.split(arrived, sizes[senders.argsort(kind="stable")].cumsum()[:-1])
-            for sender, position in zip(senders, arrival(senders), strict=True):
-                yield _checked(Message(parts[position]), sender)
+            for index, position in enumerate(arrival(senders)):
+                client = clients[start + index] if clients else None
+                yield _checked(Message(parts[position]), senders[index], client)
         arrived, parts = None, []  # free this window's memory before the next one is received
 
 
@@ -61,11 +67,11 @@ def _lengths(world: World, messages: Sequence[Message], rank_of_client: np.ndarr
     return lengths
 
 
-def _checked(message: Message, mpi_rank: int) -> Message:
+def _checked(message: Message, mpi_rank: int, client: int | None = None) -> Message:
     try:
         _ = message.parsed
     except WireError as error:
-        raise RunFault(f"damaged message of rank {mpi_rank}: {error}") from None
+        raise RunFault(f"damaged message of rank {mpi_rank}: {error}", client=client) from None
     return message
 
 

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from fedkd_mpi.common import yaml_loader
 from fedkd_mpi.config import methods
 from fedkd_mpi.config.compression import CompressionConfig
+from fedkd_mpi.config.privacy import PrivacyConfig
 from fedkd_mpi.config.sections import (
     MANY,
     NAME,
@@ -113,6 +114,7 @@ class Config(Section):
     server: ServerConfig = ServerConfig()
     distillation: DistillationConfig = DistillationConfig()
     compression: CompressionConfig = CompressionConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     stop: StopConfig = StopConfig()
     averaging: AveragingConfig = AveragingConfig()
@@ -192,7 +194,7 @@ class Config(Section):
             raise ValueError("method=scaffold needs exchange=delta and server.optimizer=sgd")
         if self.method.name == "scaffold" and self.server.momentum:
             raise ValueError("method=scaffold needs server.momentum=null")
-        if problem := _class_means_problem(self):
+        if problem := self.privacy.problem(self.method.name) or _class_means_problem(self):
             raise ValueError(problem)
         return self
 

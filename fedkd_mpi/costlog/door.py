@@ -18,10 +18,11 @@ import h5py
 import numpy as np
 from h5py import h5a, h5d, h5z
 
-from fedkd_mpi.costlog import files, schema
+from fedkd_mpi.costlog import checks, files, schema
+from fedkd_mpi.costlog.column import Column
 from fedkd_mpi.errors import UserError
 
-Columns = dict[str, schema.Column]
+Columns = dict[str, Column]
 
 # Uncompressed data are not larger than the file; a killed writer may have announced one more round.
 SLACK = 2**20
@@ -59,13 +60,13 @@ def read_attrs(path: Path, file: h5py.File) -> dict[str, Any]:
             value = _attribute(path, file, name)
         if name == "schema_version" and value is None:
             raise UserError(f"{path} is not a cost log of fedkd_mpi: it has no schema_version")
-        if value is None and name in schema.ATTRS_SINCE and attrs["schema_version"] < schema.SCHEMA_VERSION:
+        if value is None and name in schema.ATTRS_SINCE and attrs["schema_version"] < schema.SINCE_VERSION:
             value = schema.ATTRS_SINCE[name]
         if value is None:
             raise damaged(path, f"the attribute {name} is missing")
         attrs[name] = _checked(path, name, value)
         if name == "schema_version" and value not in schema.READABLE:
-            reads = " and ".join(map(str, schema.READABLE))
+            reads = f"{', '.join(map(str, schema.READABLE[:-1]))} and {schema.READABLE[-1]}"
             raise UserError(f"{path} has schema_version {value}, but this fedkd_mpi reads {reads}")
     if attrs["status"] not in schema.STATUSES:
         raise damaged(path, f"the attribute status is {attrs['status']!r}, not {' or '.join(schema.STATUSES)}")
@@ -147,7 +148,7 @@ def _hard(group: h5py.Group, name: str) -> Any:
     return group[name] if isinstance(group.get(name, getlink=True), h5py.HardLink) else None
 
 
-def _require_kind(path: Path, name: str, dataset: Any, column: schema.Column) -> None:
+def _require_kind(path: Path, name: str, dataset: Any, column: Column) -> None:
     expected = np.dtype(column.dtype)
     good = isinstance(dataset, h5py.Dataset) and dataset.shape is not None
     if good and expected.kind == "S":
@@ -216,7 +217,7 @@ def require_layers(path: Path, layers: Mapping[str, np.ndarray], spectrum: tuple
         raise damaged(path, f"uplink/spectrum has width {spectrum[1]}, not {schema.components(parts)}")
 
 
-def require_values(path: Path, name: str, column: schema.Column, values: np.ndarray, attrs: Mapping[str, Any]) -> None:
+def require_values(path: Path, name: str, column: Column, values: np.ndarray, attrs: Mapping[str, Any]) -> None:
     """Raise UserError if a column contains a number that its unit does not allow."""
     if values.dtype.kind == "b" and (values.view(np.uint8) > 1).any():
         raise damaged(path, f"{name} contains a value that is neither yes nor no")
@@ -244,13 +245,13 @@ def require_sums(path: Path, log: Mapping[str, Mapping[str, np.ndarray]]) -> Non
     """Raise UserError if the sums of bytes in a log do not agree; the writer has checked the same sums."""
     rounds, up, down = log["rounds"], log["uplink"], log["downlink"]
     for way, table in (("uplink", up), ("downlink", down)):
-        wrong = np.flatnonzero(table["bytes"] != table["header_bytes"] + table["layer_bytes"].sum(axis=1))
+        wrong = np.flatnonzero(table["bytes"] != checks.message_bytes(table))
         if len(wrong):
             raise damaged(path, f"{way}/bytes of row {wrong[0]} is not the sum of its parts")
     if (down["round"] != rounds["round"]).any():
         raise damaged(path, "downlink/round is not rounds/round")
     at = up["round"] - rounds["round"][0] if len(up["round"]) else up["round"]
-    for name in ("bytes", "header_bytes"):
+    for name in (name for name in schema.SUMMED if name in up):
         total = np.zeros(len(rounds["round"]), np.int64)
         np.add.at(total, at, up[name])
         wrong = np.flatnonzero(total != rounds[f"uplink_{name}"])

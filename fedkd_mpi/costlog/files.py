@@ -15,6 +15,7 @@ import numpy as np
 from h5py import h5ds
 
 from fedkd_mpi.costlog import schema, superblock
+from fedkd_mpi.costlog.column import Column
 from fedkd_mpi.errors import UserError
 
 Tables = Mapping[str, Mapping[str, np.ndarray]]
@@ -179,7 +180,7 @@ def _scale(file: h5py.File, name: str, length: int, most: int | None) -> h5py.Da
     return scale
 
 
-def _dataset(file: h5py.File, name: str, column: schema.Column, values: np.ndarray, grows: bool) -> h5py.Dataset:
+def _dataset(file: h5py.File, name: str, column: Column, values: np.ndarray, grows: bool) -> h5py.Dataset:
     dtype = np.dtype(column.dtype)
     if dtype.kind == "S":
         values = np.char.encode(values.astype(str), "utf-8")

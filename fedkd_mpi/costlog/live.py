@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 from h5py import h5f, h5p, h5s
 
-from fedkd_mpi.costlog import schema
+from fedkd_mpi.costlog.column import Column
 from fedkd_mpi.costlog.files import PAGE, Tables
 
 # Upper bounds of the bytes that HDF5 needs for its own structures, per file and per chunk.
@@ -27,7 +27,7 @@ class LiveFile:
     `widths[table][column]` are the lengths of the second dimensions. Raises OSError if the file cannot be opened.
     """
 
-    def __init__(self, path: Path, columns: Mapping[str, Mapping[str, schema.Column]]):
+    def __init__(self, path: Path, columns: Mapping[str, Mapping[str, Column]]):
         self._path = path
         # Open directly in SWMR mode: a kill between opening and a later switch would lock out every reader.
         access = h5p.create(h5p.FILE_ACCESS)

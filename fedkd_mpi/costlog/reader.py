@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedkd_mpi.costlog import checks, door, files, schema
+from fedkd_mpi.costlog.column import Column
 from fedkd_mpi.errors import UserError
 
 ATTEMPTS, PAUSE = 100, 0.03  # seconds between two attempts to open a log that is being written
@@ -42,7 +43,7 @@ class Table(Mapping[str, np.ndarray]):
         self,
         source: _Source,
         name: str,
-        columns: Mapping[str, schema.Column],
+        columns: Mapping[str, Column],
         select: slice | np.ndarray,
         attrs: Mapping[str, Any],
     ):
@@ -92,7 +93,7 @@ class Log(Mapping[str, Mapping[str, np.ndarray]]):
     def _load(self, rounds: int | None) -> None:
         self.attrs = door.read_attrs(self.path, self._file)
         declared = schema.FIXED | schema.growing(self.attrs["metrics"])
-        missing = schema.SINCE if self.attrs["schema_version"] < schema.SCHEMA_VERSION else ()
+        missing = schema.SINCE if self.attrs["schema_version"] < schema.SINCE_VERSION else ()
         there = {table: names for table, names in declared.items() if table not in missing}
         columns = door.find_columns(self.path, self._file, there)
         door.require_lengths(self.path, self._file, columns, self.attrs)

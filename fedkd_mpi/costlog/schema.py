@@ -6,44 +6,13 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-SCHEMA_VERSION = 3
-READABLE = (2, 3)  # versions; a log of an earlier one lacks the tables in SINCE and the attributes in ATTRS_SINCE
+from fedkd_mpi.costlog.column import Column, bytes_of, count, index, number, seconds
+
+SCHEMA_VERSION = 4
+READABLE = (2, 3, 4)  # versions; one before 3 lacks the tables in SINCE and the attributes in ATTRS_SINCE
 STATUSES = ("running", "interrupted", "completed")
 LEVELS = ("info", "warning", "error")
 STRAGGLER = 2.0  # a local training this many times as long as the median of its round
-
-
-class Column(NamedTuple):
-    """One dataset: its type, unit and meaning.
-
-    `dtype` is a NumPy type name; "S" with a number is UTF-8 text of that length, "S" alone is as long as the longest
-    value. `axis` names the second dimension: layer, component, mpi_rank or class; "" means that there is none.
-    """
-
-    dtype: str
-    unit: str
-    description: str
-    axis: str = ""
-
-
-def _index(description: str) -> Column:
-    return Column("int64", "index", description)
-
-
-def _count(unit: str, description: str, axis: str = "") -> Column:
-    return Column("int64", unit, description, axis)
-
-
-def _bytes(description: str, axis: str = "") -> Column:
-    return Column("int64", "bytes", description, axis)
-
-
-def _seconds(description: str, axis: str = "") -> Column:
-    return Column("float64", "seconds", description, axis)
-
-
-def _number(unit: str, description: str, axis: str = "") -> Column:
-    return Column("float64", unit, description, axis)
 
 
 class Phase(NamedTuple):
@@ -88,29 +57,27 @@ FIXED = {
     "layers": {
         "name": Column("S", "text", "parameter or buffer of the student; the order of every layer axis"),
         "shape": Column("S", "text", "shape of the tensor, e.g. 64x3x3x3"),
-        "numel": _count("numbers", "numbers in the tensor"),
+        "numel": count("numbers", "numbers in the tensor"),
         "compressible": Column("bool", "yes or no", "whether a codec may factorise the tensor"),
     },
     "clients": {
-        "train_samples": _count("samples", "training samples of the client"),
-        "test_samples": _count("samples", "test samples of the client"),
-        "mpi_rank": _index("MPI rank of the client when the run first started"),
-        "label_histogram": _count(
-            "samples", "train and test samples of each class; only if there are classes", "class"
-        ),
+        "train_samples": count("samples", "training samples of the client"),
+        "test_samples": count("samples", "test samples of the client"),
+        "mpi_rank": index("MPI rank of the client when the run first started"),
+        "label_histogram": count("samples", "train and test samples of each class; only if there are classes", "class"),
         "digest": Column("S", "text", "digest (BLAKE2b, 16 bytes) of the indices of the client's samples, see below"),
     },
     "files": {
         "path": Column("S", "text", "data file that was read, or their folder if there are more than 100"),
-        "count": _count("files", "1, or the files below the folder that were read"),
-        "bytes": _bytes("their size"),
+        "count": count("files", "1, or the files below the folder that were read"),
+        "bytes": bytes_of("their size"),
         "digest": Column("S", "text", "SHA-256 of the file; of a folder, of what sha256sum prints, see below"),
     },
     "starts": {
         "started": Column("S", "text", "when the run was started or resumed, ISO 8601"),
         "ended": Column("S", "text", "when that part of the run ended, ISO 8601; empty while it runs and after a kill"),
-        "first_round": _index("the round with which it began"),
-        "world_size": _count("processes", "number of MPI processes"),
+        "first_round": index("the round with which it began"),
+        "world_size": count("processes", "number of MPI processes"),
         "hosts": Column("S", "text", "each host with its number of processes"),
         "mpi_library": Column("S", "text", "name and version of the MPI library"),
         "fedkd_mpi": Column("S", "text", "version of fedkd_mpi"),
@@ -129,23 +96,36 @@ FIXED = {
         "command": Column("S", "text", "the command line"),
         "environment": Column("S", "text", "NAME=VALUE of the variables that matter, one per line"),
         "slurm_job_id": Column("S", "text", "Slurm's job id, with the place in an array; empty outside Slurm"),
+        "key_agreement_bytes": bytes_of(
+            "public keys and wrapped broadcast keys of all clients, up and down; if encrypted"
+        ),
     },
 }
-SINCE = ("files", "starts")  # tables of version 3
+SINCE, SINCE_VERSION = ("files", "starts"), 3  # tables of version 3
 # Columns of some logs only: label_histogram if there are classes, spectrum with log.spectra, the paper's counts for
-# codecs that choose the rank at which the paper would send.
+# codecs that choose the rank at which the paper would send, what encryption adds where messages are encrypted.
 PAPER = {("rounds", "uplink_paper_bytes"), ("rounds", "downlink_paper_bytes")}
+ENCRYPTION = {
+    ("rounds", "uplink_encryption_bytes"),
+    ("rounds", "downlink_encryption_bytes"),
+    ("rounds", "seconds_encrypt"),
+    ("uplink", "encryption_bytes"),
+    ("downlink", "encryption_bytes"),
+    ("starts", "key_agreement_bytes"),
+}
+SUMMED = ("bytes", "header_bytes", "encryption_bytes")  # columns of uplink whose sums are in rounds
 # Logs that an earlier version began have no digests of clients.
-OPTIONAL = {*PAPER, ("uplink", "spectrum"), ("downlink", "spectrum")}
+OPTIONAL = {*PAPER, *ENCRYPTION, ("uplink", "spectrum"), ("downlink", "spectrum")}
 OPTIONAL |= {("clients", "label_histogram"), ("clients", "digest")}
 
 
 _MESSAGE = {
-    "bytes": _bytes("payload and header of the message"),
-    "header_bytes": _bytes("header of the message"),
-    "layer_rank": _count("components", "rank K of the layer's factors, -1 if the layer is raw", "layer"),
-    "layer_bytes": _bytes("payload of the layer", "layer"),
-    "layer_energy": _number("1", "share of the layer's squared norm that was kept", "layer"),
+    "bytes": bytes_of("payload and header of the message"),
+    "header_bytes": bytes_of("header of the message"),
+    "encryption_bytes": bytes_of("nonce and tag of the message, if it is encrypted"),
+    "layer_rank": count("components", "rank K of the layer's factors, -1 if the layer is raw", "layer"),
+    "layer_bytes": bytes_of("payload of the layer", "layer"),
+    "layer_energy": number("1", "share of the layer's squared norm that was kept", "layer"),
     "spectrum": Column(
         "float32", "1", "singular values before encoding, for each compressible layer in descending order", "component"
     ),
@@ -154,64 +134,68 @@ _MESSAGE = {
 # Tables that grow during the run.
 GROWING = {
     "rounds": {
-        "round": _index("index of the round; written last, so that a round with an index is complete"),
-        "threshold": _number("1", "energy threshold T of the round"),
-        "cohort_size": _count("clients", "clients sampled for the round"),
-        "skipped_clients": _count(
-            "clients", "clients of the cohort whose update was skipped because it was not finite"
-        ),
-        "uplink_bytes": _bytes("payload and header of all updates of the cohort"),
-        "downlink_bytes": _bytes("payload and header of the broadcast, counted once per receiving client"),
-        "uplink_header_bytes": _bytes("the headers in uplink_bytes"),
-        "downlink_header_bytes": _bytes("the headers in downlink_bytes"),
-        "uplink_paper_bytes": _bytes(
+        "round": index("index of the round; written last, so that a round with an index is complete"),
+        "threshold": number("1", "energy threshold T of the round"),
+        "cohort_size": count("clients", "clients sampled for the round"),
+        "skipped_clients": count("clients", "clients of the cohort whose update was skipped because it was not finite"),
+        "uplink_bytes": bytes_of("payload and header of all updates of the cohort"),
+        "downlink_bytes": bytes_of("payload and header of the broadcast, counted once per receiving client"),
+        "uplink_header_bytes": bytes_of("the headers in uplink_bytes"),
+        "downlink_header_bytes": bytes_of("the headers in downlink_bytes"),
+        "uplink_encryption_bytes": bytes_of("nonces and tags in uplink_bytes; only if messages are encrypted"),
+        "downlink_encryption_bytes": bytes_of("nonces and tags in downlink_bytes; only if messages are encrypted"),
+        "uplink_paper_bytes": bytes_of(
             "uplink bytes as the paper counts them: 4(PK + K^2 + KQ) per matrix at the smallest rank K"
             " above T, even if it is sent raw, and 4 per other parameter; only for codec svd without a byte"
             " budget"
         ),
-        "downlink_paper_bytes": _bytes("downlink bytes as the paper counts them, once per receiving client"),
-        "student_dense_bytes": _bytes("uplink and downlink bytes if the cohort exchanged the student uncompressed"),
-        "teacher_dense_bytes": _bytes("uplink and downlink bytes if the cohort exchanged the teacher uncompressed"),
-        "catchup_bytes": _bytes(
+        "downlink_paper_bytes": bytes_of("downlink bytes as the paper counts them, once per receiving client"),
+        "student_dense_bytes": bytes_of("uplink and downlink bytes if the cohort exchanged the student uncompressed"),
+        "teacher_dense_bytes": bytes_of("uplink and downlink bytes if the cohort exchanged the teacher uncompressed"),
+        "catchup_bytes": bytes_of(
             "bytes that members of the cohort who missed earlier rounds would fetch before training: the"
             " missed broadcasts or, if smaller, the dense student and the receiver's state (the server"
             " optimiser's moments, ef21's estimates); 0 at full participation"
         ),
-        "student_loss": _number("1", "mean local training loss of the students"),
-        "teacher_loss": _number("1", "mean local training loss of the teachers"),
-        **{f"seconds_{name}": _seconds(phase.description) for name, phase in PHASES.items()},
-        "seconds_total": _seconds("the whole round on rank 0"),
+        "student_loss": number("1", "mean local training loss of the students"),
+        "teacher_loss": number("1", "mean local training loss of the teachers"),
+        **{f"seconds_{name}": seconds(phase.description) for name, phase in PHASES.items()},
+        "seconds_encrypt": seconds(
+            "encrypting, decrypting and authenticating messages on the slowest process, apart from the other phases;"
+            " only if messages are encrypted"
+        ),
+        "seconds_total": seconds("the whole round on rank 0"),
     },
     "uplink": {
-        "round": _index("round of the update"),
-        "client": _index("client that sent it"),
-        "mpi_rank": _index("MPI rank of the client in this round, which sends its update"),
+        "round": index("round of the update"),
+        "client": index("client that sent it"),
+        "mpi_rank": index("MPI rank of the client in this round, which sends its update"),
         **_MESSAGE,
     },
-    "downlink": {"round": _index("round of the broadcast"), **_MESSAGE},
+    "downlink": {"round": index("round of the broadcast"), **_MESSAGE},
     "training": {
-        "round": _index("round of the local training"),
-        "client": _index("client that trained"),
-        "mpi_rank": _index("MPI rank of the client in this round, which sends its update"),
-        "student_loss": _number("1", "mean training loss of the student"),
-        "teacher_loss": _number("1", "mean training loss of the teacher"),
-        "seconds_train": _seconds("local training"),
-        "seconds_encode": _seconds("encoding the update; an equal share if several were encoded at once"),
-        "seconds_evaluate": _seconds("scoring teacher and student on the client's own test samples"),
+        "round": index("round of the local training"),
+        "client": index("client that trained"),
+        "mpi_rank": index("MPI rank of the client in this round, which sends its update"),
+        "student_loss": number("1", "mean training loss of the student"),
+        "teacher_loss": number("1", "mean training loss of the teacher"),
+        "seconds_train": seconds("local training"),
+        "seconds_encode": seconds("encoding the update; an equal share if several were encoded at once"),
+        "seconds_evaluate": seconds("scoring teacher and student on the client's own test samples"),
     },
     "mpi": {
-        "bytes_sent": _bytes("all bytes that the process sent through MPI", "mpi_rank"),
-        "bytes_received": _bytes("all bytes that the process received through MPI", "mpi_rank"),
-        "payload_bytes_sent": _bytes(
+        "bytes_sent": bytes_of("all bytes that the process sent through MPI", "mpi_rank"),
+        "bytes_received": bytes_of("all bytes that the process received through MPI", "mpi_rank"),
+        "payload_bytes_sent": bytes_of(
             "uplink and downlink messages in bytes_sent; the rest is control data", "mpi_rank"
         ),
-        "payload_bytes_received": _bytes("uplink and downlink messages in bytes_received", "mpi_rank"),
-        "seconds_compute": _seconds("time in which the process computed", "mpi_rank"),
-        "seconds_wait": _seconds("time in which the process waited for others", "mpi_rank"),
+        "payload_bytes_received": bytes_of("uplink and downlink messages in bytes_received", "mpi_rank"),
+        "seconds_compute": seconds("time in which the process computed", "mpi_rank"),
+        "seconds_wait": seconds("time in which the process waited for others", "mpi_rank"),
     },
     "events": {
-        "round": _index("round the event belongs to; written last"),
-        "client": _index("client that the event concerns, -1 if there is none"),
+        "round": index("round the event belongs to; written last"),
+        "client": index("client that the event concerns, -1 if there is none"),
         "level": Column("S8", "text", "info, warning or error"),
         "message": Column(
             "S240",
@@ -237,41 +221,46 @@ ROWS = {
 
 # Columns of the table rounds for every metric of the task.
 METRIC = {
-    "student_{metric}": _number(
+    "student_{metric}": number(
         "1",
         "mean over the cohort of the trained student's score on the client's own test samples; NaN if not evaluated",
     ),
-    "teacher_{metric}": _number(
+    "teacher_{metric}": number(
         "1", "mean over the cohort of the teacher's score on the client's own test samples; NaN if not evaluated"
     ),
-    "student_{metric}_weighted": _number(
+    "student_{metric}_weighted": number(
         "1", "the same score on all test samples of the cohort, so that a client counts by its samples"
     ),
-    "teacher_{metric}_weighted": _number(
+    "teacher_{metric}_weighted": number(
         "1", "the same score on all test samples of the cohort, so that a client counts by its samples"
     ),
-    "student_{metric}_all": _number(
+    "student_{metric}_all": number(
         "1", "mean over all clients of the latest student score; NaN until every client has one"
     ),
-    "teacher_{metric}_all": _number(
+    "teacher_{metric}_all": number(
         "1", "mean over all clients of the latest teacher score; NaN until every client has one"
     ),
-    "global_student_{metric}": _number("1", "score of the global student on the global test set; NaN if not evaluated"),
-    "global_teacher_{metric}": _number("1", "mean score of all teachers on the global test set; NaN if not evaluated"),
+    "global_student_{metric}": number("1", "score of the global student on the global test set; NaN if not evaluated"),
+    "global_teacher_{metric}": number("1", "mean score of all teachers on the global test set; NaN if not evaluated"),
 }
 
 # Columns of the table training for every metric of the task.
 CLIENT_METRIC = {
-    "student_{metric}": _number(
+    "student_{metric}": number(
         "1", "score of the trained student on the client's own test samples; NaN if not evaluated"
     ),
-    "teacher_{metric}": _number("1", "score of the teacher on the client's own test samples; NaN if not evaluated"),
+    "teacher_{metric}": number("1", "score of the teacher on the client's own test samples; NaN if not evaluated"),
 }
 
 
 def components(layers: Iterable[tuple[str, Sequence[int], bool]]) -> int:
     """Return the length of the axis component: the number of singular values of all compressible layers."""
     return sum(min(shape[0], math.prod(shape[1:])) for _, shape, compressible in layers if compressible)
+
+
+def optional(table: str) -> set[str]:
+    """Return the columns of a table that a log may lack."""
+    return {name for of, name in OPTIONAL if of == table}
 
 
 def is_metric(name: str) -> bool:

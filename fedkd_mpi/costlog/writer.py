@@ -61,6 +61,7 @@ class Writer:
         *,
         lower_is_better: Sequence[str] = (),
         paper: bool = True,
+        encrypted: bool = False,
         sources: Mapping[str, np.ndarray] | None = None,
         start: Mapping[str, Any] | None = None,
     ) -> Writer:
@@ -69,14 +70,14 @@ class Writer:
         `attrs` are the attributes of schema.ATTRS that the writer does not set itself (text, integers, lists of text).
         `layers` are (name, shape, compressible). `clients` are the columns [client] of schema.FIXED, and
         label_histogram [client, class] if there are classes. `spectra` adds the column spectrum to uplink and downlink,
-        `paper` adds the paper's counts to rounds. `lower_is_better` are the metrics for which less is better. `sources`
-        are the columns of the table files, `start` is the first row of the table starts; both tables may be empty.
-        Raises UserError if the file exists without `overwrite` or cannot be written, ValueError on invalid names,
-        shapes or types.
+        `paper` adds the paper's counts to rounds, `encrypted` what encryption adds to rounds and messages.
+        `lower_is_better` are the metrics for which less is better. `sources` are the columns of the table files,
+        `start` is the first row of the table starts; both tables may be empty. Raises UserError if the file exists
+        without `overwrite` or cannot be written, ValueError on invalid names, shapes or types.
         """
         path = Path(path)
         checks.check_names("attrs", attrs, set(schema.ATTRS) - set(schema.OWN_ATTRS))
-        checks.check_names("clients", clients, schema.FIXED["clients"], optional={"label_histogram", "digest"})
+        checks.check_names("clients", clients, schema.FIXED["clients"], optional=schema.optional("clients"))
         if wrong := [metric for metric in metrics if not schema.is_metric(metric)]:
             raise UserError(
                 f"the task's metric {wrong[0]!r} cannot be the name of a log column: it must be printable, without /"
@@ -88,9 +89,9 @@ class Writer:
         tables = {table: checks.empty(columns, width) for table, columns in schema.growing(metrics).items()}
         if not (spectra and width["component"]):
             del tables["uplink"]["spectrum"], tables["downlink"]["spectrum"]
-        if not paper:
-            for table, column in schema.PAPER:
-                del tables[table][column]
+        unwanted = (set() if paper else schema.PAPER) | (set() if encrypted else schema.ENCRYPTION)
+        for table, column in unwanted:
+            tables.get(table, {}).pop(column, None)
         tables["layers"] = {
             "name": np.array([name for name, _, _ in layers], dtype=str),
             "shape": np.array(["x".join(map(str, shape)) or "scalar" for _, shape, _ in layers], dtype=str),

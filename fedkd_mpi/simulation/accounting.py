@@ -15,9 +15,10 @@ from fedkd_mpi.codecs.message import Receipt
 from fedkd_mpi.common.stopwatch import Stopwatch
 from fedkd_mpi.communication.exchange import arrival
 from fedkd_mpi.costlog import Writer
-from fedkd_mpi.costlog.schema import PHASES, components
+from fedkd_mpi.costlog.schema import PHASES, SUMMED, components
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.models.layer import Layer
+from fedkd_mpi.privacy.aes_gcm import OVERHEAD
 from fedkd_mpi.simulation.client_scores import ROLES, ClientScores, mean, nan_scores
 from fedkd_mpi.simulation.server import catchup_state_bytes
 from fedkd_mpi.simulation.state import Simulation
@@ -25,6 +26,8 @@ from fedkd_mpi.simulation.stragglers import straggler
 
 COUNTERS = ("bytes_sent", "bytes_received", "payload_bytes_sent", "payload_bytes_received")
 SHARED_PHASES = tuple(name for name, phase in PHASES.items() if phase.shared)
+ENCRYPT = "encrypt"  # the phase of runs with encrypted messages
+COMPUTING = {*SHARED_PHASES, "aggregate", ENCRYPT}
 LOSSES = ("teacher_loss", "student_loss")
 Counts = dict[str, tuple[np.dtype, np.ndarray]]
 
@@ -63,6 +66,7 @@ class Accounting:
         self._newcomer = self._dense  # bytes of the current state, for a client that missed all rounds
         if run.exchange:
             self._newcomer += catchup_state_bytes(run.exchange.student, run.exchange.codec, run.config.server)
+            self._newcomer += OVERHEAD if run.config.privacy.encrypts else 0
         self._broadcasts = [0]  # cumulative bytes of the downlink messages before each round
         self._last_seen = dict.fromkeys(range(run.config.num_clients), -1)
         self._scores = ClientScores(run.task, [len(test) for _, test in run.data.clients])
@@ -80,7 +84,8 @@ class Accounting:
             ("fault", "S160"),
         ]
         self._of_client = np.dtype([*losses, *seconds, *scores, *update])
-        self._of_process = np.dtype([*((name, "i8") for name in COUNTERS), *((name, "f8") for name in PHASES)])
+        self._phases = (*PHASES, *([ENCRYPT] if run.config.privacy.encrypts else []))
+        self._of_process = np.dtype([*((name, "i8") for name in COUNTERS), *((name, "f8") for name in self._phases)])
         self._of_score = np.dtype([("sums", "f8", sums)])
 
     def close(
@@ -95,7 +100,7 @@ class Accounting:
         process = np.zeros(1, self._of_process)
         for name in COUNTERS:
             process[name] = getattr(counters, name)
-        for name in PHASES:
+        for name in self._phases:
             process[name] = seconds[name]
         rows = np.concatenate([np.zeros(0, np.uint8), *(part.report for part in own)])
         counts = self._counts(this)
@@ -208,6 +213,7 @@ class Accounting:
                 f"seconds_{name}": float(process[name].max() if phase.shared else process[name][0])
                 for name, phase in PHASES.items()
             },
+            **({f"seconds_{ENCRYPT}": float(process[ENCRYPT].max())} if ENCRYPT in self._phases else {}),
             "seconds_total": seconds_total,
         }
         training = {name: clients[name] for name in (*LOSSES, *(f"seconds_{phase}" for phase in SHARED_PHASES))}
@@ -215,7 +221,7 @@ class Accounting:
             training |= {f"{role}_{metric}": values for metric, values in self._scores.metrics(clients[role]).items()}
         mpi = {name: process[name] for name in COUNTERS}
         mpi |= {
-            "seconds_compute": np.sum([process[phase] for phase in (*SHARED_PHASES, "aggregate")], axis=0),
+            "seconds_compute": np.sum([process[phase] for phase in self._phases if phase in COMPUTING], axis=0),
             "seconds_wait": process["wait"],
         }
         writer.append_round(rounds, uplink, _only(downlink), mpi, training | who)
@@ -229,16 +235,18 @@ class Accounting:
         total = np.array([receipt.bytes for receipt in receipts], np.int64)
         columns = {"bytes": total, "layer_rank": layers[..., 0], "layer_bytes": layers[..., 1]}
         columns["header_bytes"] = total - columns["layer_bytes"].sum(axis=1)
+        if self.run.config.privacy.encrypts:
+            columns["encryption_bytes"] = np.array([receipt.encryption for receipt in receipts], np.int64)
+            columns["header_bytes"] -= columns["encryption_bytes"]
         columns["layer_energy"] = energies if energies.shape == shape else np.full(shape, np.nan)
         return columns | ({"spectrum": spectra[: len(receipts)]} if self._components else {})
 
     def _costs(self, this: Round, uplink: dict[str, np.ndarray], downlink: dict[str, np.ndarray]) -> dict[str, int]:
         cohort, broadcast = len(this.cohort), int(downlink["bytes"].sum())
+        parts = [name for name in SUMMED if name in uplink]
         costs = {
-            "uplink_bytes": int(uplink["bytes"].sum()),
-            "uplink_header_bytes": int(uplink["header_bytes"].sum()),
-            "downlink_bytes": cohort * broadcast,
-            "downlink_header_bytes": cohort * int(downlink["header_bytes"].sum()),
+            **{f"uplink_{name}": int(uplink[name].sum()) for name in parts},
+            **{f"downlink_{name}": cohort * int(downlink[name].sum()) for name in parts},
             "student_dense_bytes": 2 * cohort * self._dense,
             "teacher_dense_bytes": 2 * 4 * sum(self.run.teacher_numbers[client] for client in this.cohort),
             "catchup_bytes": self._catchup(this),

@@ -13,13 +13,14 @@ from torch import Tensor
 from fedkd_mpi.client.client import Client
 from fedkd_mpi.codecs import buffers, factory
 from fedkd_mpi.codecs.message import make_message
-from fedkd_mpi.codecs.wire import RECORD_BYTES
 from fedkd_mpi.common.random_streams import generator
 from fedkd_mpi.config.codecs import CODECS
 from fedkd_mpi.config.compression import CompressionConfig
 from fedkd_mpi.config.schema import Config
 from fedkd_mpi.config.sections import LocalConfig
 from fedkd_mpi.errors import UserError
+from fedkd_mpi.privacy.aes_gcm import OVERHEAD
+from fedkd_mpi.simulation.setup import reserved_bytes
 from fedkd_mpi.simulation.state import Exchange, Simulation
 
 SECONDS = 5.0  # of training for an update whose size is measured
@@ -91,9 +92,10 @@ def _codecs(config: Config, run: Simulation, exchange: Exchange, update: Tensor)
 
 def _size(config: Config, exchange: Exchange, compression: CompressionConfig, update: Tensor, threshold: float) -> int:
     student = exchange.student
-    reserved = sum(RECORD_BYTES + 4 * layer.numel for layer in student.exchanged_buffers)
+    reserved = reserved_bytes(config, student)
     shape = config.rounds, config.clients_per_round
     codec = factory.build(compression, student.parameter_layers, *shape, reserved=reserved).at(0)
     parameters, statistics = student.exchanged_parts(update.clone())
     (records,) = codec.encode_each([parameters], threshold, [{}], [generator(config.seed, "codec", 0, 0)])
-    return int(make_message(0, 0, 1, records + buffers.encode(statistics, alone=student.only_buffers)).whole.size)
+    message = make_message(0, 0, 1, records + buffers.encode(statistics, alone=student.only_buffers))
+    return int(message.whole.size) + (OVERHEAD if config.privacy.encrypts else 0)

@@ -14,6 +14,7 @@ from fedkd_mpi.costlog.files import real
 from fedkd_mpi.errors import RunFault, UserError
 from fedkd_mpi.fault_tolerance.log_lock import Lock, reserve
 from fedkd_mpi.fault_tolerance.stopping import StopRequests
+from fedkd_mpi.privacy import aes_gcm
 from fedkd_mpi.simulation import trust
 from fedkd_mpi.simulation.request import Start, default_output
 
@@ -114,6 +115,7 @@ def _open(config: Config, start: Start, world: World, lock: Lock) -> Session:
     from fedkd_mpi.simulation import session as sessions
 
     world.collectively(lambda: portable_bits.require(config))
+    world.collectively(lambda: aes_gcm.library() if config.privacy.encrypts else None)
     world.collectively(lambda: lock.take() if world.is_root else None)
     if start.resume:
         return sessions.resume(config, world, lock.log, start.commits)

@@ -26,6 +26,7 @@ import numpy as np
 from fedkd_mpi import __version__
 from fedkd_mpi.communication.agreement import DIGEST_BYTES
 from fedkd_mpi.errors import LONGEST_LINE, plain
+from fedkd_mpi.privacy.keys import AGREEMENT_BYTES
 from fedkd_mpi.simulation.sameness import LIBRARIES, contents
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ def start(run: Simulation, first_round: int, sources: Mapping[str, str]) -> dict
         "command": command(sys.orig_argv),
         "environment": "\n".join(f"{name}={value}" for name, value in environment(os.environ).items()),
         "slurm_job_id": slurm_job(os.environ),
+        **({"key_agreement_bytes": AGREEMENT_BYTES * run.config.num_clients} if run.config.privacy.encrypts else {}),
     }
 
 

@@ -196,9 +196,14 @@ def communicate(
     A process applies the message when it needs its replica.
     """
     run.world.status.at(this.index, "uplink")
-    layers = len(exchange.student.exchanged_layers)
+    layers, keys = len(exchange.student.exchanged_layers), exchange.encryption
     messages = [contribution.message for contribution in own if contribution.message]  # all have one
-    arriving = uplink(run.world, watch, messages, run.rank_of_client[this.cohort])
+    if keys:
+        with watch("encrypt"):
+            messages = [keys.seal(message) for message in messages]
+    arriving = uplink(run.world, watch, messages, run.rank_of_client[this.cohort], this.cohort)
+    if keys:
+        arriving = keys.unseal_each(arriving, this.cohort, this.index, watch)
     message = None
     if exchange.server:
         run.world.status.at(this.index, "aggregation")
@@ -210,10 +215,17 @@ def communicate(
             if run.config.log.spectra and update is not None:
                 this.downlink_spectrum = exchange.student.spectrum(update)
             message = make_message(this.index, SERVER, 0, records)
+        if keys:
+            with watch("encrypt"):
+                message = keys.seal(message)
     for _ in arriving:  # yields nothing on other ranks, but sends their messages
         pass
     run.world.status.at(this.index, "downlink")
-    exchange.pending_downlinks.append(downlink(run.world, watch, message))
+    received = downlink(run.world, watch, message)
+    if keys:
+        with watch("encrypt"):
+            received = keys.unseal(received, SERVER, this.index)
+    exchange.pending_downlinks.append(received)
     waiting = sum(message.whole.size for message in exchange.pending_downlinks)
     if run.needs_replica(this.index, this.evaluated) or waiting > WAITING:
         with watch("broadcast"):

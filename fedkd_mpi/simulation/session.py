@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedkd_mpi import __version__, costlog
+from fedkd_mpi import costlog
 from fedkd_mpi.communication.world import SingleProcessWorld, World
 from fedkd_mpi.config.schema import Config
-from fedkd_mpi.datasets import opened, partition_file
+from fedkd_mpi.datasets import partition_file
 from fedkd_mpi.errors import UserError, shown
 from fedkd_mpi.fault_tolerance.checkpoint import Checkpoints
 from fedkd_mpi.fault_tolerance.manifest import Manifest
 from fedkd_mpi.fault_tolerance.stopping import STOP
-from fedkd_mpi.simulation import extension, provenance, saved_state, trust
+from fedkd_mpi.simulation import encryption, extension, provenance, saved_state, trust
 from fedkd_mpi.simulation.best import BestRound
 from fedkd_mpi.simulation.early_stop import watched
+from fedkd_mpi.simulation.new_log import client_columns, create_log
 from fedkd_mpi.simulation.snapshot import restore
 
 if TYPE_CHECKING:
@@ -172,6 +173,8 @@ def build(config: Config, world: World) -> Simulation:
     world.status.at(0, "building networks and clients")
     run = world.collectively(lambda: prepare(config, world, data))
     run.schedule = make_work_queue(run) or run.schedule
+    if run.exchange and config.privacy.encrypts:
+        run.exchange.encryption = encryption.agree(world, run.rank_of_client)
     return run
 
 
@@ -213,57 +216,6 @@ def write_partition(run: Simulation, path: Path, overwrite: bool) -> None:
 
     samples = partitioned(run.task, run.data.train)
     partition_file.write(path, run.data.clients, samples, overwrite=overwrite)
-
-
-def create_log(run: Simulation, output: Path, overwrite: bool, start: Mapping[str, Any]) -> costlog.Writer:
-    """Create the cost log of a run with the first row of its table starts."""
-    config = run.config
-    attrs = {
-        "config": config.to_yaml(),
-        "config_digest": config.digest(),
-        "package_version": __version__,
-        "mpi_library": run.world.library,
-        "hostnames": run.world.hostnames,
-        "seed": config.seed,
-        "started": start["started"],
-        "data": provenance.data(run.data),
-    }
-    layers = (
-        [(layer.name, layer.shape, layer.compressible) for layer in run.exchange.student.exchanged_layers]
-        if run.exchange
-        else []
-    )
-    columns = client_columns(run)
-    size, spectra = run.world.world_size, config.log.spectra
-    return costlog.Writer.create(
-        output,
-        attrs,
-        layers,
-        columns,
-        run.task.metrics,
-        size,
-        overwrite,
-        spectra,
-        lower_is_better=getattr(run.task, "lower_is_better", ()),
-        paper=bool(run.exchange and run.exchange.codec.paper_rank),
-        sources=opened.described(run.data.files),
-        start=start,
-    )
-
-
-def client_columns(run: Simulation) -> dict[str, np.ndarray]:
-    """Return the columns of the log's table `clients`."""
-    clients = run.data.clients
-    columns = {
-        "train_samples": np.array([len(train) for train, _ in clients]),
-        "test_samples": np.array([len(test) for _, test in clients]),
-        "mpi_rank": run.rank_of_client,
-    }
-    labels = run.task.labels(run.data.train)
-    if run.task.num_classes and labels.ndim == 1:
-        counts = [np.bincount(labels[np.concatenate(split)], minlength=run.task.num_classes) for split in clients]
-        columns["label_histogram"] = np.array(counts)
-    return columns | {"digest": provenance.clients(run.data)}
 
 
 def require_same_data(run: Simulation, output: Path, columns: Mapping[str, np.ndarray], data: Sequence[str]) -> None:

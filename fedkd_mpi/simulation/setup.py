@@ -27,6 +27,8 @@ from fedkd_mpi.datasets import partition as partitions
 from fedkd_mpi.errors import UserError
 from fedkd_mpi.methods import Method
 from fedkd_mpi.models import module_tensors
+from fedkd_mpi.models.flat import FlatModel
+from fedkd_mpi.privacy.aes_gcm import OVERHEAD
 from fedkd_mpi.scheduling import cohort
 from fedkd_mpi.scheduling.plan import Plan
 from fedkd_mpi.scheduling.schedule import OwnClients
@@ -173,6 +175,8 @@ def prepare(config: Config, world: World, data: Data) -> Simulation:
     families, rank_of_client = assign_clients(config, data, world.world_size)
     own = np.flatnonzero(rank_of_client == world.mpi_rank).tolist()
     clients = {client: Client(client, *data.clients[client]) for client in own}
+    if config.privacy.encrypts and not method.exchanges:
+        raise UserError(f"method={config.method.name} exchanges nothing: set privacy.encryption=none")
     run = Simulation(
         config=config,
         world=world,
@@ -203,12 +207,18 @@ def prepare_exchange(config: Config, world: World, method: Method, device: str) 
         student.parameter_layers,
         config.rounds,
         config.clients_per_round,
-        reserved=sum(RECORD_BYTES + 4 * layer.numel for layer in student.exchanged_buffers),
+        reserved=reserved_bytes(config, student),
     )
     server = None
     if world.is_root:
         server = Server(config.server, student, codec, device, config.seed, config.num_clients)
     return Exchange(student, student.state.clone(), codec, server)
+
+
+def reserved_bytes(config: Config, student: FlatModel) -> int:
+    """Return the bytes of a message that count towards a byte budget but pass no codec: buffers, nonce and tag."""
+    buffers = sum(RECORD_BYTES + 4 * layer.numel for layer in student.exchanged_buffers)
+    return buffers + (OVERHEAD if config.privacy.encrypts else 0)
 
 
 def try_networks(run: Simulation) -> None:

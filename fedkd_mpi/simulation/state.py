@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fedkd_mpi.codecs.message import Message
+    from fedkd_mpi.simulation.encryption import Encryption
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Exchange:
     server: Server | None  # None except on rank 0
     downlink_state: dict[str, Tensor] = field(default_factory=dict)  # what the codec's receiver keeps, like the replica
     pending_downlinks: list[Message] = field(default_factory=list)
+    encryption: Encryption | None = None  # keys of this start of the run
 
 
 @dataclass

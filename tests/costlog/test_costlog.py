@@ -117,7 +117,7 @@ def test_what_is_appended_is_read_back(tmp_path, first, cohorts, layers, world_s
 def test_the_file_describes_itself_to_h5py_alone(three_rounds):
     with h5py.File(three_rounds) as file:
         assert set(file.attrs) == set(schema.ATTRS)
-        assert file.attrs["schema_version"] == 3
+        assert file.attrs["schema_version"] == 4
         assert list(file.attrs["hostnames"]) == ["node1", "nöde2"]
         columns = {}
         file.visititems(lambda name, item: columns.update({name: item} if isinstance(item, h5py.Dataset) else {}))

@@ -1,4 +1,4 @@
-"""Logs of each schema version, kept in tests/golden: 2 and 3 are read to the last bit, version 1 is refused."""
+"""Logs of each schema version, kept in tests/golden: 2, 3 and 4 are read to the last bit, version 1 is refused."""
 
 from __future__ import annotations
 
@@ -22,6 +22,12 @@ def test_the_golden_log_of_this_schema_version_is_read_as_when_it_was_written(tm
     assert len(expected["rounds"]["round"][2]) == golden.ROUNDS
 
 
+def test_a_log_of_version_3_is_read_as_when_it_was_written(tmp_path: Path):
+    found = json.loads(json.dumps(golden.plain(costlog.read(golden.unpack(3, tmp_path)))))
+    assert repr(found) == repr(golden.expected(3))
+    assert not any("encrypt" in name for columns in found.values() for name in columns)
+
+
 def test_a_log_of_version_2_is_read_as_when_it_was_written_and_has_no_starts(tmp_path: Path):
     log = golden.unpack(2, tmp_path)
     found = json.loads(json.dumps(golden.plain(costlog.read(log))))
@@ -29,18 +35,18 @@ def test_a_log_of_version_2_is_read_as_when_it_was_written_and_has_no_starts(tmp
     assert found["attrs"].pop("data") == []
     for table in ("starts", "files"):
         columns = found.pop(table)
-        assert columns.keys() == schema.FIXED[table].keys()
+        assert columns.keys() == schema.FIXED[table].keys() - schema.optional(table)
         assert all(shape == [0] for _, shape, _ in columns.values())
     assert repr(found) == repr(expected)
 
 
-def test_a_log_of_version_2_goes_on_as_one_of_version_3(tmp_path: Path):
+def test_a_log_of_version_2_goes_on_as_one_of_the_present_version(tmp_path: Path):
     log = golden.unpack(2, tmp_path)
     with costlog.Writer.resume(log, 2, start=logs.start(1)) as writer:
         writer.append_round(*logs.make_round(2))
         writer.finish("completed")
     found, expected = costlog.read(log), golden.expected(2)
-    assert found["attrs"]["schema_version"] == SCHEMA_VERSION == 3
+    assert found["attrs"]["schema_version"] == SCHEMA_VERSION == 4
     assert found["starts"]["torch"].tolist() == ["torch 1"]
     assert "digest" not in found["clients"]
     assert found["uplink"]["bytes"].tolist() == expected["uplink"]["bytes"][2]
@@ -50,4 +56,4 @@ def test_a_log_of_version_1_is_refused_by_its_number(tmp_path: Path):
     log = golden.unpack(1, tmp_path)
     with pytest.raises(UserError) as caught:
         costlog.read(log)
-    assert str(caught.value) == f"{log} has schema_version 1, but this fedkd_mpi reads 2 and 3"
+    assert str(caught.value) == f"{log} has schema_version 1, but this fedkd_mpi reads 2, 3 and 4"

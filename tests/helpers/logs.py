@@ -11,6 +11,7 @@ import numpy as np
 
 from fedkd_mpi import costlog
 from fedkd_mpi.costlog import schema
+from fedkd_mpi.costlog.column import Column
 from fedkd_mpi.errors import RunFault
 
 CONFIG = "name: made-up\nseed: 1\n"
@@ -48,26 +49,37 @@ def create(path: Path, *, layers: int = 3, world_size: int = 3, metrics: tuple[s
 
 
 def make_round(
-    number: int, *, cohort: int = 3, layers: int = 3, world_size: int = 3, metrics: tuple[str, ...] = ("f1",)
+    number: int,
+    *,
+    cohort: int = 3,
+    layers: int = 3,
+    world_size: int = 3,
+    metrics: tuple[str, ...] = ("f1",),
+    encrypted: bool = False,
 ) -> Round:
     """Return the arguments of Writer.append_round for a round: always the same for the same number."""
     rng = np.random.default_rng(number)
 
-    def values(column: schema.Column, shape: tuple[int, ...]) -> np.ndarray:
+    def values(column: Column, shape: tuple[int, ...]) -> np.ndarray:
         return rng.integers(0, 2**40, shape) if column.dtype == "int64" else rng.random(shape)
 
     def message(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
         sizes, header = rng.integers(0, 2**40, (*shape, layers)), rng.integers(40, 90, shape)
         ranks, energies = rng.integers(-1, 9, (*shape, layers)), rng.random((*shape, layers))
         names = ("bytes", "header_bytes", "layer_rank", "layer_bytes", "layer_energy")
-        return dict(zip(names, (sizes.sum(-1) + header, header, ranks, sizes, energies), strict=True))
+        made = dict(zip(names, (sizes.sum(-1) + header, header, ranks, sizes, energies), strict=True))
+        if encrypted:
+            added = np.full(shape, 28)
+            made |= {"bytes": made["bytes"] + added, "encryption_bytes": added}
+        return made
 
     columns = schema.growing(metrics)
+    lacking = set() if encrypted else {name for table, name in schema.ENCRYPTION if table == "rounds"}
     who = {"client": rng.permutation(4)[:cohort], "mpi_rank": rng.integers(0, world_size, cohort)}
     uplink, downlink = who | message((cohort,)), message(())
-    rounds = {name: values(column, ()).item() for name, column in columns["rounds"].items()}
+    rounds = {name: values(column, ()).item() for name, column in columns["rounds"].items() if name not in lacking}
     rounds |= {"round": number, "global_student_f1": np.nan} if "f1" in metrics else {"round": number}
-    rounds |= {"uplink_bytes": uplink["bytes"].sum(), "uplink_header_bytes": uplink["header_bytes"].sum()}
+    rounds |= {f"uplink_{name}": uplink[name].sum() for name in schema.SUMMED if name in uplink}
     mpi = {name: values(column, (world_size,)) for name, column in columns["mpi"].items()}
     training = {name: values(column, (cohort,)) for name, column in columns["training"].items() if name != "round"}
     return rounds, uplink, downlink, mpi, training | who

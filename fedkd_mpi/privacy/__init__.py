@@ -1,0 +1,1 @@
+"""Protection of messages, on bytes alone: key agreement and authenticated encryption."""
