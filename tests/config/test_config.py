@@ -103,6 +103,7 @@ SETTINGS = [
     "compression.codec=powersgd compression.rank=2",
     "compression.codec=fetchsgd compression.sketch_rows=3",
     "compression.codec=fetchsgd compression.sketch_share=0.25",
+    "privacy.encryption=aes-gcm",
     "compression.schedule=mine:schedule",
     "cohort_size=2 sampler=mine:sampler",
     "server.aggregator=mine:rule",

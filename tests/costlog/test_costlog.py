@@ -376,7 +376,7 @@ def test_a_file_that_is_no_log_is_refused_in_a_line(tmp_path, three_rounds):
         tmp_path / "text.h5": "is not an HDF5 file",
         tmp_path / "empty.h5": "is not an HDF5 file",
         tmp_path / "foreign.h5": "is not a cost log of fedkd_mpi: it has no schema_version",
-        three_rounds: "has schema_version 1, but this fedkd_mpi reads 2 and 3",
+        three_rounds: "has schema_version 1, but this fedkd_mpi reads 2, 3 and 4",
     }
     for place, message in refused.items():
         with pytest.raises(UserError, match=message) as caught:
