@@ -27,13 +27,10 @@ def test_the_version_is_the_package_s_own_everywhere() -> None:
 def test_the_oldest_versions_are_the_bounds_of_setup_py() -> None:
     declared = OLDEST["declared"]()
     extras = declared["extras_require"]
+    tested = "openmpi", "text", "images", "hf", "ct", "report", "xarray", "tensorboard", "privacy", "export", "test"
     bounds = [
         *declared["install_requires"],
-        *(
-            b
-            for e in ("openmpi", "text", "images", "hf", "ct", "report", "xarray", "tensorboard", "privacy", "export", "test")
-            for b in extras[e]
-        ),
+        *(bound for extra in tested for bound in extras[extra]),
     ]
     assert OLDEST["pins"]() == sorted({bound.replace(">=", "==") for bound in bounds})
 
