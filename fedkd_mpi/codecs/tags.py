@@ -28,11 +28,16 @@ POWER = 40
 SKETCH = 48
 SUBMATRIX = 56
 EDEN = 64
+SIGN = 72
+TERNARY = 80
 
 TAGS = {
     RAW: Tag(
         "raw",
-        ("none", "svd", "rdsvd", "float16", "quantize", "topk", "powersgd", "fetchsgd", "submatrix", "eden"),
+        (
+            *("none", "svd", "rdsvd", "float16", "quantize", "topk", "powersgd", "fetchsgd", "submatrix", "eden"),
+            *("sign", "ternary"),
+        ),
         "float32 of every entry",
     ),
     LOW_RANK: Tag("low rank", ("svd",), "U diag(s) [P, K], V [K, Q], float32"),
@@ -75,5 +80,15 @@ TAGS = {
         ("eden",),
         "seed u16, a f32 per block of 16,384 entries, levels of rotated entries in `bits` (of a fraction: one bit more"
         " for the first ones of each block); nothing at all for a tensor of zeros",
+    ),
+    SIGN: Tag(
+        "signs",
+        ("sign",),
+        "magnitude f32, a bit per entry that is set where it is negative; nothing at all for a tensor of zeros",
+    ),
+    TERNARY: Tag(
+        "ternary",
+        ("ternary",),
+        "magnitude f32, symbols -1, 0 and 1 of all entries; nothing at all for a tensor of zeros",
     ),
 }

@@ -13,6 +13,8 @@ CODECS = {
     "fetchsgd": "fedkd_mpi.codecs.fetchsgd:FetchSgd",
     "submatrix": "fedkd_mpi.codecs.submatrix:Submatrix",
     "eden": "fedkd_mpi.codecs.eden:Eden",
+    "sign": "fedkd_mpi.codecs.sign:Sign",
+    "ternary": "fedkd_mpi.codecs.ternary:Ternary",
 }
 
 # What `bits` may be for the codecs that have that key; of eden any number above 0 up to 4.

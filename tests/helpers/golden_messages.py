@@ -38,7 +38,17 @@ OWN = {"topk": {"density": 0.1}, "powersgd": {"rank": 2}, "fetchsgd": {"density"
 FEEDBACK = ("none", "ef", "ef21")
 # Lossless, so that error feedback adds nothing; a sketch, which it does not go with.
 WITHOUT_FEEDBACK = ("none", "submatrix", "fetchsgd")
-EXACT = ("none", "float16", "quantize", "topk", "fetchsgd", "submatrix", "eden")  # neither way multiplies matrices
+EXACT = (
+    "none",
+    "float16",
+    "quantize",
+    "topk",
+    "fetchsgd",
+    "submatrix",
+    "eden",
+    "sign",
+    "ternary",
+)  # neither way multiplies matrices
 
 
 def cases() -> dict[str, dict[str, Any]]:
