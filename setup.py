@@ -52,7 +52,7 @@ setup(
     package_data={
         "fedkd_mpi": ["py.typed"],
         "fedkd_mpi.report": ["page.html", "page.css", "elements.js", "run.js", "page.js"],
-        "fedkd_mpi.configs": ["*.yaml", "table1/*.yaml", "benchmarks/*.yaml", "paper/*.yaml"],
+        "fedkd_mpi.configs": ["*.yaml", "*/*.yaml", "*/*/*.yaml"],
     },
     install_requires=[
         "mpi4py>=4.1",

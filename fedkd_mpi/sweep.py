@@ -3,9 +3,11 @@
 python -m fedkd_mpi.sweep configs/table1/digits.yaml --jobs 2                     two at a time, one process each
 python -m fedkd_mpi.sweep configs/table1/digits.yaml --launch "mpirun -n 33"      one after another
 python -m fedkd_mpi.sweep configs/table1/digits.yaml --index $SLURM_ARRAY_TASK_ID as a task of sbatch --array=0-35
+python -m fedkd_mpi.sweep configs/table1/digits.yaml --dry-run                    how long it takes, without training
 
 SWEEP.yaml: `config` (the base of every run), `runs` (name -> changed keys) and/or `grid` (key -> values, all
-combinations), `set` (keys changed in all runs), `seeds`, `output` (the folder of the logs).
+combinations), `set` (keys changed in all runs), `seeds`, `output` (the folder of the logs), `published` (figures that
+the report prints beside the runs).
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,41 +27,22 @@ from itertools import product
 from math import prod
 from os import EX_TEMPFAIL  # exit code of a run that stopped early with a checkpoint
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
-
-from fedkd_mpi.common import yaml_loader
 from fedkd_mpi.common.command_line import Parser, add_json, count, json_text
 from fedkd_mpi.common.console import say, tell
-from fedkd_mpi.common.options import Hint, validated
 from fedkd_mpi.common.units import seconds_text
 from fedkd_mpi.config import load as configuration
-from fedkd_mpi.config import pairs
-from fedkd_mpi.config.sections import NAME, Section
+from fedkd_mpi.config import pairs, sweep_file
+from fedkd_mpi.config.sections import NAME
+from fedkd_mpi.config.shipped import shipped
+from fedkd_mpi.config.sweep_file import MOST, Sweep
 from fedkd_mpi.errors import UserError, shown
 from fedkd_mpi.fault_tolerance.log_lock import HeldError, Lock
 from fedkd_mpi.simulation.course import Course
+from fedkd_mpi.simulation.forecasts import Planned, forecasts
 
-MOST = 10_000  # runs per sweep
 PATIENCE = 1.0  # seconds between attempts to lock a log that another sweep is writing
-
-
-class Sweep(Section):
-    """The keys of SWEEP.yaml."""
-
-    config: str = Field(description="file beside the sweep, or the name of a shipped configuration")
-    output: Annotated[Path | None, Field(strict=False)] = Field(
-        None, description="folder of the logs; default runs/<name of the sweep>"
-    )
-    seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field([0], min_length=1, max_length=MOST)
-    set: dict[str, Any] = Field({}, description="key -> value, in all runs")
-    runs: dict[str, dict[str, Any]] = Field(
-        {"run": {}}, min_length=1, max_length=MOST, description="name -> key -> value"
-    )
-    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
-        {}, description="key -> values; every run with every combination"
-    )
 
 
 @dataclass(frozen=True)
@@ -102,37 +86,17 @@ def read(path: Path) -> list[Item]:
 
     Every configuration is validated before the first run. Raises UserError naming the run and the key.
     """
-    path = configuration.shipped(path)
-    try:
-        tree = yaml_loader.read_mapping(path, "the sweep")
-    except FileNotFoundError:
-        raise UserError(f"the sweep {shown(path)} does not exist") from None
-    hint = Hint(list(Sweep.model_fields), f"the keys are {', '.join(Sweep.model_fields)}")
-    sweep = validated(Sweep, tree, hint, where=f"sweep {shown(path)}: ")
+    path = shipped(path)
+    sweep = sweep_file.read(path)
     total = len(sweep.seeds) * len(sweep.runs) * prod(map(len, sweep.grid.values()))
     if total > MOST:
         raise UserError(f"sweep {shown(path)}: {total} runs are more than {MOST}")
-    for place, keys in (("set", sweep.set), ("grid", sweep.grid), *sweep.runs.items()):
-        if wrong := _lost(keys):
-            raise UserError(f"sweep {shown(path)}: {shown(place)}: {wrong}")
     beside = path.parent / sweep.config
     start = beside if beside.exists() else Path(sweep.config)
     folder = sweep.output or Path("runs") / path.stem
     items = [_item(start, folder, *point, seed) for seed in sweep.seeds for point in _runs(sweep)]
     _require_distinct(items)
     return items
-
-
-def _lost(keys: Mapping[str, Any]) -> str | None:
-    """Return why some of the keys would have no effect, or None."""
-    if "seed" in keys:
-        return "seed is given by seeds, as a list"
-    order = list(keys)
-    for at, section in enumerate(order):
-        inside = next((key for key in order[:at] if key.startswith(f"{section}.")), None)
-        if inside:
-            return f"{shown(section)} replaces {shown(inside)}: put that into it"
-    return None
 
 
 def _runs(sweep: Sweep) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -245,6 +209,17 @@ def listed(items: Sequence[Item], *, as_json: bool) -> str:
     return json_text({"runs": runs})
 
 
+def _planned(items: Sequence[Item], launch: Sequence[str]) -> list[Planned]:
+    """Return what a dry run has to do: a run's seeds take the same time, so the first stands for all."""
+    seeds = Counter(item.name for item in items)
+    firsts = {item.name: item for item in reversed(items)}
+    command = [*launch, sys.executable, "-m", "fedkd_mpi.run", "--dry-run", "--json", "--config"]
+    return [
+        Planned(name, item.rounds, seeds[name], [*command, str(item.config), *item.overrides])
+        for name, item in reversed(firsts.items())
+    ]
+
+
 def _words(launch: str) -> list[str]:
     try:
         return shlex.split(launch)
@@ -259,15 +234,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         "sweep", type=Path, metavar="SWEEP.yaml", help="file, or a shipped one such as table1/digits.yaml"
     )
     parser.add_argument("--list", action="store_true", help="print index, state and log of every run and stop")
-    add_json(parser, "with --list: print JSON, for programs")
+    add_json(parser, "with --list or --dry-run: print JSON, for programs")
     parser.add_argument(
         "--index", type=count(0, MOST), metavar="I", help="run only this run, as a task of a Slurm array"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="time and memory of every run, measured by some steps of its first seed"
     )
     parser.add_argument("--jobs", type=count(1, 1000), default=1, metavar="N", help="runs at a time (default 1)")
     parser.add_argument("--launch", default="", metavar="CMD", help="launcher of each run, e.g. 'mpirun -n 33'")
     chosen = parser.parse_args(argv)
-    if chosen.json and not chosen.list:
-        parser.error("--json belongs to --list")
+    if chosen.json and not (chosen.list or chosen.dry_run):
+        parser.error("--json belongs to --list or --dry-run")
     try:
         items = read(chosen.sweep)
         if chosen.list:
@@ -276,6 +254,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if chosen.index is not None and not 0 <= chosen.index < len(items):
             raise UserError(f"--index {chosen.index}: the sweep has the runs 0 to {len(items) - 1}")
         picked = items if chosen.index is None else [items[chosen.index]]
+        if chosen.dry_run:
+            forecasts(_planned(picked, _words(chosen.launch)), as_json=chosen.json)
+            return 0
         code = play(picked, _words(chosen.launch), chosen.jobs)
     except UserError as error:
         say(f"fedkd_mpi.sweep: {error}", error=True)
@@ -284,7 +265,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from fedkd_mpi.report.__main__ import main as report
 
         say("")
-        return report([str(item.log) for item in items])
+        beside = ["--published", str(chosen.sweep)] if sweep_file.read(shipped(chosen.sweep)).published else []
+        return report([str(item.log) for item in items] + beside)
     return code
 
 

@@ -41,3 +41,11 @@ def test_ci_installs_a_torch_that_the_bound_admits() -> None:
     for script in ("run", "oldest"):
         (chosen,) = re.findall(r"^pip install .*(torch==\S+)$", (REPOSITORY / ".ci" / script).read_text(), re.MULTILINE)
         assert chosen.removesuffix(".0") == pin
+
+
+def test_the_wheel_is_told_of_every_shipped_configuration() -> None:
+    told = OLDEST["declared"]()["package_data"]["fedkd_mpi.configs"]
+    folder = REPOSITORY / "configs"
+    chosen = {path for pattern in told for path in folder.glob(pattern)}
+    assert chosen == {path for path in folder.rglob("*") if path.is_file()}
+    assert any(path.parent.name == "published" for path in chosen)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,17 +17,12 @@ from fedkd_mpi.config import pairs
 from fedkd_mpi.config.codecs import CODECS
 from fedkd_mpi.config.schema import CARE, Config
 from fedkd_mpi.config.sections import KIND_OF, MAY_HAVE, DataConfig, InitConfig, NetworkConfig
+from fedkd_mpi.config.shipped import presets, shipped
 from fedkd_mpi.config.training import OPTIMIZERS_OF
 from fedkd_mpi.datasets.options import OPTIONS
 from fedkd_mpi.datasets.own_options import OWN
 from fedkd_mpi.errors import UserError, shown
 from fedkd_mpi.models.options import FAMILIES
-
-
-def presets() -> Path:
-    """Return the folder of the shipped configurations, inside the installed package or beside it in a checkout."""
-    inside = Path(__file__).parents[1] / "configs"
-    return inside if inside.is_dir() else Path(__file__).parents[2] / "configs"
 
 
 def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -69,14 +63,6 @@ def _let_go_of_others(
         for key, values in owners.items():
             if named[-1] not in values:
                 section.pop(key, None)
-
-
-def shipped(path: Path) -> Path:
-    """Return `path` if it exists, else the path of the shipped configuration of this name, with or without .yaml."""
-    if path.is_absolute() or os.path.lexists(path) or not path.name.strip("."):
-        return path
-    inside = presets() / path.with_suffix(".yaml")
-    return inside if os.path.lexists(inside) else path
 
 
 def parse(tree: dict[str, Any]) -> Config:

@@ -37,8 +37,10 @@ LOADERS = {
     "hf": "fedkd_mpi.datasets.hf:load",
 }
 OWN = ("folder", "csv", "npz", "hf")  # a user's own files, which may hold anything
-# Blank data sets of the official sizes, which --dry-run uses if the files are missing.
+# Made-up data sets of the official sizes, which --dry-run uses if the files are missing.
 STAND_INS = {
+    "mnist": "fedkd_mpi.datasets.idx:stand_in_mnist",
+    "fashion_mnist": "fedkd_mpi.datasets.idx:stand_in_fashion_mnist",
     "cifar10": "fedkd_mpi.datasets.cifar:stand_in_cifar10",
     "cifar100": "fedkd_mpi.datasets.cifar:stand_in_cifar100",
     "tiny_imagenet": "fedkd_mpi.datasets.tiny_imagenet:stand_in_tiny_imagenet",
@@ -106,7 +108,7 @@ def load(name: str, root: Path | None, seed: int, options: Mapping[str, Any] | N
 
 
 def load_or_stand_in(name: str, root: Path | None, seed: int, options: Mapping[str, Any]) -> Dataset:
-    """Return load(), or a blank stand-in with meta["stand_in"] if the folder of the data set is missing."""
+    """Return load(), or a made-up stand-in with meta["stand_in"] if the folder of the data set is missing."""
     try:
         return load(name, root, seed, options)
     except MissingData:
@@ -158,13 +160,22 @@ def image_dataset(
 
 
 def stand_in(train: int, test: int, shape: Sequence[int], classes: Sequence[str]) -> Dataset:
-    """Return blank images of `shape` [C, H, W] with the classes in turn; they take no memory."""
+    """Return images of noise, of `shape` [C, H, W] with the classes in turn; all together take a byte for each.
 
-    def part(count: int) -> dict[str, np.ndarray]:
-        return {"x": np.zeros((count, *shape), np.uint8), "y": np.arange(count, dtype=np.int64) % len(classes)}
+    They differ, because batches of equal images have no variance, with which BatchNorm's gradients overflow.
+    """
+    size = int(np.prod(shape))
+    noise = np.random.default_rng(0).integers(0, 256, train + test + size, np.uint8)
+    # An image is a window of the noise that begins a byte after that of the image before.
+    strides = (1, shape[1] * shape[2], shape[2], 1)
+    images = np.lib.stride_tricks.as_strided(noise, (train + test, *shape), strides, writeable=False)
+
+    def part(chosen: slice) -> dict[str, np.ndarray]:
+        x = images[chosen]
+        return {"x": x, "y": np.arange(len(x), dtype=np.int64) % len(classes)}
 
     meta = {"classes": list(classes), "scale": 1 / 255, "mean": [0.5] * shape[0], "std": [0.25] * shape[0]}
-    return Dataset(part(train), part(test), meta)
+    return Dataset(part(slice(train)), part(slice(train, None)), meta)
 
 
 def data_folder(root: Path | None, name: str, part: int = 0) -> Path:

@@ -50,7 +50,7 @@ def load_flowers102(root: Path | None, seed: int, *, size: int) -> Dataset:
 
 
 def stand_in_flowers102(root: Path | None, seed: int, *, size: int) -> Dataset:
-    """Return 2,040 + 6,149 blank pictures of `size` pixels per side."""
+    """Return 2,040 + 6,149 made-up pictures of `size` pixels per side."""
     return stand_in(TRAIN, TEST, (3, size, size), NAMES)
 
 

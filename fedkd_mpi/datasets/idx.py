@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedkd_mpi.datasets import Dataset, check_labels, data_folder, image_dataset, read_file
+from fedkd_mpi.datasets import Dataset, check_labels, data_folder, image_dataset, read_file, stand_in
 from fedkd_mpi.errors import UserError
 
 UNSIGNED_BYTE = 8
@@ -27,6 +27,16 @@ def load_mnist(root: Path | None, seed: int) -> Dataset:
 def load_fashion_mnist(root: Path | None, seed: int) -> Dataset:
     """Return Fashion-MNIST from root/fashion-mnist; raises UserError. Source: Xiao et al. 2017, arXiv:1708.07747."""
     return _load("fashion_mnist", data_folder(root, "fashion_mnist"), GARMENTS)
+
+
+def stand_in_mnist(root: Path | None, seed: int) -> Dataset:
+    """Return 60,000 + 10,000 images of the official shape."""
+    return stand_in(60_000, 10_000, (1, 28, 28), DIGITS)
+
+
+def stand_in_fashion_mnist(root: Path | None, seed: int) -> Dataset:
+    """Return 60,000 + 10,000 images of the official shape."""
+    return stand_in(60_000, 10_000, (1, 28, 28), GARMENTS)
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:

@@ -35,7 +35,7 @@ def load_tiny_imagenet(root: Path | None, seed: int) -> Dataset:
 
 
 def stand_in_tiny_imagenet(root: Path | None, seed: int) -> Dataset:
-    """Return 100,000 + 10,000 blank pictures of the official shape."""
+    """Return 100,000 + 10,000 made-up pictures of the official shape."""
     return stand_in(TRAIN, TEST, (3, SIZE, SIZE), [str(label) for label in range(CLASSES)])
 
 

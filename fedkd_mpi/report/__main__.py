@@ -9,7 +9,6 @@ python -m fedkd_mpi.report --diff a.h5 b.h5                        what differs,
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 import time
@@ -17,104 +16,32 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedkd_mpi.common.command_line import Parser
 from fedkd_mpi.common.console import Lenient, say, tell
-from fedkd_mpi.errors import UserError, plain, shown
-from fedkd_mpi.report import baseline, energy, exact, links, messages, names, network, pareto, runs, sheets, tables
-from fedkd_mpi.report.canvas import KINDS
-from fedkd_mpi.report.runs import SCORES, Target
+from fedkd_mpi.config import sweep_file
+from fedkd_mpi.errors import UserError, plain
+from fedkd_mpi.report import (
+    baseline,
+    command_line,
+    energy,
+    exact,
+    links,
+    messages,
+    names,
+    network,
+    pareto,
+    published,
+    runs,
+    sheets,
+    tables,
+)
+from fedkd_mpi.report.runs import Target
 
 SILENT_SECONDS = 1.0  # of reading, after which a terminal shows how far it has come
 
 
-def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the parsed command line."""
-    parser = Parser("report", "Tables, plots and replays from the HDF5 logs of runs.")
-    parser.add_argument(
-        "logs",
-        nargs="+",
-        type=Path,
-        metavar="LOG",
-        help="HDF5 log of a finished, running or killed run; a folder means all *.h5 in it",
-    )
-    parser.add_argument(
-        "--format",
-        choices=[*sheets.RENDERERS, "csv", "json"],
-        default="table",
-        help="markdown: exact numbers; latex: one table of at most 7 columns; csv and json: exact, one row per log",
-    )
-    parser.add_argument(
-        "--columns",
-        type=_text,
-        metavar="KEY,KEY,...",
-        help="one table of these columns in this order: run, settings such as codec, columns of csv",
-    )
-    parser.add_argument(
-        "--baseline",
-        type=_text,
-        metavar="RUN",
-        help="differences to this run, paired by seed, with 95 %% intervals: an id of the tables or a name",
-    )
-    parser.add_argument("--json", action="store_const", const="json", dest="format", help="the same as --format json")
-    parser.add_argument(
-        "--target",
-        type=_finite,
-        metavar="VALUE",
-        help="count bytes, rounds and time until the score reaches this value",
-    )
-    parser.add_argument(
-        "--score", choices=SCORES, default="global_student", help="score for --target (default global_student)"
-    )
-    parser.add_argument("--metric", type=_text, help="metric of all scores (default the first in each log)")
-    parser.add_argument(
-        "--network",
-        type=_text,
-        action="append",
-        default=[],
-        metavar="PROFILE",
-        help=f"replay over {', '.join(links.PRESETS)} or a YAML file; may be repeated",
-    )
-    parser.add_argument(
-        "--energy",
-        type=_text,
-        nargs="?",
-        const="0.9,0.95,0.98,0.99,0.999",
-        metavar="T,T,...",
-        help="bytes of codec svd at other thresholds (for logs with spectra)",
-    )
-    parser.add_argument(
-        "--messages",
-        action="store_true",
-        help="messages by size with effective bandwidth and waiting, and stragglers by MPI rank and client",
-    )
-    parser.add_argument("--plot", type=_path, metavar="DIR", help="write the plots to this folder")
-    parser.add_argument(
-        "--formats",
-        type=_text,
-        metavar="KIND,KIND,...",
-        help="formats of the plots, of png, svg and pdf (default: all for those of all runs together; png,pdf for those"
-        " of one run)",
-    )
-    parser.add_argument(
-        "--tensorboard",
-        type=_path,
-        metavar="DIR",
-        help="write scores, bytes, ranks and seconds as events for TensorBoard",
-    )
-    parser.add_argument("--html", type=_path, metavar="FILE", help="write one self-contained interactive page")
-    parser.add_argument(
-        "--diff",
-        action="store_true",
-        help="compare two logs: configuration, provenance, data, layers, and the first round, client and layer where"
-        " their bits part",
-    )
-    parser.add_argument("--follow", action="store_true", help="show a running log round by round until it ends")
-    return parser.parse_args(argv)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns 0, or 2 if no log could be read or an argument is invalid."""
-    chosen = arguments(argv)
+    chosen = command_line.arguments(argv)
     try:
         return report(chosen)
     except UserError as error:
@@ -133,7 +60,8 @@ def report(chosen: argparse.Namespace) -> int:
             raise UserError("--follow shows one log: name a single log")
         follow(paths[0])
         return 0
-    target, kinds = Target(chosen.target, chosen.score, chosen.metric), _kinds(chosen)
+    others = sweep_file.published(chosen.published) if chosen.published else None
+    target, kinds = Target(chosen.target, chosen.score, chosen.metric), command_line.kinds(chosen)
     profiles = [links.find(name) for name in chosen.network]
     thresholds = energy.thresholds(chosen.energy) if chosen.energy else []
     if chosen.diff and len(paths) != 2:
@@ -149,7 +77,7 @@ def report(chosen: argparse.Namespace) -> int:
         tell(difference.write(found[0], found[1], chosen.format))
         return 0
     whole = tables.Report(runs.groups(found), target)
-    keys = _listed("--columns", chosen.columns)
+    keys = command_line.listed("--columns", chosen.columns)
     base = names.find(whole.names, chosen.baseline, "--baseline") if chosen.baseline else None
     differences = [] if base is None else baseline.differences(whole, base)
     replays = [(profile, {run.path: network.replay(run, profile, target) for run in found}) for profile in profiles]
@@ -159,6 +87,8 @@ def report(chosen: argparse.Namespace) -> int:
         more: dict[str, Any] = {}
         if base is not None:
             more |= {"baseline": whole.names[base].id, "differences": _by_id(whole, differences)}
+        if others is not None:
+            more["published"] = published.rows(whole, others)
         if chosen.messages:
             more["messages"] = {plain(str(run.path)): messages.rows(run) for run in found}
         tell(exact.as_csv(in_order) if chosen.format == "csv" else exact.as_json(in_order, problems, more))
@@ -170,6 +100,7 @@ def report(chosen: argparse.Namespace) -> int:
             made = [tables.short(whole)] if form == "latex" else tables.build(whole, form)
         if not keys and form != "latex" and (equal := pareto.sheet(whole, form)) is not None:
             made.insert(2, equal)
+        made += [] if others is None else [published.sheet(whole, others, form)]
         made += [] if base is None else [baseline.sheet(whole, base, differences, form)]
         made += [network.sheet(whole, profile, results, form) for profile, results in replays]
         made += [energy.sheet(whole, thresholds, form)] if thresholds else []
@@ -224,46 +155,6 @@ def _watched(paths: Sequence[Path]) -> Iterator[Path]:
     if written:
         stream.write("\r\x1b[K")
         stream.flush()
-
-
-def _kinds(chosen: argparse.Namespace) -> list[str]:
-    """Return the kinds of files of --formats, [] for the default; raises UserError."""
-    kinds = [kind.lower() for kind in _listed("--formats", chosen.formats)]
-    if kinds and not chosen.plot:
-        raise UserError("--formats chooses the files of --plot DIR: give it too")
-    for kind in kinds:
-        if kind not in KINDS:
-            raise UserError(f"--formats {shown(kind)} is unknown: give some of {','.join(KINDS)}")
-    return list(dict.fromkeys(kinds))
-
-
-def _listed(option: str, text: str | None) -> list[str]:
-    """Return the names of an option that are separated by commas; raises UserError."""
-    names = [part.strip() for part in text.split(",")] if text else []
-    if not all(names):
-        raise UserError(f"{option} {shown(text)}: a name is missing before or after a comma")
-    return names
-
-
-def _text(text: str) -> str:
-    """Return a text; an empty one comes from a variable of the shell that is not set."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("is empty")
-    return text
-
-
-def _path(text: str) -> Path:
-    return Path(_text(text))
-
-
-def _finite(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text} is no finite number")
-    return value
 
 
 def _by_id(whole: tables.Report, differences: Sequence[Mapping[str, baseline.Difference]]) -> dict[str, Any]:

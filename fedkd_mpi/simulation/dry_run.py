@@ -1,6 +1,6 @@
 """--dry-run: sizes, memory and time of a run, measured by building it and training some batches per teacher.
 
-Nothing is logged. If the files of a data set are missing, blank samples of its official number and size are used.
+Nothing is logged. If the files of a data set are missing, made-up samples of its official number and size are used.
 """
 
 from __future__ import annotations
@@ -171,7 +171,9 @@ def _table(config: Config, facts: Mapping[str, Any]) -> str:
         table.add_row("imbalance", f"{facts['imbalance']:.2f} times the mean work on the busiest process")
     table.add_row("device of this process", facts["device"])
     if facts["stand_in"]:
-        table.add_row("data", f"{config.data.name} is missing: blank samples of the official number and size are used")
+        table.add_row(
+            "data", f"{config.data.name} is missing: made-up samples of the official number and size are used"
+        )
     span = f"{samples['least']} to {samples['most']}, {samples['total']:,} in total"
     table.add_row("training samples per client", span)
     table.add_row("samples in the global test set", f"{facts['test_samples']:,}")

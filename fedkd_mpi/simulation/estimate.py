@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from fedkd_mpi.client.batches import per_epoch
 from fedkd_mpi.client.client import Client
 from fedkd_mpi.codecs import buffers, factory
 from fedkd_mpi.codecs.message import make_message
@@ -31,9 +32,7 @@ def steps(count: int, local: LocalConfig) -> int:
     """Return how many steps one local training on `count` samples takes."""
     if local.steps:
         return local.steps
-    whole, rest = divmod(count, local.batch_size)
-    skipped = rest == 1 < count and local.batch_size > 1  # as client/batches.py has it
-    return (local.epochs or 0) * (whole + (rest > 0 and not skipped))
+    return (local.epochs or 0) * per_epoch(count, local)[0]
 
 
 def estimate(config: Config, run: Simulation, kinds: int, hosted: Sequence[np.ndarray], shared: bool) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from command import Command, assert_refused
 from loaded_modules import loaded_after
 
 from fedkd_mpi import datasets
-from fedkd_mpi.config.load import load, presets
+from fedkd_mpi.config.load import load
+from fedkd_mpi.config.shipped import presets
 from fedkd_mpi.datasets.low_dose import low_dose
 from fedkd_mpi.datasets.mayo_ct import read_series
 from fedkd_mpi.datasets.pictures import read_pictures
@@ -60,7 +61,7 @@ def test_dry_run_without_the_data(command: Command, name: str, monkeypatch: pyte
     monkeypatch.setattr("conftest.TINY", [])
     code, out, err = command("--config", f"benchmarks/{name}", "--dry-run", "device=cpu", *SMALLER[name])
     assert (code, err) == (0, "")
-    assert "is missing: blank samples" in out
+    assert "is missing: made-up samples" in out
     assert "memory of the fullest process" in out
 
 

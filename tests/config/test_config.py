@@ -13,8 +13,9 @@ import yaml
 from mpirun import mpirun, run
 from pydantic import ValidationError
 
-from fedkd_mpi.config.load import load, presets
+from fedkd_mpi.config.load import load
 from fedkd_mpi.config.schema import Config
+from fedkd_mpi.config.shipped import presets
 from fedkd_mpi.errors import UserError
 
 # Every key at another value than the default's; keys that go together stand together.

@@ -14,10 +14,11 @@ from jsonschema import Draft7Validator
 from fedkd_mpi import tasks
 from fedkd_mpi.common import yaml_loader
 from fedkd_mpi.config import explain
-from fedkd_mpi.config.load import load, parse, presets
+from fedkd_mpi.config.load import load, parse
+from fedkd_mpi.config.shipped import presets
 from fedkd_mpi.run import arguments
 
-PRESETS = sorted(path for path in presets().rglob("*.yaml") if "table1" not in path.parts)
+PRESETS = sorted(path for path in presets().rglob("*.yaml") if path.parent.name not in ("table1", "published"))
 SCHEMA = Draft7Validator(json.loads(explain.schema_text()))
 
 

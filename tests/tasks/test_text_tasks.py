@@ -17,7 +17,7 @@ from text_data import write_ade, write_cadec, write_mind, write_smm4h
 
 from fedkd_mpi import costlog, tasks
 from fedkd_mpi.config.load import load as load_config
-from fedkd_mpi.config.load import presets
+from fedkd_mpi.config.shipped import presets
 from fedkd_mpi.datasets import load
 from fedkd_mpi.models import Output
 from fedkd_mpi.run import main
@@ -210,7 +210,7 @@ def test_the_papers_presets_are_planned_without_their_data(command, name, monkey
     small = [f"{role}.{key}" for role in ("teacher", "student") for key in ("layers=2", "width=24")]
     code, out, err = command("--config", f"paper/{name}", "--dry-run", "device=cpu", "data.vocabulary=99", *small)
     assert (code, err) == (0, "")
-    assert "is missing: blank samples" in out
+    assert "is missing: made-up samples" in out
 
 
 @pytest.mark.parametrize("weight", [1.0, 5.0])
