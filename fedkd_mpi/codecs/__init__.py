@@ -30,6 +30,7 @@ class Codec:
 
     layers: Sequence[Layer]
     paper_rank = False  # whether its records contain the rank at which the paper would send a layer
+    follows_loss = False  # whether follow() returns another codec
     receiver_numbers = 0  # float32 numbers of the downlink that receive() keeps between rounds
 
     def encode(
@@ -83,6 +84,13 @@ class Codec:
 
     def at(self, round_index: int) -> Codec:
         """Return the codec with the settings of a round (0-based)."""
+        return self
+
+    def follow(self, losses: Sequence[float]) -> Codec:
+        """Return the codec of the round after those with these mean training losses, the same on every process.
+
+        It is called before each round if `follows_loss` is set.
+        """
         return self
 
     def downlink(self) -> Codec:

@@ -63,11 +63,16 @@ class ByteBudget(Codec):
 
     def __init__(self, inner: Codec, budgets: Sequence[int], round_index: int = 0):
         self.inner, self.layers, self.budgets, self.round_index = inner, inner.layers, budgets, round_index
+        self.follows_loss = inner.follows_loss
         self.budget = budgets[min(round_index, len(budgets) - 1)]
 
     def at(self, round_index: int) -> Codec:
         """Return the codec with the budget of a round."""
         return ByteBudget(self.inner.at(round_index), self.budgets, round_index)
+
+    def follow(self, losses: Sequence[float]) -> Codec:
+        """Return the codec of the round after those with these losses, with the same budgets."""
+        return ByteBudget(self.inner.follow(losses), self.budgets, self.round_index)
 
     def downlink(self) -> Codec:
         """Return the codec of the server's messages, with the same budgets."""

@@ -23,10 +23,15 @@ class ErrorFeedback(Codec):
 
     def __init__(self, inner: Codec):
         self.inner, self.layers, self.paper_rank = inner, inner.layers, inner.paper_rank
+        self.follows_loss = inner.follows_loss
 
     def at(self, round_index: int) -> Codec:
         """Return the codec with the settings of a round (0-based)."""
         return ErrorFeedback(self.inner.at(round_index))
+
+    def follow(self, losses: Sequence[float]) -> Codec:
+        """Return the codec of the round after those with these losses."""
+        return ErrorFeedback(self.inner.follow(losses))
 
     def downlink(self) -> Codec:
         """Return the codec of the server's messages, with error feedback."""
@@ -73,11 +78,16 @@ class Ef21(Codec):
 
     def __init__(self, inner: Codec):
         self.inner, self.layers, self.paper_rank = inner, inner.layers, inner.paper_rank
+        self.follows_loss = inner.follows_loss
         self.receiver_numbers = sum(layer.numel for layer in self.layers)
 
     def at(self, round_index: int) -> Codec:
         """Return the codec with the settings of a round (0-based)."""
         return Ef21(self.inner.at(round_index))
+
+    def follow(self, losses: Sequence[float]) -> Codec:
+        """Return the codec of the round after those with these losses."""
+        return Ef21(self.inner.follow(losses))
 
     def downlink(self) -> Codec:
         """Return the codec of the server's messages, with EF21."""

@@ -30,13 +30,14 @@ SUBMATRIX = 56
 EDEN = 64
 SIGN = 72
 TERNARY = 80
+DADAQUANT = 88
 
 TAGS = {
     RAW: Tag(
         "raw",
         (
             *("none", "svd", "rdsvd", "float16", "quantize", "topk", "powersgd", "fetchsgd", "submatrix", "eden"),
-            *("sign", "ternary"),
+            *("sign", "ternary", "dadaquant"),
         ),
         "float32 of every entry",
     ),
@@ -90,5 +91,10 @@ TAGS = {
         "ternary",
         ("ternary",),
         "magnitude f32, symbols -1, 0 and 1 of all entries; nothing at all for a tensor of zeros",
+    ),
+    DADAQUANT: Tag(
+        "levels",
+        ("dadaquant",),
+        "largest magnitude f32, levels u16, symbols of all entries; nothing at all for a tensor of zeros",
     ),
 }

@@ -15,8 +15,14 @@ CODECS = {
     "eden": "fedkd_mpi.codecs.eden:Eden",
     "sign": "fedkd_mpi.codecs.sign:Sign",
     "ternary": "fedkd_mpi.codecs.ternary:Ternary",
+    "dadaquant": "fedkd_mpi.codecs.dadaquant:DAdaQuant",
 }
 
 # What `bits` may be for the codecs that have that key; of eden any number above 0 up to 4.
-BITS: dict[str, tuple[int, ...]] = {"quantize": (4, 8, 16), "topk": (1, 2, 8, 32), "eden": ()}
+BITS: dict[str, tuple[int, ...]] = {
+    "quantize": (4, 8, 16),
+    "topk": (1, 2, 8, 32),
+    "eden": (),
+    "dadaquant": tuple(range(2, 16)),
+}
 MOST_OF_EDEN = 4

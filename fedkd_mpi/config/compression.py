@@ -40,7 +40,10 @@ class CompressionConfig(Section):
     bits: Annotated[int, Field(ge=1, le=32)] | Annotated[float, Field(gt=0, le=MOST_OF_EDEN)] | None = Field(
         None,
         description="per number; quantize: 4, 8 (default) or 16; topk: 1, 2, 8 or 32 (default) of the entries sent;"
-        " eden: any up to 4, default 1",
+        " eden: any up to 4, default 1; dadaquant: 2 to 15, of the finest levels, default 8",
+    )
+    patience: int | None = Field(
+        None, ge=1, description="dadaquant: rounds without a lower loss after which the levels double; default 5"
     )
     density: float | None = Field(None, gt=0, le=1, description="topk, fetchsgd: share of entries; default 0.01")
     rank: int | None = Field(None, ge=1, le=WIDE, description="powersgd: rank; default 4")
@@ -83,6 +86,7 @@ class CompressionConfig(Section):
             "bits": tuple(BITS),
             "density": ("topk", "fetchsgd"),
             "rank": ("powersgd",),
+            "patience": ("dadaquant",),
             "sketch_rows": ("fetchsgd",),
             "sketch_share": ("fetchsgd",),
             "byte_budget": ("svd", "rdsvd"),

@@ -69,6 +69,7 @@ class Accounting:
             self._newcomer += OVERHEAD if run.config.privacy.encrypts else 0
         self._broadcasts = [0]  # cumulative bytes of the downlink messages before each round
         self._last_seen = dict.fromkeys(range(run.config.num_clients), -1)
+        self.losses: list[float] = []  # on rank 0: the student's mean training loss of every round in the log
         self._scores = ClientScores(run.task, [len(test) for _, test in run.data.clients])
         if writer:
             self._recall(writer.path)
@@ -130,6 +131,7 @@ class Accounting:
     def _recall(self, path: Path) -> None:
         """Restore the counts from the rounds in the log of a resumed run."""
         with costlog.open(path) as log:
+            self.losses += log["rounds"]["student_loss"].tolist()
             for sent in log["downlink"]["bytes"]:
                 self._broadcasts.append(self._broadcasts[-1] + int(sent))
             training = log["training"]
@@ -225,6 +227,7 @@ class Accounting:
             "seconds_wait": process["wait"],
         }
         writer.append_round(rounds, uplink, _only(downlink), mpi, training | who)
+        self.losses.append(rounds["student_loss"])
         self.on_round(rounds)
 
     def _messages(

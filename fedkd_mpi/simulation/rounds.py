@@ -69,6 +69,8 @@ def play_round(run: Simulation, accounting: Accounting, index: int, watch: Stopw
         cohort=run.plan.cohort(index),
         evaluated=run.evaluates(index),
     )
+    if index and run.exchange and run.exchange.codec.follows_loss:
+        follow_loss(run, run.exchange, index, accounting.losses)
     own = take_part(run, watch, this, accounting)
     if run.exchange:
         communicate(run, run.exchange, watch, this, own)
@@ -76,6 +78,15 @@ def play_round(run: Simulation, accounting: Accounting, index: int, watch: Stopw
         scores, teachers = evaluate(run, this)
     run.world.status.at(index, "reporting")
     accounting.close(this, own, scores, teachers, watch)
+
+
+def follow_loss(run: Simulation, exchange: Exchange, index: int, known: Sequence[float]) -> None:
+    """Choose the codec of a round by the losses of all rounds before, which rank 0 has from the log. Collective."""
+    losses = np.array(known, np.float64) if run.world.is_root else np.zeros(index)
+    run.world.broadcast(losses)
+    exchange.codec = exchange.codec.follow(losses.tolist())
+    if exchange.server:
+        exchange.server.codec = exchange.codec
 
 
 def stack_groups(run: Simulation, cohort: Iterable[int]) -> list[list[Client]]:

@@ -101,6 +101,7 @@ SETTINGS = [
     "compression.codec=quantize compression.bits=4",
     "compression.codec=topk compression.density=0.125",
     "compression.codec=eden compression.bits=0.5",
+    "compression.codec=dadaquant compression.patience=3",
     "compression.codec=powersgd compression.rank=2",
     "compression.codec=fetchsgd compression.sketch_rows=3",
     "compression.codec=fetchsgd compression.sketch_share=0.25",

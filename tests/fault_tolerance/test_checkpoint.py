@@ -59,6 +59,7 @@ VARIANTS = {
     "shared heads": ["method=lgfedavg", "compression.codec=rdsvd", "compression.error_feedback=ef"],
     "a codec with a memory": ["compression.codec=remembering:Rounding"],
     "error feedback on all legs": ["compression.codec=topk", "compression.error_feedback=ef21"],
+    "levels that follow the loss": ["compression.codec=dadaquant", "compression.patience=1"],
     "warm starts": ["compression.codec=powersgd", "compression.error_feedback=ef"],
     "a sketch at the receiver": ["compression.codec=fetchsgd"],
     "a byte budget": ["compression.codec=rdsvd", "compression.byte_budget=3000"],

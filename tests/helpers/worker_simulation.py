@@ -43,6 +43,8 @@ CODECS = {
     "warm": [*SEVEN, "compression.warm_start=true"],
     "half": ["num_clients=4", "compression.codec=float16"],
     "levels": [*SEVEN, "compression.codec=quantize", "compression.bits=4", "compression.error_feedback=ef21"],
+    "adaptive": [*SEVEN, "compression.codec=dadaquant", "compression.patience=1", FEEDBACK],
+    "rotated": ["num_clients=4", "compression.codec=eden", "compression.bits=2.5"],
     "largest": ["num_clients=4", "compression.codec=topk", FEEDBACK],
     "power": [*SEVEN, "compression.codec=powersgd", FEEDBACK, "server.weighting=samples"],
     "sketch": ["num_clients=4", "compression.codec=fetchsgd", "compression.sketch_share=0.9"],
