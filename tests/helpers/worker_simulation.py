@@ -71,6 +71,10 @@ EVERY = [case for case in CASES if case != "wide"]
 # processes: on other numbers of them go one whose messages vary in length, and one that the server alone can decode.
 FEW = [case for case in EVERY if case not in CODECS or case in ("rdsvd", "sketch")]
 LAUNCHES = {("openmpi", 2): FEW, ("openmpi", 3): EVERY, ("openmpi", 5): FEW, ("mpich", 3): EVERY}
+ENCRYPTED = {  # apart: they need the package cryptography
+    "sealed": [*CASES["partial"], "privacy.encryption=aes-gcm"],
+    "sealed-apart": [*CASES["apart"], "privacy.encryption=aes-gcm"],
+}
 COMPILED = {  # apart: it needs a C++ compiler
     "compiled": [
         *["num_clients=3", "local.batch_size=8", "student.learning_rate=0.02", "compile=true", "teacher=null"],
@@ -92,7 +96,9 @@ def main(folder: Path, cases: list[str]) -> None:
 
     for case in cases:
         with observed() as runs:
-            code = run.main(["--output", str(folder / f"{case}.h5"), *QUICK, *SMALL, *(CASES | COMPILED)[case]])
+            code = run.main(
+                ["--output", str(folder / f"{case}.h5"), *QUICK, *SMALL, *(CASES | COMPILED | ENCRYPTED)[case]]
+            )
         if code:
             sys.exit(code)
         tensors = {
