@@ -19,6 +19,7 @@ from typing import Any
 from fedkd_mpi.common.console import Lenient, say, tell
 from fedkd_mpi.config import sweep_file
 from fedkd_mpi.errors import UserError, plain
+from fedkd_mpi.privacy import protocols
 from fedkd_mpi.report import (
     baseline,
     command_line,
@@ -31,6 +32,7 @@ from fedkd_mpi.report import (
     pareto,
     published,
     runs,
+    secure,
     sheets,
     tables,
 )
@@ -64,6 +66,9 @@ def report(chosen: argparse.Namespace) -> int:
     target, kinds = Target(chosen.target, chosen.score, chosen.metric), command_line.kinds(chosen)
     profiles = [links.find(name) for name in chosen.network]
     thresholds = energy.thresholds(chosen.energy) if chosen.energy else []
+    given = protocols.parse(chosen.protocol, "--protocol") if chosen.protocol else protocols.Parameters()
+    if chosen.protocol and not chosen.privacy:
+        raise UserError("--protocol sets parameters of --privacy: give that too")
     if chosen.diff and len(paths) != 2:
         raise UserError(f"--diff compares two logs, not {len(paths)}: name two logs")
     found, problems = runs.load(_watched(paths if chosen.diff else _distinct(paths)), target)
@@ -83,7 +88,7 @@ def report(chosen: argparse.Namespace) -> int:
     replays = [(profile, {run.path: network.replay(run, profile, target) for run in found}) for profile in profiles]
     if chosen.format in ("csv", "json"):
         made = exact.chosen(whole, keys) if keys else exact.rows(whole, replays, thresholds, differences)
-        in_order = [made[run.path] for run in found]
+        in_order = [made[run.path] | (secure.row(run, given) if chosen.privacy else {}) for run in found]
         more: dict[str, Any] = {}
         if base is not None:
             more |= {"baseline": whole.names[base].id, "differences": _by_id(whole, differences)}
@@ -104,6 +109,7 @@ def report(chosen: argparse.Namespace) -> int:
         made += [] if base is None else [baseline.sheet(whole, base, differences, form)]
         made += [network.sheet(whole, profile, results, form) for profile, results in replays]
         made += [energy.sheet(whole, thresholds, form)] if thresholds else []
+        made += [secure.sheet(whole, given, form)] if chosen.privacy else []
         return made + (messages.sheets(whole, form) if chosen.messages else [])
 
     if chosen.format in sheets.RENDERERS:

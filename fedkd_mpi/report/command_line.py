@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fedkd_mpi.common.command_line import Parser
 from fedkd_mpi.errors import UserError, shown
+from fedkd_mpi.privacy import protocols
 from fedkd_mpi.report import links, sheets
 from fedkd_mpi.report.canvas import KINDS
 from fedkd_mpi.report.runs import SCORES
@@ -80,6 +81,17 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--messages",
         action="store_true",
         help="messages by size with effective bandwidth and waiting, and stragglers by MPI rank and client",
+    )
+    parser.add_argument(
+        "--privacy",
+        action="store_true",
+        help="what secure aggregation and homomorphic encryption would add, or why they cannot",
+    )
+    parser.add_argument(
+        "--protocol",
+        type=_text,
+        metavar="NAME=N,...",
+        help=f"parameters of --privacy: {', '.join(protocols.LIMITS)}, coefficient_bits=60+40+40",
     )
     parser.add_argument("--plot", type=_path, metavar="DIR", help="write the plots to this folder")
     parser.add_argument(

@@ -26,7 +26,7 @@ def a_round(number: int, accuracy: float = 0.5, up: tuple[int, ...] = (MB, MB), 
     training["seconds_encode"] = np.zeros(CLIENTS)
     rounds |= {"cohort_size": CLIENTS, "uplink_bytes": sum(up), "uplink_header_bytes": CLIENTS * 53, "catchup_bytes": 0}
     rounds |= {"downlink_bytes": CLIENTS * down, "seconds_aggregate": 0.5, "global_student_accuracy": accuracy}
-    rounds |= {"teacher_dense_bytes": 20 * MB, "skipped_clients": 0}
+    rounds |= {"downlink_header_bytes": CLIENTS * 53, "teacher_dense_bytes": 20 * MB, "skipped_clients": 0}
     return rounds, uplink, downlink, mpi, training
 
 
