@@ -28,4 +28,5 @@ class ClientResult:
     paper_ranks: Sequence[int] = ()
     spectrum: Sequence[float] = ()
     seconds_encode: float = 0.0
+    norm: float = float("nan")  # of the update before it was clipped, if it was
     report: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))

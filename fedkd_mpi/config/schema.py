@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from fedkd_mpi.common import yaml_loader
-from fedkd_mpi.config import methods
+from fedkd_mpi.config import differential_privacy, methods
 from fedkd_mpi.config.compression import CompressionConfig
 from fedkd_mpi.config.privacy import PrivacyConfig
 from fedkd_mpi.config.sections import (
@@ -194,7 +194,8 @@ class Config(Section):
             raise ValueError("method=scaffold needs exchange=delta and server.optimizer=sgd")
         if self.method.name == "scaffold" and self.server.momentum:
             raise ValueError("method=scaffold needs server.momentum=null")
-        if problem := self.privacy.problem(self.method.name) or _class_means_problem(self):
+        problem = self.privacy.problem(self.method.name) or _class_means_problem(self)
+        if problem := problem or differential_privacy.problem(self):
             raise ValueError(problem)
         return self
 

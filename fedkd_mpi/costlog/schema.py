@@ -113,9 +113,10 @@ ENCRYPTION = {
     ("downlink", "encryption_bytes"),
     ("starts", "key_agreement_bytes"),
 }
+DIFFERENTIAL = {("rounds", "epsilon"), ("rounds", "clipped_share"), ("uplink", "norm")}  # of differential privacy
 SUMMED = ("bytes", "header_bytes", "encryption_bytes")  # columns of uplink whose sums are in rounds
 # Logs that an earlier version began have no digests of clients.
-OPTIONAL = {*PAPER, *ENCRYPTION, ("uplink", "spectrum"), ("downlink", "spectrum")}
+OPTIONAL = {*PAPER, *ENCRYPTION, *DIFFERENTIAL, ("uplink", "spectrum"), ("downlink", "spectrum")}
 OPTIONAL |= {("clients", "label_histogram"), ("clients", "digest")}
 
 
@@ -157,6 +158,12 @@ GROWING = {
             " missed broadcasts or, if smaller, the dense student and the receiver's state (the server"
             " optimiser's moments, ef21's estimates); 0 at full participation"
         ),
+        "epsilon": number(
+            "1", "epsilon of the rounds up to this one at privacy.delta; only with differential privacy, see privacy.md"
+        ),
+        "clipped_share": number(
+            "1", "share of the cohort's updates that were longer than privacy.clip_norm; only with differential privacy"
+        ),
         "student_loss": number("1", "mean local training loss of the students"),
         "teacher_loss": number("1", "mean local training loss of the teachers"),
         **{f"seconds_{name}": seconds(phase.description) for name, phase in PHASES.items()},
@@ -170,6 +177,9 @@ GROWING = {
         "round": index("round of the update"),
         "client": index("client that sent it"),
         "mpi_rank": index("MPI rank of the client in this round, which sends its update"),
+        "norm": number(
+            "1", "2-norm of the update before it was clipped, itself not private; only with differential privacy"
+        ),
         **_MESSAGE,
     },
     "downlink": {"round": index("round of the broadcast"), **_MESSAGE},

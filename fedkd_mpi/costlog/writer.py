@@ -62,6 +62,7 @@ class Writer:
         lower_is_better: Sequence[str] = (),
         paper: bool = True,
         encrypted: bool = False,
+        differential: bool = False,
         sources: Mapping[str, np.ndarray] | None = None,
         start: Mapping[str, Any] | None = None,
     ) -> Writer:
@@ -70,10 +71,11 @@ class Writer:
         `attrs` are the attributes of schema.ATTRS that the writer does not set itself (text, integers, lists of text).
         `layers` are (name, shape, compressible). `clients` are the columns [client] of schema.FIXED, and
         label_histogram [client, class] if there are classes. `spectra` adds the column spectrum to uplink and downlink,
-        `paper` adds the paper's counts to rounds, `encrypted` what encryption adds to rounds and messages.
-        `lower_is_better` are the metrics for which less is better. `sources` are the columns of the table files,
-        `start` is the first row of the table starts; both tables may be empty. Raises UserError if the file exists
-        without `overwrite` or cannot be written, ValueError on invalid names, shapes or types.
+        `paper` adds the paper's counts to rounds, `encrypted` what encryption adds to rounds and messages,
+        `differential` the columns of differential privacy. `lower_is_better` are the metrics for which less is better.
+        `sources` are the columns of the table files, `start` is the first row of the table starts; both tables may be
+        empty. Raises UserError if the file exists without `overwrite` or cannot be written, ValueError on invalid
+        names, shapes or types.
         """
         path = Path(path)
         checks.check_names("attrs", attrs, set(schema.ATTRS) - set(schema.OWN_ATTRS))
@@ -90,6 +92,7 @@ class Writer:
         if not (spectra and width["component"]):
             del tables["uplink"]["spectrum"], tables["downlink"]["spectrum"]
         unwanted = (set() if paper else schema.PAPER) | (set() if encrypted else schema.ENCRYPTION)
+        unwanted |= set() if differential else schema.DIFFERENTIAL
         for table, column in unwanted:
             tables.get(table, {}).pop(column, None)
         tables["layers"] = {

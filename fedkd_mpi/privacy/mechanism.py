@@ -1,7 +1,7 @@
 """The Gaussian mechanism on updates: each is clipped to norm C, and noise of standard deviation z C is added.
 
-Where the server adds the noise, it adds it once to the sum of the clipped updates. Where clients do, each adds it to its
-own (local differential privacy).
+Where the server adds the noise, it adds it once to the sum of the clipped updates. Where clients do, each adds it to
+its own (local differential privacy).
 """
 
 from __future__ import annotations

@@ -79,6 +79,7 @@ class Accounting:
         scores = [("teacher", "f8", sums), ("student", "f8", sums)]
         each = (len(self.layers),)
         update = [
+            ("norm", "f8"),
             ("energy", "f8", each),
             ("paper_rank", "i4", each),
             ("spectrum", "f4", (self._components,)),
@@ -146,10 +147,10 @@ class Accounting:
         if isinstance(out, RunFault):
             fault = f"{out} (layer {out.layer})".encode()[:160]
             layers = len(self.layers)
-            update = np.full(layers, np.nan), np.full(layers, -1), np.full(self._components, np.nan), fault
+            update = np.nan, np.full(layers, np.nan), np.full(layers, -1), np.full(self._components, np.nan), fault
             return (np.nan,) * 5 + (sums, sums, *update)
         seconds = out.seconds_train, part.seconds_encode, out.seconds_evaluate
-        update = part.energies, part.paper_ranks, part.spectrum, b""
+        update = part.norm, part.energies, part.paper_ranks, part.spectrum, b""
         return out.teacher_loss, out.student_loss, *seconds, out.teacher_sums, out.student_sums, *update
 
     def _counts(self, this: Round) -> Counts:
@@ -191,6 +192,8 @@ class Accounting:
             name: ids[: len(this.uplink)] for name, ids in who.items()
         }
         spectrum = np.array([this.downlink_spectrum or np.zeros(self._components)])
+        if protection := self.run.protection:
+            uplink["norm"] = clients["norm"][: len(this.uplink)]
         downlink = self._messages(this.downlink, np.array([this.downlink_energies]), spectrum)
         for client, text in nan_scores(this.cohort, clients, of["scores"]["sums"]):
             writer.event(this.index, client, "warning", text)
@@ -202,6 +205,7 @@ class Accounting:
             "threshold": this.threshold,
             "cohort_size": len(this.cohort),
             "skipped_clients": len(trained) - int(trained.sum()),
+            **(protection.columns(this.index, clients["norm"][trained]) if protection else {}),
             **self._costs(this, uplink, downlink),
             **self._paper(this, clients["paper_rank"][trained]),
             **{name: float(clients[name][trained].mean()) if trained.any() else np.nan for name in LOSSES},

@@ -24,7 +24,7 @@ class Boundary:
 
     `settle` writes pending rows to the log, so that a checkpoint never holds more rounds than the log. `saved` is the
     number of rounds in the newest checkpoint, None without a checkpoint; `best` saves the best round. `enough` says
-    why the run has ended before its last round, if stop.metric has ended it.
+    why the run has ended before its last round, if stop.metric or privacy.max_epsilon has ended it.
     """
 
     def __init__(
@@ -49,6 +49,8 @@ class Boundary:
         if self.best.early.on and done < config.rounds:
             self.settle()
             self.enough = self.run.world.first_message(self.best.early.reason())
+        if self.enough is None and self.run.protection:
+            self.enough = self.run.protection.enough(done)
         ended = done == config.rounds or self.enough is not None
         if self._left is not None:
             self._seconds_round = max(self._seconds_round, now - self._left)

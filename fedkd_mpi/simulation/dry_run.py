@@ -127,12 +127,26 @@ def _facts(config: Config, run: Simulation, world_size: int) -> dict[str, Any]:
             for network, numbers in zip(config.architectures[: _kinds(config)], run.teacher_numbers, strict=False)
         ],
         "exchanged": _exchanged(config, run),
+        "privacy": _privacy(run),
         "data_bytes": sum(
             array.nbytes for array in {id(a): a for a in (*run.data.train.values(), *run.data.test.values())}.values()
         ),
         "client_state_bytes": {"least": min(states), "most": max(states)},
         "process_bytes": _fullest(config, run, world_size),
         "measured_bytes": peak_memory(),
+    }
+
+
+def _privacy(run: Simulation) -> dict[str, float] | None:
+    """Return epsilon of all rounds, and the noise of the mean update, with differential privacy."""
+    if not (found := run.protection):
+        return None
+    return {
+        "epsilon": found.epsilon,
+        "delta": found.accountant.delta,
+        "rounds": found.rounds,
+        "noise_multiplier": found.mechanism.noise_multiplier,
+        "noise_to_signal": found.noise_to_signal,
     }
 
 
@@ -186,6 +200,13 @@ def _table(config: Config, facts: Mapping[str, Any]) -> str:
         for what, key in (("it", "dense_bytes_per_round"), ("the teacher", "teacher_dense_bytes_per_round")):
             label = f"a dense exchange of {what}, per round"
             table.add_row(label, f"{bytes_text(exchanged[key])} up and down, all clients")
+    if private := facts["privacy"]:
+        table.add_row(
+            "differential privacy",
+            f"epsilon {private['epsilon']:.4g} at delta {private['delta']:g}"
+            f" after {private['rounds']} rounds, with z={private['noise_multiplier']:g}",
+        )
+        table.add_row("noise in the mean update", f"{private['noise_to_signal']:.3g} times the largest update")
     update = facts["update_bytes"]
     if update:
         table.add_section()

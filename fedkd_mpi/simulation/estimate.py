@@ -94,7 +94,10 @@ def _size(config: Config, exchange: Exchange, compression: CompressionConfig, up
     reserved = reserved_bytes(config, student)
     shape = config.rounds, config.clients_per_round
     codec = factory.build(compression, student.parameter_layers, *shape, reserved=reserved).at(0)
-    parameters, statistics = student.exchanged_parts(update.clone())
+    update = update.clone()
+    if exchange.protection:
+        exchange.protection.on_update(student, update, 0, 0)
+    parameters, statistics = student.exchanged_parts(update)
     (records,) = codec.encode_each([parameters], threshold, [{}], [generator(config.seed, "codec", 0, 0)])
     message = make_message(0, 0, 1, records + buffers.encode(statistics, alone=student.only_buffers))
     return int(message.whole.size) + (OVERHEAD if config.privacy.encrypts else 0)

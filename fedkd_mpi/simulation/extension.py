@@ -36,7 +36,7 @@ def split(
         raise UserError(f"--resume {shown(path)} rounds={rounds}: the run has {config.rounds} rounds, and only grows")
     if rounds > config.rounds and completed is not None and completed < config.rounds:
         raise UserError(
-            f"--resume {shown(path)} rounds={rounds}: stop.metric={config.stop.metric} ended the run after {completed}"
+            f"--resume {shown(path)} rounds={rounds}: {_ended_by(config)} ended the run after {completed}"
             f" of {config.rounds} rounds, and would end it again: begin one anew (--config, rounds={rounds})"
         )
     if rounds > config.rounds and (reason := why_not(config)):
@@ -47,8 +47,16 @@ def split(
     return config.model_copy(update={"rounds": rounds}), others
 
 
+def _ended_by(config: Config) -> str:
+    """Return the keys that may end a run before its last round, with their values."""
+    keys = {"stop.metric": config.stop.metric, "privacy.max_epsilon": config.privacy.max_epsilon}
+    return " or ".join(f"{key}={value}" for key, value in keys.items() if value is not None)
+
+
 def why_not(config: Config) -> str | None:
     """Return what ties the rounds of a run to their number, None where nothing does."""
+    if config.privacy.target_epsilon is not None:
+        return f"privacy.target_epsilon={config.privacy.target_epsilon:g} sets the noise for all rounds together"
     if config.schedule.name == "cosine":
         return "schedule.name=cosine spreads the fall of the learning rates over all rounds"
     if ":" in config.schedule.name:

@@ -46,6 +46,7 @@ def create_log(run: Simulation, output: Path, overwrite: bool, start: Mapping[st
         lower_is_better=getattr(run.task, "lower_is_better", ()),
         paper=bool(run.exchange and run.exchange.codec.paper_rank),
         encrypted=config.privacy.encrypts,
+        differential=config.privacy.differential,
         sources=opened.described(run.data.files),
         start=start,
     )

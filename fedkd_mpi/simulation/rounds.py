@@ -182,6 +182,9 @@ def encode(run: Simulation, exchange: Exchange, watch: Stopwatch, this: Round, u
     """Encode the updates of clients for the uplink, all at once; each gets an equal share of the encoding time."""
     before, codec = watch.seconds["encode"], exchange.codec.at(this.index)
     with watch("encode"):
+        if protection := exchange.protection:
+            for client, part, update in updates:
+                part.norm = protection.on_update(exchange.student, update, this.index, client.id)
         parts = [exchange.student.exchanged_parts(update) for *_, update in updates]
         states = [client.part("codec.") for client, *_ in updates]
         rngs = (generator(run.config.seed, "codec", this.index, client.id) for client, *_ in updates)

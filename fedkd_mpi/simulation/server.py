@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,7 @@ from fedkd_mpi.config.training import ServerConfig as Settings
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.models.flat import FlatModel
 from fedkd_mpi.simulation.aggregation import Collection, find_aggregator
+from fedkd_mpi.simulation.private_sum import PrivateSum
 
 
 @dataclass
@@ -27,6 +28,7 @@ class Server:
     device: str
     seed: int
     num_clients: int
+    new_private_sum: Callable[[], PrivateSum] | None = None  # where the server adds noise to the sum
     codec_state: dict[str, Tensor] = field(default_factory=dict)  # of the sender of the downlink
     uplink_state: dict[str, Tensor] = field(default_factory=dict)  # of the receiver of the uplink
 
@@ -38,10 +40,12 @@ class Server:
 
         Updates are added in the given order (by client), so that the bits do not depend on the order of arrival. The
         weights w_i are uniform as in the paper, or proportional to the training samples. A user's aggregator takes
-        the place of the sum. Raises RunFault naming the client if a message is invalid.
+        the place of the sum. With a private sum every client of the cohort counts, one without an update as zero, so
+        that the divisor tells nothing. Raises RunFault naming the client if a message is invalid.
         """
         own, name = self._aggregator, self.settings.aggregator
-        total = Collection(self.codec, self.device, own, name) if own else self.codec.sum(self.device)
+        private = self.new_private_sum() if self.new_private_sum else None
+        total = private or (Collection(self.codec, self.device, own, name) if own else self.codec.sum(self.device))
         statistics = BufferMean(self.student.exchanged_buffers, self.device)
         weights, senders, count = 0, 0, len(self.student.parameter_layers)
         for header, records in messages:
@@ -55,9 +59,12 @@ class Server:
                 raise RunFault(f"uplink message: {error}", round=round_index, client=header.sender) from None
             weights += weight
             senders += 1
-        if not senders:
+        if private:
+            mean = private.mean(round_index)
+        elif senders:
+            mean = total.take() if own else [part.div_(weights) for part in total.take()]
+        else:
             return None
-        mean = total.take() if own else [part.div_(weights) for part in total.take()]
         mean = self.codec.receive(mean, self.uplink_state, senders / self.num_clients)
         flat = torch.zeros_like(self.student.state)
         for view, tensor in zip(self.student.exchanged(flat), mean + statistics.take(), strict=True):

@@ -85,6 +85,8 @@ def begin(
         if save_partition:
             write_partition(simulation, save_partition, overwrite)
         writer = create_log(simulation, output, overwrite, start | {"started": started})
+        if simulation.protection:
+            writer.event(0, None, "info", str(simulation.protection))
         checkpoints.clear()
         return writer
 

@@ -34,6 +34,7 @@ from fedkd_mpi.scheduling.plan import Plan
 from fedkd_mpi.scheduling.schedule import OwnClients
 from fedkd_mpi.scheduling.state_cache import ClientStateCache
 from fedkd_mpi.simulation import capacity
+from fedkd_mpi.simulation.differential_privacy import protection_of, require_public_stop
 from fedkd_mpi.simulation.early_stop import watched
 from fedkd_mpi.simulation.sameness import require_same_data
 from fedkd_mpi.simulation.server import Server
@@ -177,6 +178,7 @@ def prepare(config: Config, world: World, data: Data) -> Simulation:
     clients = {client: Client(client, *data.clients[client]) for client in own}
     if config.privacy.encrypts and not method.exchanges:
         raise UserError(f"method={config.method.name} exchanges nothing: set privacy.encryption=none")
+    plan = Plan(config, [len(train) for train, _ in data.clients])
     run = Simulation(
         config=config,
         world=world,
@@ -187,18 +189,18 @@ def prepare(config: Config, world: World, data: Data) -> Simulation:
         families=families,
         rank_of_client=rank_of_client,
         clients=clients,
-        plan=Plan(config, [len(train) for train, _ in data.clients]),
+        plan=plan,
         schedule=OwnClients(clients, ClientStateCache(config.clients_in_memory, device, len(clients))),
-        exchange=prepare_exchange(config, world, method, device) if method.exchanges else None,
+        exchange=prepare_exchange(config, world, method, device, plan) if method.exchanges else None,
     )
     try_networks(run)
-    watched(run)
+    require_public_stop(config, watched(run).column)
     run.teacher_numbers = count_numbers(config, task)  # after the trial, which says more about an invalid network
     return run
 
 
-def prepare_exchange(config: Config, world: World, method: Method, device: str) -> Exchange:
-    """Build the student, its codec and, on rank 0, the server; raises UserError where nothing would be exchanged."""
+def prepare_exchange(config: Config, world: World, method: Method, device: str, plan: Plan) -> Exchange:
+    """Build the student, its codec and, on rank 0, the server; raises UserError if they do not fit what is asked."""
     student = initial_student(config, method, device)
     if student.only_buffers and method.predicts:
         raise UserError(f"{method.role}: the network has no trainable parameters, so nothing would be exchanged")
@@ -209,10 +211,12 @@ def prepare_exchange(config: Config, world: World, method: Method, device: str) 
         config.clients_per_round,
         reserved=reserved_bytes(config, student),
     )
+    protection = protection_of(config, method, plan, student, codec)
     server = None
     if world.is_root:
-        server = Server(config.server, student, codec, device, config.seed, config.num_clients)
-    return Exchange(student, student.state.clone(), codec, server)
+        private = protection.new_sum(student, codec, device) if protection else None
+        server = Server(config.server, student, codec, device, config.seed, config.num_clients, private)
+    return Exchange(student, student.state.clone(), codec, server, protection=protection)
 
 
 def reserved_bytes(config: Config, student: FlatModel) -> int:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fedkd_mpi.codecs.message import Message
+    from fedkd_mpi.simulation.differential_privacy import Protection
     from fedkd_mpi.simulation.encryption import Encryption
 
 
@@ -60,6 +61,7 @@ class Exchange:
     downlink_state: dict[str, Tensor] = field(default_factory=dict)  # what the codec's receiver keeps, like the replica
     pending_downlinks: list[Message] = field(default_factory=list)
     encryption: Encryption | None = None  # keys of this start of the run
+    protection: Protection | None = None  # differential privacy
 
 
 @dataclass
@@ -100,18 +102,28 @@ class Simulation:
             return False
         return self.exchange.student.local_buffers is None
 
+    @property
+    def protection(self) -> Protection | None:
+        """Differential privacy of what is exchanged, if there is."""
+        return self.exchange.protection if self.exchange else None
+
+    @property
+    def last_round(self) -> int:
+        """The index of the last round that the configuration admits: privacy.max_epsilon may end the run earlier."""
+        return (self.protection.rounds if self.protection else self.config.rounds) - 1
+
     def needs_replica(self, round_index: int, evaluated: bool) -> bool:
         """Whether this process needs an up-to-date replica at the end of a round; all do after the last round."""
         scores = evaluated and self.scores_student and len(self.test_chunks(self.world.mpi_rank)) > 0
-        return self.schedule.works or self.world.is_root or scores or round_index == self.config.rounds - 1
+        return self.schedule.works or self.world.is_root or scores or round_index == self.last_round
 
     def evaluates(self, round_index: int) -> bool:
         """Whether a round ends with an evaluation: every evaluate.every rounds, and the last round."""
-        return round_index == self.config.rounds - 1 or (round_index + 1) % self.config.evaluate.every == 0
+        return round_index == self.last_round or (round_index + 1) % self.config.evaluate.every == 0
 
     def scores_teachers(self, round_index: int) -> bool:
         """Whether every teacher is scored on the global test set in this round."""
-        return self.config.evaluate.global_teachers and round_index == self.config.rounds - 1
+        return self.config.evaluate.global_teachers and round_index == self.last_round
 
     def test_chunks(self, mpi_rank: int) -> range:
         """Return the index of the first sample of each chunk of the global test set that a process scores."""

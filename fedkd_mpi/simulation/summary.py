@@ -46,7 +46,8 @@ def resources(run: Simulation) -> str:
         numbers = sum(layer.numel for layer in run.exchange.student.exchanged_layers)
         moved = bytes_text(2 * 4 * numbers * run.config.clients_per_round)
         dense = f"a dense exchange would move {moved} per round"
-    return f"device: {device}, {threads}\n{dense}"
+    protected = f"\n{run.protection}" if run.protection else ""
+    return f"device: {device}, {threads}\n{dense}{protected}"
 
 
 def moved_before(path: Path) -> int:
@@ -78,6 +79,7 @@ def summary(path: Path) -> str:
             everyone = _last(rounds[f"teacher_{metric}_all"])
             scores[f"teachers of all clients, latest, own test samples: {metric}"] = everyone
         count = log.rounds_completed
+        private = {name: float(rounds[name][-1]) for name in ("epsilon", "clipped_share") if name in rounds and count}
     table = Table(title=f"{count} rounds, {clients} clients", show_header=False, title_justify="left")
     for name, value in scores.items():
         if value is not None:
@@ -93,6 +95,10 @@ def summary(path: Path) -> str:
         for role, size in dense.items():
             factor = size / (up + down + catchup)
             table.add_row(f"dense exchange of the {role} would cost", f"{factor:.2f} times as much")
+    if private:
+        table.add_section()
+        table.add_row("epsilon of all rounds (docs/privacy.md)", f"{private['epsilon']:.4g}")
+        table.add_row("updates clipped in the last round", f"{private['clipped_share']:.0%}")
     table.add_section()
     table.add_row(f"seconds, {total:.1f} in total", _shares(seconds))
     table.add_row("log", str(path))

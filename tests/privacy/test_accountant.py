@@ -24,7 +24,15 @@ from fedkd_mpi.privacy.accountant import (
 
 dp_accounting = pytest.importorskip("dp_accounting")
 
-ROUNDS = [(1, 0.5, 1e-5), (40, 3.8, 1e-5), (1000, 50, 1e-6), (1, 1000, 1e-5), (4, 2, 1e-12), (9, 0.1, 1e-3), (1, 30, 0.4)]
+ROUNDS = [
+    (1, 0.5, 1e-5),
+    (40, 3.8, 1e-5),
+    (1000, 50, 1e-6),
+    (1, 1000, 1e-5),
+    (4, 2, 1e-12),
+    (9, 0.1, 1e-3),
+    (1, 30, 0.4),
+]
 
 
 @pytest.mark.parametrize(("rounds", "noise", "delta"), ROUNDS)
@@ -83,7 +91,9 @@ def test_known_cohorts_are_composed_over_the_most_frequent_clients_rounds() -> N
 
 
 @pytest.mark.parametrize(("clients", "cohort", "noise"), [(1000, 200, 2.0), (1000, 10, 2.0)])
-def test_secret_cohorts_count_at_half_the_noise_as_dp_accounting_has_it(clients: int, cohort: int, noise: float) -> None:
+def test_secret_cohorts_count_at_half_the_noise_as_dp_accounting_has_it(
+    clients: int, cohort: int, noise: float
+) -> None:
     """Never below the smaller one of the two figures that dp-accounting has for the run."""
     from dp_accounting.rdp import RdpAccountant
 

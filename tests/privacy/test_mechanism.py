@@ -13,7 +13,9 @@ SHAPES = [(40, 30), (7,), (5, 4, 3, 3)]
 
 
 def flat(scale: float, seed: int) -> torch.Tensor:
-    return scale * torch.randn(sum(int(np.prod(shape)) for shape in SHAPES), generator=torch.Generator().manual_seed(seed))
+    return scale * torch.randn(
+        sum(int(np.prod(shape)) for shape in SHAPES), generator=torch.Generator().manual_seed(seed)
+    )
 
 
 @pytest.mark.parametrize("scale", [1e-20, 1e-3, 1.0, 1e15])
@@ -36,7 +38,9 @@ def test_a_clipped_update_is_not_longer_than_c_and_keeps_its_direction(scale: fl
 def test_a_decoded_message_is_not_longer_than_c() -> None:
     mechanism = Mechanism(0.5, 1.0, False, 0)
     for seed in range(20):
-        decoded = [part.reshape(shape) for part, shape in zip(flat(1.0, seed).split([1200, 7, 180]), SHAPES, strict=True)]
+        decoded = [
+            part.reshape(shape) for part, shape in zip(flat(1.0, seed).split([1200, 7, 180]), SHAPES, strict=True)
+        ]
         bounded = mechanism.bounded(decoded)
         whole = torch.cat([part.reshape(-1) for part in bounded])
         assert whole.dtype == torch.float64
