@@ -50,10 +50,10 @@ def plain(tables: dict[str, Any]) -> dict[str, Any]:
 def write(folder: Path) -> None:
     """Write the log of the present version, and beside it what is read from it."""
     log = folder / f"log-{SCHEMA_VERSION}.h5"
-    writer = logs.create(log, encrypted=True)
+    writer = logs.create(log, encrypted=True, differential=True)
     for number in range(ROUNDS):
         writer.event(number, 2, "warning", f"event of round {number}")
-        writer.append_round(*logs.make_round(number, encrypted=True))
+        writer.append_round(*logs.make_round(number, encrypted=True, differential=True))
     writer.finish("completed")
     (GOLDEN / f"{log.name}.gz").write_bytes(gzip.compress(log.read_bytes(), mtime=0))
     text = json.dumps(plain(costlog.read(log)), ensure_ascii=False)

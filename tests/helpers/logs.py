@@ -56,6 +56,7 @@ def make_round(
     world_size: int = 3,
     metrics: tuple[str, ...] = ("f1",),
     encrypted: bool = False,
+    differential: bool = False,
 ) -> Round:
     """Return the arguments of Writer.append_round for a round: always the same for the same number."""
     rng = np.random.default_rng(number)
@@ -74,9 +75,11 @@ def make_round(
         return made
 
     columns = schema.growing(metrics)
-    lacking = set() if encrypted else {name for table, name in schema.ENCRYPTION if table == "rounds"}
+    others = (set() if encrypted else schema.ENCRYPTION) | (set() if differential else schema.DIFFERENTIAL)
+    lacking = {name for table, name in others if table == "rounds"}
     who = {"client": rng.permutation(4)[:cohort], "mpi_rank": rng.integers(0, world_size, cohort)}
     uplink, downlink = who | message((cohort,)), message(())
+    uplink |= {"norm": rng.random(cohort)} if differential else {}
     rounds = {name: values(column, ()).item() for name, column in columns["rounds"].items() if name not in lacking}
     rounds |= {"round": number, "global_student_f1": np.nan} if "f1" in metrics else {"round": number}
     rounds |= {f"uplink_{name}": uplink[name].sum() for name in schema.SUMMED if name in uplink}

@@ -26,6 +26,7 @@ TEACHERS = (
     "teachers=[{name: mlp, hidden: [9, 8], learning_rate: 0.1}, {name: mlp, hidden: [5], learning_rate: 0.2},"
     " {name: cnn, channels: [4], kernel_size: 3, hidden: [6], learning_rate: 0.05}]"
 )
+PRIVATE = ["privacy.clip_norm=0.1", "privacy.delta=1e-5"]
 FEEDBACK = "compression.error_feedback=ef"
 CODECS = {
     "rdsvd": [*SEVEN, "compression.codec=rdsvd", FEEDBACK],
@@ -48,6 +49,9 @@ CODECS = {
     "largest": ["num_clients=4", "compression.codec=topk", FEEDBACK],
     "power": [*SEVEN, "compression.codec=powersgd", FEEDBACK, "server.weighting=samples"],
     "sketch": ["num_clients=4", "compression.codec=fetchsgd", "compression.sketch_share=0.9"],
+    # Differential privacy: noise of the server and of clients.
+    "noised": [*SEVEN, *PRIVATE, FEEDBACK, "privacy.noise_multiplier=0.5", "compression.codec=quantize"],
+    "noised_apart": [*SEVEN, *PRIVATE, FEEDBACK, "privacy.target_epsilon=300", "privacy.where=client"],
     # Methods whose messages are no student's.
     "prototypes": [*SEVEN[:3], "method=fedproto", "partition={kind: pathological, classes_per_client: 3}"],
     "heads": [*SEVEN, "method=lgfedavg", "compression.codec=rdsvd", FEEDBACK],
