@@ -18,7 +18,7 @@ extras = {
     "report": ["pandas>=2.1", "matplotlib>=3.10.8", "plotly>=6.3"],
     "xarray": ["xarray>=2024.10", "h5netcdf>=1.4"],
     "tensorboard": ["tensorboard>=2.15"],
-    "privacy": ["cryptography>=42"],
+    "privacy": ["cryptography>=42", "dp-accounting>=0.6"],
     "export": ["onnx>=1.17", "onnxscript>=0.2"],
     "test": [
         "pytest>=8",

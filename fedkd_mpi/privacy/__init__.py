@@ -1,1 +1,1 @@
-"""Protection of messages, on bytes alone: key agreement and authenticated encryption."""
+"""Protection of messages (key agreement, authenticated encryption) and of updates (differential privacy)."""
