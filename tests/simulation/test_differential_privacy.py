@@ -258,7 +258,7 @@ REFUSED = {
     "server.aggregator=worker_parts:median": "is no sum, to which noise is added",
     "compression.error_feedback=ef21": "ef21 needs the same estimates at client and server",
     "compression.codec=fetchsgd": "adds up sketches",
-    "compression.codec=dadaquant": "follows the clients' losses, which have no noise",
+    "compression.codec=dadaquant": "follows losses of clients, which have no noise",
     "privacy.secret_cohorts=true": "all clients take part in every round",
     "privacy.secret_cohorts=true cohort_size=4": "for clients that remember nothing, but with method=fedkd they keep",
     "privacy.secret_cohorts=true cohort_size=4 method=fedavg": "they keep their optimisers (set optimizer.renew=true)",
