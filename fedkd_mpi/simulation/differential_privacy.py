@@ -129,7 +129,7 @@ def _problem(config: Config, method: Method, student: FlatModel, codec: Codec) -
             f" noised: set {method.role}.norm=group, or server.buffers=local"
         )
     if codec.follows_loss:
-        return f"compression.codec={config.compression.codec} follows losses of clients, which have no noise: choose another"
+        return f"compression.codec={config.compression.codec} follows losses of clients, which have no noise: set none"
     if config.privacy.where == "server" and type(codec).receive is not Codec.receive:
         return (
             f"compression.codec={config.compression.codec} has a receive() of its own, so that its messages cannot be"
