@@ -137,6 +137,10 @@ def find_columns(path: Path, file: h5py.File, declared: Mapping[str, Columns]) -
                 _require_stored(path, dataset, size)
                 unpacked += dataset.nbytes
             found[table][name] = column
+    encrypted = "encryption_bytes" in found["uplink"]
+    for table, name in schema.ENCRYPTION:
+        if table != "starts" and (name in found[table]) != encrypted:  # all of them or none
+            raise damaged(path, f"{table}/{name} and uplink/encryption_bytes are not both there")
     most = max(UNPACKED, UNPACKED_FACTOR * size)
     if unpacked > most:
         raise UserError(f"{path} has {unpacked} bytes unpacked, but at most {most} are read: unpack it first")

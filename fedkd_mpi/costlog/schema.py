@@ -32,6 +32,12 @@ PHASES = {
     "evaluate": Phase("evaluation on the slowest process", shared=True),
 }
 
+ENCRYPT = "encrypt"  # the phase that only rounds with encrypted messages have
+ENCRYPTING = (
+    "encrypting, decrypting and authenticating messages on the slowest process, apart from the other phases; only if"
+    " messages are encrypted"
+)
+
 # Attributes of the root group. The writer sets those in OWN_ATTRS, the caller passes the others.
 ATTRS = {
     "schema_version": "version of this layout",
@@ -108,7 +114,7 @@ PAPER = {("rounds", "uplink_paper_bytes"), ("rounds", "downlink_paper_bytes")}
 ENCRYPTION = {
     ("rounds", "uplink_encryption_bytes"),
     ("rounds", "downlink_encryption_bytes"),
-    ("rounds", "seconds_encrypt"),
+    ("rounds", f"seconds_{ENCRYPT}"),
     ("uplink", "encryption_bytes"),
     ("downlink", "encryption_bytes"),
     ("starts", "key_agreement_bytes"),
@@ -167,10 +173,7 @@ GROWING = {
         "student_loss": number("1", "mean local training loss of the students"),
         "teacher_loss": number("1", "mean local training loss of the teachers"),
         **{f"seconds_{name}": seconds(phase.description) for name, phase in PHASES.items()},
-        "seconds_encrypt": seconds(
-            "encrypting, decrypting and authenticating messages on the slowest process, apart from the other phases;"
-            " only if messages are encrypted"
-        ),
+        f"seconds_{ENCRYPT}": seconds(ENCRYPTING),
         "seconds_total": seconds("the whole round on rank 0"),
     },
     "uplink": {

@@ -30,7 +30,7 @@ class Parameters:
     value_bits: int = 22  # a client's number in fixed point; Flower's quantization_range is 2^22
     modulus_bits: int = 32  # a masked number, at least; more where a sum of all clients' numbers would not fit
     neighbours: int = 100  # of SecAgg+: the clients with whom a client shares masks
-    ring: int = 8192  # of CKKS: coefficients of a polynomial; a ciphertext holds half as many numbers
+    degree: int = 8192  # of CKKS: coefficients of a polynomial; a ciphertext holds half as many numbers
     coefficient_bits: tuple[int, ...] = (60, 40, 40)  # of CKKS: the primes; the last one is for keys alone
 
 
@@ -40,7 +40,7 @@ LIMITS = {
     "value_bits": (1, 64),
     "modulus_bits": (1, 128),
     "neighbours": (2, 10**7),
-    "ring": (2, 2**20),
+    "degree": (2, 2**20),
 }
 
 
@@ -83,8 +83,8 @@ def secagg_plus(numbers: int, clients: int, given: Parameters) -> Legs:
 
 def ciphertext_bytes(numbers: int, given: Parameters) -> int:
     """Return the bytes of the fresh CKKS ciphertexts of a vector: two polynomials each, modulo all primes but one."""
-    size = 2 * given.ring * (len(given.coefficient_bits) - 1) * RESIDUE_BYTES
-    return -(-numbers // (given.ring // 2)) * size
+    size = 2 * given.degree * (len(given.coefficient_bits) - 1) * RESIDUE_BYTES
+    return -(-numbers // (given.degree // 2)) * size
 
 
 def ckks(numbers: int, clients: int, given: Parameters) -> Legs:
@@ -115,8 +115,8 @@ def parse(text: str, option: str) -> Parameters:
             given[name] = numbers
             continue
         least, most = LIMITS[name]
-        if len(numbers) > 1 or not least <= numbers[0] <= most or (name == "ring" and numbers[0].bit_count() > 1):
-            kind = "a power of two" if name == "ring" else "a number"
+        if len(numbers) > 1 or not least <= numbers[0] <= most or (name == "degree" and numbers[0].bit_count() > 1):
+            kind = "a power of two" if name == "degree" else "a number"
             raise UserError(f"{option} {shown(word)}: {name} is {kind} from {least} to {most}")
         given[name] = numbers[0]
     return replace(Parameters(), **given)  # type: ignore[arg-type]
@@ -128,6 +128,6 @@ def described(given: Parameters) -> str:
     return (
         f"SecAgg, SecAgg+: public keys of {given.key_bits} bits, shares of {given.share_bits}, numbers of"
         f" {given.value_bits} bits in words of at least {given.modulus_bits}; SecAgg+: at most {given.neighbours}"
-        f" neighbours; CKKS: ring {given.ring}, coefficient bits {primes}:"
-        f" {ciphertext_bytes(1, given):,} bytes per {given.ring // 2:,} numbers"
+        f" neighbours; CKKS: degree {given.degree}, coefficient bits {primes}:"
+        f" {ciphertext_bytes(1, given):,} bytes per {given.degree // 2:,} numbers"
     )

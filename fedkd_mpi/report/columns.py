@@ -28,6 +28,7 @@ _HEADS = {
     "catchup_bytes_per_client": "catch-up\nper client",
     "bytes_per_client": "bytes\nper client",
     "total_bytes": "bytes of\nall clients",
+    "encryption_bytes": "of these,\nencryption",
     "saving": "saving against\nFedAvg teacher",
     "factor": "FedAvg teacher\nover this",
     "seconds_total": "whole run",

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from fedkd_mpi.costlog.schema import PHASES
 from fedkd_mpi.errors import UserError, plain
 from fedkd_mpi.report.energy import layers
 from fedkd_mpi.report.layers import means
@@ -49,12 +48,14 @@ def scalars(run: Run) -> Iterator[tuple[str, np.ndarray]]:
     rounds = run.rounds
     for leg in ("uplink", "downlink", "catchup"):
         yield f"bytes_per_round/{leg}", rounds[f"{leg}_bytes"].astype(float)
+        if f"{leg}_encryption_bytes" in rounds:
+            yield f"bytes_per_round/{leg}_encryption", rounds[f"{leg}_encryption_bytes"].astype(float)
     yield "bytes/so_far", run.total_bytes.astype(float)
     yield "bytes/per_client_so_far", run.total_bytes / (run.clients or np.nan)
     yield "compression/threshold", rounds["threshold"]
     for network in ("teacher", "student"):
         yield f"loss/{network}", rounds[f"{network}_loss"]
-    for phase in (*PHASES, "total"):
+    for phase in (*run.phases, "total"):
         yield f"seconds/{phase}", rounds[f"seconds_{phase}"]
     if run.exchanges and len(rounds["round"]):
         parts = layers(run)

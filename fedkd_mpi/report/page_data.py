@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fedkd_mpi.costlog.schema import PHASES
+from fedkd_mpi.costlog.schema import ENCRYPT, ENCRYPTING, PHASES
 from fedkd_mpi.errors import plain
 from fedkd_mpi.report import energy, layers
 from fedkd_mpi.report.canvas import METRICS
@@ -45,7 +45,7 @@ def build(groups: Sequence[Sequence[Run]], target: Target) -> dict[str, Any]:
         "logs": runs,
         "measures": [measure for measure in _measures(groups) if measure["key"] in used],
         "target": {"key": _key(target.score, groups[0][0].metric), "value": target.value},
-        "phases": {phase: plain(what.description) for phase, what in PHASES.items()},
+        "phases": {phase: plain(what.description) for phase, what in PHASES.items()} | {ENCRYPT: ENCRYPTING},
     }
 
 
@@ -117,7 +117,7 @@ def _texts(found: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _phases(run: Run, limit: int) -> dict[str, Any]:
-    names = [*PHASES, "total"]
+    names = [*run.phases, "total"]
     table = np.array([run.rounds[f"seconds_{phase}"] for phase in names])
     means, step = _binned(table, limit)
     return {"names": names, "step": step, "values": [_short(row, 5) for row in means]}

@@ -16,7 +16,7 @@ from fedkd_mpi import costlog
 from fedkd_mpi.common import yaml_loader
 from fedkd_mpi.config.methods import averages, has_codec
 from fedkd_mpi.costlog import door
-from fedkd_mpi.costlog.schema import PHASES, STRAGGLER
+from fedkd_mpi.costlog.schema import ENCRYPT, PHASES, STRAGGLER
 from fedkd_mpi.errors import UserError, plain
 
 SCORES = {
@@ -86,6 +86,11 @@ class Run:
     def compresses(self) -> bool:
         """Whether what the run exchanges passes a codec."""
         return self.exchanges and has_codec(self.setting("method") or self.setting("method", "name"))
+
+    @property
+    def phases(self) -> list[str]:
+        """The phases of a round that the log has."""
+        return [*PHASES, *(phase for phase in (ENCRYPT,) if f"seconds_{phase}" in self.rounds)]
 
     @property
     def planned(self) -> int:
@@ -171,6 +176,7 @@ class Run:
         total = sums["uplink_bytes"] + sums["downlink_bytes"] + sums["catchup_bytes"]
         per_client = total / self.clients if self.clients else np.nan
         costs: dict[str, float] = {"total_bytes": total, "bytes_per_client": per_client}
+        costs["encryption_bytes"] = sum(sums.get(f"{leg}_encryption_bytes", 0) for leg in ("uplink", "downlink"))
         for leg in ("uplink", "downlink", "catchup"):
             costs[f"{leg}_bytes_per_client"] = sums[f"{leg}_bytes"] / self.clients if self.clients else np.nan
         costs["saving"] = 1 - total / sums["teacher_dense_bytes"] if total else np.nan
@@ -181,7 +187,8 @@ class Run:
             "rounds_to_target": np.nan if at is None else at + 1,
             "bytes_to_target": np.nan if at is None else int(self.total_bytes[at]),
         }
-        seconds = {f"seconds_{phase}": float(rounds[f"seconds_{phase}"].sum()) for phase in (*PHASES, "total")}
+        seconds = {f"seconds_{phase}": float(rounds[f"seconds_{phase}"].sum()) for phase in (*self.phases, "total")}
+        seconds.setdefault(f"seconds_{ENCRYPT}", 0.0)
         seconds |= {"trainings": len(self.log["training"]["round"]), "stragglers": self.stragglers()}
         seconds["skipped"] = int(rounds["skipped_clients"].sum())
         return identity | self._scores() | sums | costs | goal | seconds

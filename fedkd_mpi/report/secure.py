@@ -15,7 +15,7 @@ from fedkd_mpi.report.runs import Run
 from fedkd_mpi.report.sheets import Sheet
 from fedkd_mpi.report.tables import Report
 
-# Codecs whose messages add up number by number, as all clients lay them out alike.
+# Codecs whose messages add up number by number, as all clients send them in one order.
 DENSE = ("none", "float16", "fetchsgd")
 _FACTORS = "each client sends factors of a subspace of its own"
 _OWN_STEPS = "each client rounds to steps of its own"
@@ -28,6 +28,7 @@ REASONS = {
     "submatrix": "each client leaves out rows and columns of its own",
     "quantize": f"{_OWN_STEPS}: the largest magnitude of each tensor",
     "eden": f"{_OWN_STEPS}, after a rotation of its own",
+    "dadaquant": f"{_OWN_STEPS}: the scale of each tensor",
     "sign": f"{_OWN_STEPS}: the mean magnitude of each tensor",
     "ternary": f"{_OWN_STEPS}: the scale of each tensor",
 }

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from fedkd_mpi.costlog.schema import PHASES, STRAGGLER
+from fedkd_mpi.costlog.schema import ENCRYPT, PHASES, STRAGGLER
 from fedkd_mpi.report.columns import Row, column, is_text, spreads
 from fedkd_mpi.report.names import Name, name
 from fedkd_mpi.report.runs import SCORES, Run, Target
@@ -111,12 +111,15 @@ def _scores(report: Report, form: str) -> Sheet:
 def _bytes(report: Report, form: str) -> Sheet:
     catchup = any(row["catchup_bytes"] for rows in report.rows for row in rows)
     keys = [f"{leg}_bytes_per_client" for leg in LEGS if leg != "catchup" or catchup]
-    keys += ["bytes_per_client", "total_bytes", "saving", "factor"]
+    encrypted = any(row["encryption_bytes"] for rows in report.rows for row in rows)
+    keys += ["bytes_per_client", "total_bytes", *(["encryption_bytes"] if encrypted else []), "saving", "factor"]
     goal = report.target
     keys += ["bytes_to_target", "rounds_to_target"] if goal.value is not None else []
     note = "Payload and headers as sent; FedAvg teacher: the teacher's float32 parameters up and down, no headers."
     if catchup:
         note += " Catch-up: bytes that clients fetch after missed rounds; part of all totals, savings and targets."
+    if encrypted:
+        note += " Encryption: nonces and tags of all clients up and down; part of all totals, savings and targets."
     made = report.sheet("Bytes", [*report.labels, *keys], form, note)
     if goal.value is None:
         return made
@@ -127,11 +130,13 @@ def _bytes(report: Report, form: str) -> Sheet:
 
 
 def _seconds(report: Report, form: str) -> Sheet:
-    phases = [f"seconds_{phase}" for phase in ("total", *PHASES)]
+    encrypted = any(ENCRYPT in run.phases for group in report.groups for run in group)
+    phases = [f"seconds_{phase}" for phase in ("total", *PHASES, *([ENCRYPT] if encrypted else []))]
     note = (
         "train, encode, evaluate: the slowest process of every round; wait, gather, aggregate, broadcast: the server. "
         f"A straggler is a local training of more than {STRAGGLER:g} times the median of its round."
     )
+    note += " encrypt: encrypting and decrypting messages on the slowest process." if encrypted else ""
     keys = [*report.labels, "mpi_processes", *phases, "stragglers", "trainings"]
     return report.sheet("Seconds by phase", keys, form, note)
 

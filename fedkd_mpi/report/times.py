@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedkd_mpi.costlog.schema import PHASES
+from fedkd_mpi.costlog.schema import ENCRYPT, PHASES
 from fedkd_mpi.report import canvas
 from fedkd_mpi.report.runs import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PHASE_COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#CC79A7", "#009E73", "#888888")
-PHASE_LINES = ("-", "--", "-", ":", "--", ":", "-.")
+PHASE_COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#CC79A7", "#009E73", "#888888", "#8B4513")
+PHASE_LINES = ("-", "--", "-", ":", "--", ":", "-.", "--")
 POINTS = 100  # of a line: more rounds are averaged
 
 
@@ -29,7 +29,8 @@ def times(run: Run, *heading: str) -> Figure:
     bins = np.array_split(np.arange(len(run.rounds["round"])), min(POINTS, len(run.rounds["round"])))
     number = [run.rounds["round"][rows].mean() + 1 for rows in bins]
     # Lines instead of a stack, because the phases overlap: the server waits while the clients train.
-    phases = [*zip(PHASES, PHASE_COLOURS, PHASE_LINES, strict=True), ("total", "black", "-")]
+    looks = zip((*PHASES, ENCRYPT), PHASE_COLOURS, PHASE_LINES, strict=True)
+    phases = [*(look for look in looks if look[0] in run.phases), ("total", "black", "-")]
     curves = {phase: np.array([_mean(run.rounds[f"seconds_{phase}"][rows]) for rows in bins]) for phase, *_ in phases}
     unit, size = canvas.scaled(curves["total"], "seconds")
     lines, most = [], len(bins[0])

@@ -15,7 +15,7 @@ from fedkd_mpi.codecs.message import Receipt
 from fedkd_mpi.common.stopwatch import Stopwatch
 from fedkd_mpi.communication.exchange import arrival
 from fedkd_mpi.costlog import Writer
-from fedkd_mpi.costlog.schema import PHASES, SUMMED, components
+from fedkd_mpi.costlog.schema import ENCRYPT, PHASES, SUMMED, components
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.models.layer import Layer
 from fedkd_mpi.privacy.aes_gcm import OVERHEAD
@@ -26,7 +26,6 @@ from fedkd_mpi.simulation.stragglers import straggler
 
 COUNTERS = ("bytes_sent", "bytes_received", "payload_bytes_sent", "payload_bytes_received")
 SHARED_PHASES = tuple(name for name, phase in PHASES.items() if phase.shared)
-ENCRYPT = "encrypt"  # the phase of runs with encrypted messages
 COMPUTING = {*SHARED_PHASES, "aggregate", ENCRYPT}
 LOSSES = ("teacher_loss", "student_loss")
 Counts = dict[str, tuple[np.dtype, np.ndarray]]

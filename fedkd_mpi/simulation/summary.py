@@ -13,7 +13,7 @@ from fedkd_mpi import __version__, costlog
 from fedkd_mpi.common.console import drawn
 from fedkd_mpi.common.units import bytes_text
 from fedkd_mpi.communication.terminal import table_width
-from fedkd_mpi.costlog.schema import PHASES
+from fedkd_mpi.costlog.schema import ENCRYPT, PHASES
 
 if TYPE_CHECKING:
     from fedkd_mpi.communication.world import World
@@ -62,7 +62,10 @@ def summary(path: Path) -> str:
         rounds, metrics, clients = log["rounds"], log.attrs["metrics"], log.attrs["num_clients"]
         up, down = int(rounds["uplink_bytes"].sum()), int(rounds["downlink_bytes"].sum())
         dense = {role: int(rounds[f"{role}_dense_bytes"].sum()) for role in ("student", "teacher")}
-        seconds = {phase: float(rounds[f"seconds_{phase}"].sum()) for phase in PHASES}
+        phases = [phase for phase in (*PHASES, ENCRYPT) if f"seconds_{phase}" in rounds]
+        seconds = {phase: float(rounds[f"seconds_{phase}"].sum()) for phase in phases}
+        columns = (f"{leg}_encryption_bytes" for leg in ("uplink", "downlink"))
+        encryption = sum(int(rounds[column].sum()) for column in columns if column in rounds)
         total = float(rounds["seconds_total"].sum())
         catchup = int(rounds["catchup_bytes"].sum())
         scores = {
@@ -92,6 +95,8 @@ def summary(path: Path) -> str:
             table.add_row("bytes to catch up on missed rounds", f"{bytes_text(catchup)}  ({catchup:,} bytes)")
             moved = up + down + catchup
             table.add_row("bytes in total: up, down, catch-up", f"{bytes_text(moved)}  ({moved:,} bytes)")
+        if encryption:
+            table.add_row("of these, encryption up and down", f"{bytes_text(encryption)}  ({encryption:,} bytes)")
         for role, size in dense.items():
             factor = size / (up + down + catchup)
             table.add_row(f"dense exchange of the {role} would cost", f"{factor:.2f} times as much")
@@ -106,7 +111,7 @@ def summary(path: Path) -> str:
 
 
 def _shares(seconds: Mapping[str, float]) -> str:
-    named = {"train": "training", "evaluate": "evaluation"}
+    named = {"train": "training", "evaluate": "evaluation", ENCRYPT: "encryption"}
     return "  ".join(f"{named.get(phase, phase)} {value:.1f}" for phase, value in seconds.items() if value >= 0.05)
 
 

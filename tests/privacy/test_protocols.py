@@ -54,7 +54,7 @@ def test_ckks_takes_262144_bytes_for_4096_numbers():
     assert protocols.ckks(1, 7, given) == protocols.ckks(4096, 7, given) == (262_144, 262_144)
     assert protocols.ckks(4097, 7, given) == (524_288, 524_288)
     assert 262_144 / (4 * 4096) == 16  # times float32
-    small = Parameters(ring=4096, coefficient_bits=(40, 20, 40))
+    small = Parameters(degree=4096, coefficient_bits=(40, 20, 40))
     assert protocols.ckks(2048, 7, small) == (131_072, 131_072)
 
 
@@ -72,9 +72,9 @@ def test_100_neighbours_are_enough_for_what_the_parameters_promise(clients: int)
 
 
 def test_parameters_are_read_from_text():
-    given = protocols.parse("neighbours=50, ring=4096,coefficient_bits=40+20+40", "--protocol")
-    assert (given.neighbours, given.ring, given.coefficient_bits, given.key_bits) == (50, 4096, (40, 20, 40), 256)
-    assert "at most 50 neighbours; CKKS: ring 4096, coefficient bits 40+20+40" in protocols.described(given)
+    given = protocols.parse("neighbours=50, degree=4096,coefficient_bits=40+20+40", "--protocol")
+    assert (given.neighbours, given.degree, given.coefficient_bits, given.key_bits) == (50, 4096, (40, 20, 40), 256)
+    assert "at most 50 neighbours; CKKS: degree 4096, coefficient bits 40+20+40" in protocols.described(given)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_parameters_are_read_from_text():
         ("neighbours=x", "give NAME=NUMBER"),
         ("neighbours", "give NAME=NUMBER"),
         ("neighbours=1", "neighbours is a number from 2 to 10000000"),
-        ("ring=8191", "ring is a power of two from 2 to 1048576"),
+        ("degree=8191", "degree is a power of two from 2 to 1048576"),
         ("coefficient_bits=60", "give two primes or more of at most 60 bits"),
         ("coefficient_bits=60+61", "give two primes or more of at most 60 bits"),
         ("key_bits=1+2", "key_bits is a number"),

@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import golden_logs
+import h5py
 import pytest
 from command import Command
 from made_logs import a_round, write
 
+from fedkd_mpi import costlog
 from fedkd_mpi.config.codecs import CODECS
-from fedkd_mpi.report import secure
+from fedkd_mpi.errors import UserError
+from fedkd_mpi.report import events, page_data, secure
 from fedkd_mpi.report.__main__ import main
+from fedkd_mpi.report.runs import Run, Target
 
 NUMBERS, CLIENTS, ROUNDS = 32, 2, 3  # one layer, 8 x 4
 UP = 53 + 4 * NUMBERS  # a dense message of made_logs
@@ -108,7 +112,44 @@ def test_logs_of_every_version_have_costs(in_process: Command, tmp_path: Path, v
 
 def test_a_run_without_exchange_has_none_and_protocol_needs_privacy(in_process: Command, tmp_path: Path):
     path = made(tmp_path / "a.h5")
-    code, _, err = in_process(main, path, "--protocol", "ring=4096")
+    code, _, err = in_process(main, path, "--protocol", "degree=4096")
     assert (code, "--protocol sets parameters of --privacy" in err) == (2, True)
-    code, _, err = in_process(main, path, "--privacy", "--protocol", "ring=5")
-    assert (code, "ring is a power of two" in err) == (2, True)
+    code, _, err = in_process(main, path, "--privacy", "--protocol", "degree=5")
+    assert (code, "degree is a power of two" in err) == (2, True)
+
+
+def test_encryption_has_columns_of_its_own_where_messages_are_encrypted(in_process: Command, tmp_path: Path):
+    path, plain_log = golden_logs.unpack(4, tmp_path), made(tmp_path / "plain.h5")
+    log = costlog.read(path)
+    added = 28 * log["uplink"]["bytes"].size
+    row = as_json(in_process, path)
+    assert row["uplink_encryption_bytes"] == added
+    assert row["encryption_bytes"] == added + row["downlink_encryption_bytes"]
+    assert row["seconds_encrypt"] == pytest.approx(log["rounds"]["seconds_encrypt"].sum())
+    _, out, _ = in_process(main, path, plain_log)
+    assert "encryption" in out
+    assert "Encryption: nonces and tags of all clients" in out
+    assert " encrypt " in out
+    _, out, _ = in_process(main, plain_log)
+    assert "ncrypt" not in out[: out.index("Logs")]
+    tags = dict(events.scalars(Run(path, Target())))
+    assert tags["bytes_per_round/uplink_encryption"].sum() == added
+    assert "seconds/encrypt" in tags
+    assert page_data.build([[Run(path, Target())]], Target())["logs"][0]["phases"]["names"][-2:] == ["encrypt", "total"]
+
+
+@pytest.mark.parametrize("column", ["rounds/uplink_encryption_bytes", "downlink/encryption_bytes"])
+def test_a_log_that_lacks_one_of_the_columns_of_encryption_is_damaged(tmp_path: Path, column: str):
+    path = golden_logs.unpack(4, tmp_path)
+    with h5py.File(path, "r+") as file:
+        del file[column]
+    with pytest.raises(UserError, match=f"damaged: {column} and uplink/encryption_bytes are not both there"):
+        costlog.read(path)
+
+
+def test_bytes_of_encryption_that_do_not_add_up_are_damage(tmp_path: Path):
+    path = golden_logs.unpack(4, tmp_path)
+    with h5py.File(path, "r+") as file:
+        file["rounds/uplink_encryption_bytes"][1] += 1
+    with pytest.raises(UserError, match="rounds/uplink_encryption_bytes of row 1 is not the sum"):
+        costlog.read(path)
