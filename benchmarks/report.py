@@ -91,7 +91,8 @@ def _log(path: Path, rounds: int, clients: int, number: int) -> Path:
     who = {"client": everyone, "mpi_rank": everyone % RANKS}
 
     def values(table: str, shape: tuple[int, ...]) -> dict[str, Any]:
-        names = [(key, col) for key, col in columns[table].items() if (table, key) not in schema.ENCRYPTION]
+        unused = schema.ENCRYPTION | schema.DIFFERENTIAL
+        names = [(key, col) for key, col in columns[table].items() if (table, key) not in unused]
         return {key: (rng.integers(0, 99, shape) if col.dtype == "int64" else rng.random(shape)) for key, col in names}
 
     def message(shape: tuple[int, ...]) -> dict[str, Any]:
