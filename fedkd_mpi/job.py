@@ -71,10 +71,13 @@ case $$MPI in
         launch=(mpirun)
         # Slurm's SIGTERM is for the ranks, which stop after a round. mpirun would kill them a second later.
         env --block-signal=TERM true 2> /dev/null && launch=(env --block-signal=TERM mpirun) ;;   # coreutils 8.31
-    *) launch=(srun --mpi="$$MPI" --cpu-bind=cores --wait=60) ;;   # ends all ranks 60 s after one has died
+    *)
+        unset SLURM_NTASKS_PER_NODE   # of which srun warns where nodes have different numbers of ranks
+        launch=(srun --mpi="$$MPI" --cpu-bind=cores --wait=60) ;;   # ends all ranks 60 s after one has died
 esac
-# MPICH names its shared memory by job and step, and a killed step leaves it behind. So each restart uses another step.
-[ "$$MPI" != pmi2 ] || for ((i = 0; i < $${SLURM_RESTART_COUNT:-0}; i++)); do srun --nodes=1 --ntasks=1 true; done
+# MPICH names its shared memory, and Slurm's PMIx a socket in its spool folder, by job and step, and a step that is
+# killed, or whose node dies, leaves them behind. So each restart uses another step.
+[ "$$MPI" = mpirun ] || for ((i = 0; i < $${SLURM_RESTART_COUNT:-0}; i++)); do srun --nodes=1 --ntasks=1 true; done
 
 [ -z "$${warned:-}" ] || warn
 if [ -e "$$log" ]; then what=(--resume "$$log" --trust-log); else what=("$${run[@]}" --output "$$log" "$$@"); fi

@@ -64,12 +64,18 @@ class Checkpoints:
         """Raise UserError if checkpoints cannot be written; called before a long start."""
         probe, new = self.folder / f"{PARTIAL}probe", not self.folder.exists()
         try:
-            probe.mkdir(parents=True, exist_ok=True)
+            self._make_folder()
+            probe.mkdir(exist_ok=True)
             probe.rmdir()
             if new:  # a run that is refused later must leave nothing behind
                 self.folder.rmdir()
         except OSError as error:
             raise UserError(f"cannot write checkpoints to {self.folder}: {error.strerror}") from None
+
+    def _make_folder(self) -> None:
+        """Create the folder of the log's checkpoints for its owner alone: teachers may have learnt private data."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, exist_ok=True)
 
     def clear(self) -> None:
         """Remove the checkpoints of a log that a new log has replaced; raises UserError if they cannot be removed."""
@@ -95,7 +101,8 @@ class Checkpoints:
                 for left in self.folder.glob(f"{PARTIAL}*"):
                     _remove(left)
             self.world.barrier()
-            partial.mkdir(parents=True, exist_ok=True)
+            self._make_folder()
+            partial.mkdir(exist_ok=True)
             files = [_write(partial, shard) for shard in shards]
             parts = self._collect({"files": files, **about})
             if parts is not None:

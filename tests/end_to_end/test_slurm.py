@@ -13,7 +13,7 @@ import pytest
 from command import Command
 from mpirun import REPOSITORY, find, how_to_install, run
 from sessions import SMALL, assert_same_run, kill, rounds_in
-from slurm import Slurm, missing, mpi_environment
+from slurm import ENDED, Slurm, missing, mpi_environment
 
 from fedkd_mpi import costlog
 from fedkd_mpi.config.load import load
@@ -25,7 +25,6 @@ from fedkd_mpi.run import main
 JOBS = REPOSITORY / "jobs"
 ONE_NODE = ("--ntasks=2", "--ntasks-per-node=2", "--mem=0")
 ROUNDS = 8
-ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
 LASTING = (*SMALL, f"rounds={ROUNDS}", "compression.codec=remembering:Rounding", "checkpoint.every=100")
 
 
@@ -104,7 +103,7 @@ def test_a_job_whose_ranks_are_killed_requeues_itself_and_goes_on(slurm: Slurm, 
     job = slurm.submit(*ONE_NODE, JOBS / "cpu.slurm", *SMALL, "rounds=30", env=environment(launcher))
     log = slurm.work / f"runs/digits-{job}.h5"
     slurm.until(lambda: rounds_in(log) > 2, lambda: slurm.output(job))
-    for pid in slurm.pids_of(job):
+    for pid in slurm.ranks_of(job):
         kill(pid, signal.SIGKILL)
     fields = slurm.wait(job, *ENDED)
     assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "1"), slurm.output(job)

@@ -35,15 +35,40 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         yield made
 
 
-def test_two_nodes_give_the_bits_of_one_process(cluster: Cluster, tmp_path: Path, in_process: Command) -> None:
+def on_nodes(cluster: Cluster, *arguments: str | Path, code: int = 0) -> str:
+    """Run the command on two nodes and return what it prints."""
+    launch = [*cluster.mpirun(2).split(), sys.executable, *RUN, *map(str, arguments)]
+    result = run(cluster.command("node1", *launch), env=environment(cluster))
+    assert result.returncode == code, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("link", ["free", "without datagrams", "slow"])
+def test_two_nodes_give_the_bits_of_one_process(
+    cluster: Cluster, tmp_path: Path, in_process: Command, link: str
+) -> None:
     alone, log = tmp_path / "alone.h5", tmp_path / "nodes.h5"
     assert in_process(main, *SMALL, "rounds=3", "--output", alone)[0] == 0
-    launch = [*cluster.mpirun(2).split(), sys.executable, *RUN, *SMALL, "rounds=3", "--output", log]
-    result = run(cluster.command("node1", *launch), env=environment(cluster))
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "4 ranks on 2 nodes" in result.stdout
+    if link == "without datagrams":
+        cluster.block_datagrams("node2")
+    elif link == "slow":
+        cluster.slow("node2", "2mbit")
+    told = on_nodes(cluster, *SMALL, "rounds=3", *WATCHFUL, "--output", log)
+    assert "4 ranks on 2 nodes" in told
+    assert "the run is ended" not in told
     assert costlog.read(log)["starts"]["hosts"][0] == "node1 x2, node2 x2"
     assert_same_run(alone, log)
+
+
+def test_a_run_goes_on_on_other_numbers_of_nodes(cluster: Cluster, tmp_path: Path, in_process: Command) -> None:
+    alone, log, shortly = tmp_path / "alone.h5", tmp_path / "nodes.h5", "time_limit=0.001"
+    assert in_process(main, *SMALL, "rounds=4", "--output", alone)[0] == 0
+    on_nodes(cluster, *SMALL, "rounds=4", shortly, "--output", log, code=75)
+    resume = ("--resume", log, "--trust-log")
+    assert in_process(main, *resume, shortly)[0] == 75
+    assert "continues with round 3" in on_nodes(cluster, *resume, "time_limit=null")
+    assert_same_run(alone, log)
+    assert list(costlog.read(log)["starts"]["world_size"]) == [4, 1, 4]
 
 
 def test_a_dead_node_and_a_pulled_cable_end_in_a_completed_log(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +122,19 @@ def test_without_a_checkpoint_it_begins_anew(whole: Path, tmp_path: Path, capsys
     assert resume(log, FOREVER) == 0
     assert "round 1 of 5 from the start" in capsys.readouterr().out
     assert_same_run(whole, log)
+
+
+def test_they_are_their_owners_alone_unless_somebody_changes_that(stopped: Path, tmp_path: Path) -> None:
+    log, before = tmp_path / "open.h5", os.umask(0)
+    try:
+        assert start(log, "rounds=1") == 0
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(log.stat().st_mode) == 0o666
+    assert stat.S_IMODE(checkpoints(log)[0].parent.stat().st_mode) == 0o700
+    checkpoints(stopped)[0].parent.chmod(0o750)
+    assert resume(stopped, FOREVER) == 0
+    assert stat.S_IMODE(checkpoints(stopped)[0].parent.stat().st_mode) == 0o750
 
 
 def test_the_last_two_are_kept(stopped: Path) -> None:

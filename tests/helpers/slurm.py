@@ -1,4 +1,4 @@
-"""A real Slurm of one node on loopback: munged, slurmctld and slurmd, started here and stopped at the end."""
+"""A real Slurm, of one node on loopback or of a cluster's nodes: munged, slurmctld and slurmd, stopped at the end."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from cluster import Cluster, host_name
 from mpirun import clean_environment, run
 from sessions import kill
 
@@ -21,21 +22,22 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "setp
 PACKAGES = "slurm-wlm munge, and libpmix-dev for srun --mpi=pmix"
 CPUS = 64  # claimed, not there: jobs of these tests mostly wait
 PATIENCE = 480.0  # seconds
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
 CONFIGURATION = """
 ClusterName=test
 FirstJobId={first}
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={host}({address})
 SlurmUser=root
 SlurmctldPort={controller}
 SlurmdPort={daemon}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge/socket,cred_expire=10
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool/%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
@@ -46,7 +48,8 @@ KillWait=60
 OverTimeLimit=10
 SlurmdParameters=config_overrides
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=1000000 State=UNKNOWN
+SlurmdTimeout={timeout}
+{nodes}
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=FORCE:4
 """
 
@@ -60,27 +63,39 @@ def missing() -> str | None:
 
 
 class Slurm:
-    """The cluster; `folder` holds all that it writes, `work` is where jobs run."""
+    """A Slurm; `folder` holds all that it writes, `work` is where jobs run.
 
-    def __init__(self, folder: Path):
-        self.folder, self.work = folder, folder / "work"
+    Of `cluster`, every node has a slurmd; slurmctld and munged are outside. A node that does not answer for `timeout`
+    seconds is down, and its jobs are requeued.
+    """
+
+    def __init__(self, folder: Path, cluster: Cluster | None = None, timeout: int = 300):
+        self.folder, self.work, self.cluster = folder, folder / "work", cluster
         self.daemons: list[subprocess.Popen[bytes]] = []
         for name in ("munge", "state", "spool", "work"):
             (folder / name).mkdir(mode=0o755)
         (folder / "key").write_bytes(secrets.token_bytes(128))
         (folder / "key").chmod(0o600)
         ports = _free_ports(2)
-        host = socket.gethostname().partition(".")[0]
+        addresses = {name: cluster.address(name) for name in cluster.names} if cluster else {host_name(): "127.0.0.1"}
+        self.nodes = list(addresses)
         self.file = folder / "slurm.conf"
         settings = {
-            "host": host,
+            "host": host_name(),
+            "address": cluster.outside if cluster else "127.0.0.1",
             "controller": ports[0],
             "daemon": ports[1],
             "folder": folder,
-            "cpus": CPUS,
+            "timeout": timeout,
+            "nodes": "\n".join(
+                f"NodeName={name} NodeAddr={address} CPUs={CPUS} RealMemory=1000000 State=UNKNOWN"
+                for name, address in addresses.items()
+            ),
             "first": secrets.randbelow(10**7) + 1,
         }
         self.file.write_text(CONFIGURATION.format(**settings))
+        if cluster:  # files that are named by job and step alone, so nodes must not share them
+            (folder / "mpi.conf").write_text(f"PMIxCliTmpDirBase={cluster.local}\n")
 
     def __enter__(self) -> Slurm:
         munge = self.folder / "munge"
@@ -89,8 +104,9 @@ class Slurm:
         try:
             self._start("munged", "--foreground", "--force", f"--key-file={self.folder / 'key'}", *files)
             self._start("slurmctld", "-D", "-f", self.file)
-            self._start("slurmd", "-D", "-f", self.file)
-            self.until(lambda: "idle" in self._call("sinfo", "--noheader", "--format=%T").stdout, self._abort_channel)
+            for node in self.nodes:
+                self.boot(node)
+            self.until(lambda: self.idle() == len(self.nodes), self._abort_channel)
         except BaseException:
             self.__exit__()
             raise
@@ -109,10 +125,28 @@ class Slurm:
         for pid in self._pids():  # steps outlive their slurmd
             kill(pid, signal.SIGKILL)
 
-    def _start(self, *command: str | Path) -> None:
-        with (self.folder / f"{command[0]}.out").open("wb") as output:
+    def boot(self, node: str) -> None:
+        """Start the slurmd of a node."""
+        command = ("slurmd", "-D", "-f", self.file)
+        self._start(*command, "-N", node, inside=self.cluster.command(node) if self.cluster else [])
+
+    def halt(self, node: str) -> None:
+        """Kill the slurmd of a node."""
+        for pid in self._pids():
+            with suppress(OSError):
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                if words[0] == b"slurmd" and node.encode() in words:
+                    kill(pid, signal.SIGKILL)
+
+    def idle(self) -> int:
+        """Return the number of idle nodes."""
+        return self._call("sinfo", "--noheader", "--Node", "--format=%T").stdout.split().count("idle")
+
+    def _start(self, *command: str | Path, inside: Sequence[str] = ()) -> None:
+        with (self.folder / f"{command[0]}.out").open("ab") as output:
             process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "TERM", *map(str, command)],  # they end with pytest, even if it is killed
+                # they end with pytest, even if it is killed
+                ["setpriv", "--pdeathsig", "TERM", *inside, *map(str, command)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -165,13 +199,24 @@ class Slurm:
             assert time.monotonic() < end, f"never came about: {explain()}"
             time.sleep(0.2)
 
-    def pids_of(self, job: int) -> list[int]:
-        """Return the ranks of a job."""
-        listed = self.call("scontrol", "listpids", str(job)).splitlines()[1:]
-        pids = [int(line.split()[0]) for line in listed if line.split()[2] != "extern"]
-        commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in pids if pid > 0}
+    def ranks_of(self, job: int) -> list[int]:
+        """Return the processes of a job's run, on any node."""
         run = [b"-m", b"fedkd_mpi.run"]
-        return [pid for pid, words in commands.items() if words[0].endswith(b"python") and words[1:3] == run]
+        return self._processes_of(job, lambda words: words[0].endswith(b"python") and words[1:3] == run)
+
+    def launchers_of(self, job: int) -> list[int]:
+        """Return the processes of srun that started a job's run."""
+        return self._processes_of(job, lambda words: words[0] == b"srun")
+
+    def _processes_of(self, job: int, wanted: Callable[[list[bytes]], bool]) -> list[int]:
+        mark, found = f"SLURM_JOB_ID={job}".encode(), []
+        for pid in self._pids():
+            with suppress(OSError):
+                entry = Path(f"/proc/{pid}")
+                words, environ = ((entry / name).read_bytes().split(b"\0") for name in ("cmdline", "environ"))
+                if mark in environ and wanted(words):
+                    found.append(pid)
+        return found
 
     def output(self, job: int | str) -> str:
         """Return what a job has printed."""
