@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from mpirun import mpirun
 from plain_digits import PLAIN_DIGITS
 from same_run import assert_same_bits, tensors
 from simulate import play
-from worker_simulation import CASES, ENCRYPTED, SEVEN
+from worker_simulation import CASES, ENCRYPTED, SEVEN, SMALL
 
 from fedkd_mpi import costlog
 from fedkd_mpi.codecs.message import Message, make_message
@@ -20,10 +21,12 @@ from fedkd_mpi.codecs.wire import AES_GCM, HEADER_BYTES, SERVER, Record
 from fedkd_mpi.common.stopwatch import Stopwatch
 from fedkd_mpi.communication.exchange import uplink
 from fedkd_mpi.communication.world import SingleProcessWorld
+from fedkd_mpi.config.load import load
 from fedkd_mpi.errors import RunFault
 from fedkd_mpi.privacy import aes_gcm
 from fedkd_mpi.run import main
 from fedkd_mpi.simulation.accounting import Accounting
+from fedkd_mpi.simulation.dry_run import forecast
 from fedkd_mpi.simulation.encryption import Encryption, agree
 
 pytest.importorskip("cryptography")
@@ -242,3 +245,13 @@ def test_ranks_never_share_a_nonce(mpi_vendor: str, tmp_path: Path):
     assert len(used) == 2 * (6 + 1)  # two rounds: six clients and the server
     assert len(set(used)) == len(used)
     assert len({line.split()[0] for line in used}) == 7
+
+
+def test_a_dry_run_counts_nonce_and_tag():
+    found = []
+    for chosen in ("none", "aes-gcm"):
+        config = load(overrides=[PLAIN_DIGITS, *SMALL, "num_clients=2", f"privacy.encryption={chosen}"])
+        found.append(json.loads(forecast(config, 1, as_json=True))["update_bytes"])
+    for plain, encrypted in zip(*found, strict=True):
+        assert plain["codec"] == encrypted["codec"]
+        assert encrypted["first"] - plain["first"] == encrypted["last"] - plain["last"] == ADDED
