@@ -52,6 +52,8 @@ def refusal(run: Run, protocol: str) -> str:
     codec, aggregator = run.setting("compression", "codec"), run.setting("server", "aggregator")
     if aggregator not in ("", "mean"):
         return f"server.aggregator={aggregator} needs each client's update"
+    if run.setting("privacy", "clip_norm") and run.setting("privacy", "where") == "server":
+        return "the server clips each client's update (privacy.where=server)"
     if not run.compresses:
         return "each client leaves out the classes that it does not have"
     if codec == "fetchsgd" and protocol == "ckks":

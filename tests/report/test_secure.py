@@ -70,6 +70,12 @@ def test_every_codec_of_the_package_is_judged():
         ({"compression": {"codec": "fetchsgd"}}, "", "cannot see"),
         ({"compression": {"codec": "mine:Codec"}}, "own codec", "own codec"),
         ({"compression": {"codec": "none"}, "server": {"aggregator": "mine:median"}}, "each client's update", "update"),
+        (
+            {"compression": {"codec": "none"}, "privacy": {"clip_norm": 0.5, "where": "server"}},
+            "the server clips each client's update",
+            "clips",
+        ),
+        ({"compression": {"codec": "none"}, "privacy": {"clip_norm": 0.5, "where": "client"}}, "", ""),
         ({"method": "fedproto"}, "leaves out the classes", "leaves out the classes"),
     ],
 )
