@@ -48,7 +48,6 @@ def _of(log: costlog.Log) -> dict[str, Any]:
         "epsilon": float("inf") if noise is not None and noise <= 1e-6 else float(rounds["epsilon"][-1]),
         "numbers": int(log["layers"]["numel"].sum()),
         "student": 100 * float(rounds["global_student_accuracy"][-1]),
-        "teacher": 100 * float(rounds["teacher_accuracy_all"][-1]),
         "up MB": float(rounds["uplink_bytes"].sum()) / MB,
         "down MB": float(rounds["downlink_bytes"].sum()) / MB,
         "clipped": float(rounds["clipped_share"].mean()),
