@@ -35,25 +35,30 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         yield made
 
 
-def on_nodes(cluster: Cluster, *arguments: str | Path, code: int = 0) -> str:
+def on_nodes(cluster: Cluster, *arguments: str | Path, code: int = 0, mpi: str = "openmpi") -> str:
     """Run the command on two nodes and return what it prints."""
-    launch = [*cluster.mpirun(2).split(), sys.executable, *RUN, *map(str, arguments)]
-    result = run(cluster.command("node1", *launch), env=environment(cluster))
+    launch = [*cluster.launch(mpi, 2).split(), sys.executable, *RUN, *map(str, arguments)]
+    result = run(cluster.command("node1", *launch), env=environment(cluster, mpi))
     assert result.returncode == code, result.stdout + result.stderr
     return result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("link", ["free", "without datagrams", "slow"])
+@pytest.mark.parametrize(
+    ("mpi", "link"),
+    [("openmpi", "free"), ("mpich", "free"), ("openmpi", "without datagrams"), ("mpich", "slow")],
+)
 def test_two_nodes_give_the_bits_of_one_process(
-    cluster: Cluster, tmp_path: Path, in_process: Command, link: str
+    cluster: Cluster, tmp_path: Path, in_process: Command, mpi: str, link: str
 ) -> None:
+    if not find(mpi):
+        pytest.skip(how_to_install(mpi))
     alone, log = tmp_path / "alone.h5", tmp_path / "nodes.h5"
     assert in_process(main, *SMALL, "rounds=3", "--output", alone)[0] == 0
     if link == "without datagrams":
         cluster.block_datagrams("node2")
     elif link == "slow":
         cluster.slow("node2", "2mbit")
-    told = on_nodes(cluster, *SMALL, "rounds=3", *WATCHFUL, "--output", log)
+    told = on_nodes(cluster, *SMALL, "rounds=3", *WATCHFUL, "--output", log, mpi=mpi)
     assert "4 ranks on 2 nodes" in told
     assert "the run is ended" not in told
     assert costlog.read(log)["starts"]["hosts"][0] == "node1 x2, node2 x2"
@@ -76,7 +81,7 @@ def test_a_dead_node_and_a_pulled_cable_end_in_a_completed_log(
 ) -> None:
     alone, log = tmp_path / "alone.h5", tmp_path / "nodes.h5"
     assert in_process(main, *LASTING, "--output", alone)[0] == 0
-    supervised = (*RUN, "--supervise", cluster.mpirun(2), *LASTING, *WATCHFUL, "--output", log)
+    supervised = (*RUN, "--supervise", cluster.launch("openmpi", 2), *LASTING, *WATCHFUL, "--output", log)
     command = cluster.command("node1", sys.executable, *supervised)
     with Job(1, "-c", "import os, sys; os.execvp(sys.argv[1], sys.argv[1:])", *command, folder=tmp_path,
              env=environment(cluster)) as job:  # fmt: skip
@@ -98,6 +103,6 @@ def watchdog_spoke(job: Job) -> bool:
     return "watchdog: the run is ended" in job.text
 
 
-def environment(cluster: Cluster) -> dict[str, str]:
-    library = str(find("openmpi").library)
+def environment(cluster: Cluster, mpi: str = "openmpi") -> dict[str, str]:
+    library = str(find(mpi).library)
     return {"MPI4PY_LIBMPI": library, "PYTHONPATH": clean_environment()["PYTHONPATH"], **cluster.environment()}

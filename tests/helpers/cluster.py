@@ -97,11 +97,12 @@ class Cluster:
         enter = ["nsenter", "-t", str(self._pid(node)), "-n", "-u", "-i", "-m", f"--wdns={Path.cwd()}"]
         return [*enter, *map(str, command)]
 
-    def mpirun(self, ranks_per_node: int) -> str:
-        """Return the command line with which a node starts Open MPI's ranks on all nodes."""
-        launcher = find("openmpi").launcher
+    def launch(self, mpi: str, ranks_per_node: int) -> str:
+        """Return the command line with which a node starts the ranks of Open MPI or MPICH on all nodes."""
+        launcher, count = find(mpi).launcher, ranks_per_node * len(self.names)
         hosts = ",".join(f"{name}:{ranks_per_node}" for name in self.names)
-        count = ranks_per_node * len(self.names)
+        if mpi == "mpich":
+            return f"{launcher} -launcher ssh -launcher-exec {self.folder / 'agent'} -hosts {hosts} -n {count}"
         prefix = launcher.parent.parent
         return f"{launcher} --prefix {prefix} --host {hosts} -n {count} --map-by ppr:{ranks_per_node}:node"
 
