@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedkd_mpi.common.console import say
-from fedkd_mpi.common.random_streams import generator
 from fedkd_mpi.datasets import Dataset, data_folder, is_stray
+from fedkd_mpi.datasets.scanners import Scanners, shrunk, simulate
 from fedkd_mpi.errors import UserError, shown
 
 SAME_PLACE = 0.01  # mm: positions are decimal text
@@ -60,12 +60,16 @@ def load_mayo_ct(
     photons: float | None,
     angles: int,
     drop_constant: bool,
+    range: tuple[int, int] | None = None,
+    size: int | None = None,
+    scanners: list[dict[str, Any]] | None = None,
 ) -> Dataset:
     """Return pairs "x" (low dose) and "y" (full dose) of HU, int16 [n, 1, H, W], from root/mayo-2016.
 
-    Training samples are patches on a grid, "group" is their patient or scanner; test samples are complete slices. With
-    `drop_constant`, patches whose full-dose pixels are constant within the window (air) are omitted. Raises UserError
-    naming the file or folder that is missing, malformed or without its counterpart.
+    Training samples are patches on a grid, "group" is their patient or scanner; test samples are complete slices. Of
+    `scanners`, training patients and test slices have one each, in turn. With `drop_constant`, patches whose full-dose
+    pixels are constant within the window (air) are omitted. Raises UserError naming the file or folder that is missing,
+    malformed or without its counterpart.
     """
     folder = data_folder(root, "mayo_ct")
     full, quarter = folder / f"full_{thickness}", folder / f"quarter_{thickness}"
@@ -75,19 +79,24 @@ def load_mayo_ct(
         raise UserError(
             f"data.test_patients={test_patients}: {full} has {', '.join(patients)}, one of them to train on"
         )
-    if photons is None and not quarter.is_dir():
+    if photons is None and scanners is None and not quarter.is_dir():
         raise UserError(f"{quarter}: no such folder; fetch it, or set data.photons to simulate the low dose")
+    machines = Scanners(scanners, len(patients) - len(test_patients)) if scanners else None
     owners: list[str] = []
     pairs: dict[bool, list[tuple[np.ndarray, np.ndarray]]] = {True: [], False: []}
     groups = []
     for number, name in enumerate(patients):
-        series = read_series(full / name)
-        low = (
-            _simulate(series, number, photons, angles) if photons else _counterpart(quarter / name, series, full / name)
-        )
-        tested = name in test_patients
+        series, tested = read_series(full / name), name in test_patients
+        slices, pixel = shrunk(series.slices, series.pixel, size, full / name)
+        if machines:
+            low = machines.scan(slices, pixel, number, None if tested else len(groups))
+        elif photons:
+            low = simulate(slices, pixel, number, photons, angles)
+        else:
+            low, _ = shrunk(_counterpart(quarter / name, series, full / name), pixel, size, quarter / name)
+        series = series._replace(slices=slices)
         if not tested:
-            who = name if owner == "patient" else series.scanner
+            who = machines.owner(len(groups)) if machines else name if owner == "patient" else series.scanner
             owners += [] if who in owners else [who]
             count = len(series.slices) * (series.slices.shape[1] // patch) * (series.slices.shape[2] // patch)
             if not count:
@@ -108,22 +117,35 @@ def load_mayo_ct(
         {key: np.concatenate([pair[i] for pair in pairs[part]])[:, np.newaxis] for i, key in enumerate("xy")}
         for part in (False, True)
     )
-    return Dataset({**train, "group": np.concatenate(groups)}, test, {"window": list(window), "owners": owners})
+    meta = {"window": list(window), "owners": owners, **({"range": list(range)} if range else {})}
+    if machines and (notes := machines.notes()):
+        meta["notes"] = notes
+    return Dataset({**train, "group": np.concatenate(groups)}, test, meta)
 
 
 def stand_in_mayo_ct(
-    root: Path | None, seed: int, *, window: tuple[int, int], patch: int, owner: str, **_: object
+    root: Path | None,
+    seed: int,
+    *,
+    window: tuple[int, int],
+    patch: int,
+    owner: str,
+    range: tuple[int, int] | None = None,
+    size: int | None = None,
+    scanners: list[dict[str, Any]] | None = None,
+    **_: object,
 ) -> Dataset:
     """Return blank slices, as many as in the challenge's 3mm series: nine patients (one scanner) and one for test."""
-    count = SLICES * (SIDE // patch) ** 2
-    owners = PATIENTS if owner == "patient" else 1
+    pixels = size or SIDE
+    count = SLICES * (pixels // patch) ** 2
+    owners = len(scanners) if scanners else PATIENTS if owner == "patient" else 1
     train, test = (
         {key: np.zeros((n, 1, side, side), np.int16) for key in "xy"}
-        for n, side in ((count, patch), (TEST_SLICES, SIDE))
+        for n, side in ((count, patch), (TEST_SLICES, pixels))
     )
     groups = np.arange(count) * owners // count
-    meta = {"window": list(window), "owners": [str(number) for number in range(owners)]}
-    return Dataset({**train, "group": groups}, test, meta)
+    meta = {"window": list(window), "owners": list(map(str, np.arange(owners)))}
+    return Dataset({**train, "group": groups}, test, meta | ({"range": list(range)} if range else {}))
 
 
 def read_series(folder: Path) -> Series:
@@ -257,15 +279,6 @@ def _counterpart(folder: Path, full: Series, full_folder: Path) -> np.ndarray:
     if len(low) != len(full.slices):
         raise UserError(f"{folder}: {len(low)} slices, but {full_folder} has {len(full.slices)}")
     return low
-
-
-def _simulate(series: Series, patient: int, photons: float, angles: int) -> np.ndarray:
-    from fedkd_mpi.datasets.low_dose import low_dose
-
-    # A fixed seed instead of the run's seed, so that runs with different seeds have the same slices.
-    rngs = (generator(0, "low dose", patient, number) for number in range(len(series.slices)))
-    pairs = zip(series.slices, rngs, strict=True)
-    return np.stack([low_dose(image, series.pixel, photons, angles, rng) for image, rng in pairs])
 
 
 def _patches(slices: np.ndarray, side: int) -> np.ndarray:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from fedkd_mpi.common.options import Count, Options
 
 HU = Annotated[int, Field(strict=True, ge=-32_768, le=32_767)]
+Range = Annotated[tuple[HU, HU], Field(strict=False)]
+Millimetres = Annotated[float, Field(ge=1e-3, le=1e5)]
 
 
 class FlowersOptions(Options):
@@ -19,15 +21,30 @@ class FlowersOptions(Options):
     )
 
 
+class ScannerOptions(Options):
+    """A scanner with a fan of rays on a flat detector, which turns around the patient; lengths are in mm."""
+
+    views: Annotated[int, Field(ge=2, le=100_000)]
+    detectors: Annotated[int, Field(ge=2, le=100_000)]
+    spacing: Millimetres
+    source: Millimetres
+    detector: Millimetres
+    photons: float = Field(ge=1, le=1e15)
+    pixel: Millimetres | None = None
+
+
 class MayoCTOptions(Options):
     """The window of HU, the patches of training slices, the patients of the global test set, and the owners.
 
-    `photons` per ray simulate the low dose with `angles` projections, instead of the quarter-dose slices.
-    `drop_constant` omits patches without signal (air) from training.
+    `photons` per ray simulate the low dose with `angles` projections, instead of the quarter-dose slices; `scanners` do
+    so with a geometry of their own each. `drop_constant` omits patches without signal (air) from training.
     """
 
-    window: Annotated[tuple[HU, HU], Field(strict=False)] = Field(
-        (-160, 240), description="HU that are 0 and 1 for the networks and in the scores"
+    window: Range = Field(
+        (-160, 240), description="HU between which the scores are taken, and that are 0 and 1 for the networks"
+    )
+    range: Range | None = Field(
+        None, description="wider HU that are 0 and 1 for the networks, and of the scores ..._full; null: the window"
     )
     # SSIM has a window of 11 pixels.
     patch: Annotated[int, Field(ge=11, le=4096)] = Field(64, description="pixels a side of the training patches")
@@ -38,14 +55,31 @@ class MayoCTOptions(Options):
         None, ge=1, le=1e15, description="per ray, to simulate a low dose; null: the quarter-dose slices are read"
     )
     angles: Annotated[int, Field(ge=1, le=100_000)] = Field(720, description="projections of the simulated low dose")
+    size: Annotated[int, Field(ge=11, le=4096)] | None = Field(
+        None, description="pixels a side of the slices, means over squares of those in the files; null: as they are"
+    )
+    scanners: Annotated[list[ScannerOptions], Field(min_length=1, max_length=1000)] | None = Field(
+        None,
+        description="scanners that simulate the low dose, natural owners of the patients in turn: views, detectors, in"
+        " mm spacing of these and distances of source and detector from the centre, photons per ray, pixel in mm (null:"
+        " as in the files)",
+    )
     drop_constant: bool = Field(False, description="leave patches without signal (air) out of the training")
 
-    @field_validator("window")
+    @field_validator("window", "range")
     @classmethod
-    def _rises(cls, window: tuple[int, int]) -> tuple[int, int]:
-        if window[0] >= window[1]:
+    def _rises(cls, hounsfield: tuple[int, int] | None) -> tuple[int, int] | None:
+        if hounsfield and hounsfield[0] >= hounsfield[1]:
             raise ValueError("must be two HU, the lower first")
-        return window
+        return hounsfield
+
+    @model_validator(mode="after")
+    def _fits(self) -> MayoCTOptions:
+        if self.range and not self.range[0] <= self.window[0] < self.window[1] <= self.range[1]:
+            raise ValueError("data.range must contain data.window")
+        if self.scanners and self.photons is not None:
+            raise ValueError("data.scanners have photons of their own: omit data.photons")
+        return self
 
 
 class TextOptions(Options):

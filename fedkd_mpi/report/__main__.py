@@ -22,6 +22,7 @@ from fedkd_mpi.errors import UserError, plain
 from fedkd_mpi.privacy import protocols
 from fedkd_mpi.report import (
     baseline,
+    client_table,
     command_line,
     energy,
     exact,
@@ -94,6 +95,8 @@ def report(chosen: argparse.Namespace) -> int:
             more |= {"baseline": whole.names[base].id, "differences": _by_id(whole, differences)}
         if others is not None:
             more["published"] = published.rows(whole, others)
+        if chosen.clients:
+            more["clients"] = {plain(str(run.path)): client_table.rows(run) for run in found}
         if chosen.messages:
             more["messages"] = {plain(str(run.path)): messages.rows(run) for run in found}
         tell(exact.as_csv(in_order) if chosen.format == "csv" else exact.as_json(in_order, problems, more))
@@ -106,6 +109,7 @@ def report(chosen: argparse.Namespace) -> int:
         if not keys and form != "latex" and (equal := pareto.sheet(whole, form)) is not None:
             made.insert(2, equal)
         made += [] if others is None else [published.sheet(whole, others, form)]
+        made += [client_table.sheet(whole, form)] if chosen.clients else []
         made += [] if base is None else [baseline.sheet(whole, base, differences, form)]
         made += [network.sheet(whole, profile, results, form) for profile, results in replays]
         made += [energy.sheet(whole, thresholds, form)] if thresholds else []

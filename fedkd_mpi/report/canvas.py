@@ -52,6 +52,10 @@ METRICS = {
     "ssim": "SSIM",
     "ssim_uniform": "SSIM (uniform window)",
     "rmse": "RMSE",
+    "psnr_full": "PSNR, full range (dB)",
+    "ssim_full": "SSIM, full range",
+    "ssim_uniform_full": "SSIM (uniform window), full range",
+    "rmse_full": "RMSE, full range",
 }
 
 

@@ -93,6 +93,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="NAME=N,...",
         help=f"parameters of --privacy: {', '.join(protocols.LIMITS)}, coefficient_bits=60+40+40",
     )
+    parser.add_argument("--clients", action="store_true", help="best and last round of every client's own networks")
     parser.add_argument("--plot", type=_path, metavar="DIR", help="write the plots to this folder")
     parser.add_argument(
         "--formats",

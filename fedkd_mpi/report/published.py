@@ -52,6 +52,7 @@ def sheet(report: Report, others: Published, form: str) -> Sheet:
         lines.append([plain(row["method"] or ABSENT), told, row["mark"] or ABSENT, row["run"] or ABSENT, here, apart])
         lines[-1] += [str(row["rounds"] or ABSENT), plain(row["note"])]
     what = BY_CLIENT if others.score == "teacher_by_client" else SCORES[others.score]
+    what += "" if others.client is None else f" (client {others.client} alone)"
     marks = "; ".join(f"{mark}: {meaning}" for mark, meaning in MARKS.items())
     metric = report.groups[0][0].metric if others.metric is None else others.metric
     times = "" if others.scale == 1 else f", times {others.scale:g}"
@@ -86,6 +87,7 @@ def _value(run: Run, others: Published) -> float:
     best = np.min if metric in run.log.attrs["lower_is_better"] else np.max
     if others.score == "teacher_by_client":
         table = by_client(run, f"teacher_{metric}")
+        table = table if others.client is None else table[others.client : others.client + 1]
     else:
         table = run.score(others.score, metric)[None]
     known = [values[~np.isnan(values)] for values in table]

@@ -14,7 +14,7 @@ from fedkd_mpi.models.output import Texts
 from fedkd_mpi.simulation.trained import Source
 
 # Keys of a data set's meta.
-OF_INPUTS = ("features", "scale", "mean", "std", "window", "vocabulary", "length", "pad", "tokenizer")
+OF_INPUTS = ("features", "scale", "mean", "std", "window", "range", "vocabulary", "length", "pad", "tokenizer")
 OF_CLASSES = ("classes", "kinds")
 
 

@@ -87,6 +87,8 @@ def begin(
         writer = create_log(simulation, output, overwrite, start | {"started": started})
         if simulation.protection:
             writer.event(0, None, "info", str(simulation.protection))
+        for note in simulation.data.meta.get("notes", ()):
+            writer.event(0, None, "warning", note)
         checkpoints.clear()
         return writer
 

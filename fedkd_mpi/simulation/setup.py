@@ -171,7 +171,7 @@ def prepare(config: Config, world: World, data: Data) -> Simulation:
         raise UserError(f"data.augment: task={config.task.name} has no augmentation; set data.augment=false")
     capacity.require_networks(config, task)
     method = methods.build(config, task)
-    for note in method.notes if world.is_root else ():
+    for note in (*method.notes, *data.meta.get("notes", ())) if world.is_root else ():
         say(f"fedkd_mpi: {note}")
     families, rank_of_client = assign_clients(config, data, world.world_size)
     own = np.flatnonzero(rank_of_client == world.mpi_rank).tolist()

@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 import torchvision_stand_in
 import yaml
 from command import Command
+from phantoms import write_patients
 
 from fedkd_mpi import costlog, datasets, models, sweep
 from fedkd_mpi.config.load import load
@@ -27,7 +29,9 @@ from fedkd_mpi.report.__main__ import main as report
 from fedkd_mpi.run import main as run
 from fedkd_mpi.simulation.setup import divide
 
-PRESETS = {path.stem: path for path in sorted((presets() / "published").glob("*.yaml"))}
+EVERY = {path.stem: path for path in sorted((presets() / "published").glob("*.yaml"))}
+CT = "ct_hyperfed"
+PRESETS = {name: path for name, path in EVERY.items() if name != CT}  # of pictures
 RUNS = ["fedkd", "fedkd-none", "fedkd-rdsvd-ef", "local", "fml", "lgfedavg", "fedproto", "feddistill"]
 WHOLE = {"cifar10_pathological_htfe8", "cifar100_dirichlet_htm10"}  # all of whose runs are played here
 WRITERS: dict[str, Callable[[Path], None]] = {
@@ -75,9 +79,9 @@ def play(monkeypatch: pytest.MonkeyPatch, in_process: Command) -> Iterator[Comma
 
 def miniature(folder: Path, name: str, **keys: Any) -> Path:
     """Write a preset with small networks, few clients and two rounds; return the path."""
-    tree = yaml.safe_load(PRESETS[name].read_text(encoding="utf-8"))
-    tree |= {"config": str(PRESETS[name].parent / tree["config"]), "output": str(folder / "logs"), "seeds": [0]}
-    tree["set"] |= MINIATURE | keys
+    tree = yaml.safe_load(EVERY[name].read_text(encoding="utf-8"))
+    tree |= {"config": str(EVERY[name].parent / tree["config"]), "output": str(folder / "logs"), "seeds": [0]}
+    tree["set"] = tree.get("set", {}) | (MINIATURE if name != CT else {}) | keys
     tree["runs"] = {run: keys for run, keys in tree["runs"].items() if name in WHOLE or run in ("fedkd", "local")}
     tree["published"]["rows"] = [row for row in tree["published"]["rows"] if row.get("run") in (None, *tree["runs"])]
     path = folder / f"{name}.yaml"
@@ -143,6 +147,30 @@ def test_a_preset_in_miniature_ends_with_the_published_figures_beside_ours(
     assert {run for run, _ in rows} >= {path.stem.removesuffix("-s0") for path in logs}
 
 
+def test_scanners_in_miniature(tmp_path: Path, play: Command):
+    for library in ("pydicom", "skimage"):
+        pytest.importorskip(library, reason=f"{library} is not installed (extra ct)")
+    write_patients(tmp_path, dict.fromkeys(["L001", "L002", "L003", "L004", "L005"], 3) | {"L506": 2})
+    tree = yaml.safe_load((EVERY[CT].parent / "base" / "ct.yaml").read_text(encoding="utf-8"))
+    scanners = [scanner | {"pixel": 5.3, "views": 32} for scanner in tree["data"]["scanners"]]
+    network = {"name": "redcnn", "depth": 2, "kernel_size": 3, "learning_rate": 0.001}
+    keys = {"data.root": str(tmp_path), "data.size": 32, "data.patch": 32, "data.scanners": scanners, "rounds": 2}
+    keys |= {"teacher": {**network, "width": 4}, "student": {**network, "width": 2}, "device": "cpu"}
+    keys |= {"checkpoint.every": None, "checkpoint.last": False, "partition.test_fraction": 0.4}
+    path = miniature(tmp_path, CT, **keys)
+    code, _, err = play(path)
+    assert (code, "exit code" in err) == (0, False), err
+    log = costlog.read(tmp_path / "logs" / "fedkd-s0.h5")
+    of_first = log["training"]["teacher_psnr_full"][log["training"]["client"] == 0]
+    row = shown([tmp_path / "logs" / "fedkd-s0.h5"], path)[0]
+    assert row["here"] == [pytest.approx(of_first.max())]
+    assert row["difference"] == pytest.approx(of_first.max() - 35.92)
+    full, window = (log["rounds"][f"teacher_psnr{suffix}"][-1] for suffix in ("_full", ""))
+    assert full > window
+    told = [text for text in log["events"]["message"] if "rays are parallel" in str(text)]
+    assert len(told) == (find_spec("astra") is None)
+
+
 def shown(logs: list[Path], path: Path) -> list[dict[str, Any]]:
     """Return the rows of report --published."""
     out = io.StringIO()
@@ -178,9 +206,9 @@ def test_the_networks_are_torchvision_s_with_a_head_behind_512_pooled_numbers(sh
 
 
 def test_the_page_of_results_has_a_line_for_every_preset():
-    page = (presets().parent / "docs" / "results.md").read_text(encoding="utf-8")
-    for name, path in PRESETS.items():
-        (line,) = (line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+    page = (Path(__file__).parents[2] / "docs" / "results.md").read_text(encoding="utf-8")
+    for name, path in EVERY.items():
+        (line,) = (line for line in page.splitlines() if line.startswith(f"| `{name}`"))
         rows = yaml.safe_load(path.read_text(encoding="utf-8"))["published"]["rows"]
         printed = re.findall(r"\d+\.?\d*", line.partition("|")[2].partition("|")[2])
         for row in rows[:2]:

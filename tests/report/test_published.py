@@ -67,8 +67,23 @@ def test_best_rounds_over_seeds_are_beside_the_rows_of_their_name(tmp_path, logs
 def test_each_client_s_own_best_and_the_last_round(tmp_path, logs, capsys):
     by_client = rows(logs, a_sweep(tmp_path, score="teacher_by_client", scale=1.0), capsys)
     assert by_client[0]["here"] == pytest.approx([(0.9 + 0.7) / 2, 0.4])
+    alone = rows(logs, a_sweep(tmp_path, score="teacher_by_client", scale=1.0, client=1), capsys)
+    assert alone[0]["here"] == pytest.approx([0.7, 0.4])
     last = rows(logs, a_sweep(tmp_path, which="last"), capsys)
     assert last[0]["here"] == pytest.approx([60, 64])
+
+
+def test_clients_have_the_first_of_their_best_rounds(logs, capsys):
+    assert main([logs[0], "--clients", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["clients"].values()
+    teachers = [row for row in found if row["network"] == "teacher"]
+    assert [(row["client"], row["best_round"]) for row in teachers] == [(0, 1), (1, 3)]
+    assert [row[key] for row in teachers for key in ("best", "last")] == pytest.approx([0.9, 0.5, 0.7, 0.7])
+    assert main([logs[0], "--clients"]) == 0
+    table = capsys.readouterr().out.partition("Best round of each client")[2].splitlines()
+    assert any(
+        line.split() == ["fedkd", "0", "teacher", "1", "7", "accuracy", "0.7000", "3", "0.7000"] for line in table
+    )
 
 
 def test_the_table_says_whence_and_what(tmp_path, logs, capsys):

@@ -100,6 +100,36 @@ def test_metrics_are_those_of_their_definitions():
     assert all(np.isnan(value) for value in task.finish(np.zeros(task.sums)).values())
 
 
+def test_scores_of_the_range_and_of_the_window_are_side_by_side():
+    rng = np.random.default_rng(0)
+    y = rng.integers(-1024, 3072, (2, 1, 24, 24)).astype(np.int16)
+    x = np.clip(y + rng.integers(-300, 300, y.shape), -1024, 3071).astype(np.int16)
+    task = Denoising({"window": [-160, 240], "range": [-1024, 3072]}, {"x": x, "y": y})
+    batch = task.prepare({"x": x, "y": y}, np.arange(2), "cpu")
+    scores = task.finish(task.score(Output(batch["x"]), batch))
+    for suffix, (low, high) in (("", (-160, 240)), ("_full", (-1024, 3072))):
+        # From 0 on, because SSIM compares means as well.
+        pairs = [[np.clip(image[i, 0].astype(float), low, high) - low for image in (y, x)] for i in range(2)]
+        width = high - low
+        expected = {
+            "psnr": [metrics.peak_signal_noise_ratio(*pair, data_range=width) for pair in pairs],
+            "rmse": [np.sqrt(((pair[0] - pair[1]) ** 2).mean()) for pair in pairs],
+            "ssim_uniform": [metrics.structural_similarity(*pair, data_range=width) for pair in pairs],
+            "ssim": [
+                metrics.structural_similarity(
+                    *pair, data_range=width, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+                )
+                for pair in pairs
+            ],
+        }
+        for name, values in expected.items():
+            assert scores[f"{name}{suffix}"] == pytest.approx(np.mean(values), rel=1e-4), name
+    assert scores["psnr_gain"] == 0
+    alone = Denoising({"window": [-160, 240]}, {"x": x, "y": y})
+    same = alone.finish(alone.score(Output(batch["x"]), alone.prepare({"x": x, "y": y}, np.arange(2), "cpu")))
+    assert [same[f"{name}_full"] for name in ("psnr", "ssim", "rmse")] == [same[k] for k in ("psnr", "ssim", "rmse")]
+
+
 def test_pairs_below_the_window_of_ssim_are_refused():
     small = {key: np.zeros((2, 1, 12, 10), np.int16) for key in "xy"}
     with pytest.raises(UserError, match="SSIM needs images of 11 pixels per side"):
