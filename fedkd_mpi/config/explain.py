@@ -44,7 +44,7 @@ def schema() -> Schema:
         parts[section]["allOf"] = [
             {
                 "if": {"properties": {"name": {"const": name}}, "required": ["name"]},
-                "then": {"properties": kind.model_json_schema(schema_generator=_Untitled)["properties"]},
+                "then": {"properties": _properties(kind, parts)},
             }
             for name, kind in kinds.items()
         ]
@@ -63,6 +63,14 @@ def schema() -> Schema:
     time_limit = found["properties"]["time_limit"]
     time_limit["anyOf"].append({"type": "string", "pattern": "^([0-9]{1,4}-)?[0-9]{1,6}:[0-5][0-9]:[0-5][0-9]$"})
     return {"$schema": "http://json-schema.org/draft-07/schema#", **found}
+
+
+def _properties(kind: type[BaseModel], parts: dict[str, Schema]) -> Schema:
+    """Return the schema of every option of a kind; those of sections inside them are added to `parts`."""
+    found = kind.model_json_schema(schema_generator=_Untitled)
+    parts.update(found.get("$defs", {}))
+    properties: Schema = found["properties"]
+    return properties
 
 
 def schema_text() -> str:
