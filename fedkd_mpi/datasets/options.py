@@ -24,13 +24,13 @@ class FlowersOptions(Options):
 class ScannerOptions(Options):
     """A scanner with a fan of rays on a flat detector, which turns around the patient; lengths are in mm."""
 
-    views: Annotated[int, Field(ge=2, le=100_000)]
-    detectors: Annotated[int, Field(ge=2, le=100_000)]
-    spacing: Millimetres
-    source: Millimetres
-    detector: Millimetres
-    photons: float = Field(ge=1, le=1e15)
-    pixel: Millimetres | None = None
+    views: Annotated[int, Field(ge=2, le=100_000)] = Field(description="projections, equally spaced over 360 degrees")
+    detectors: Annotated[int, Field(ge=2, le=100_000)] = Field(description="elements of the detector")
+    spacing: Millimetres = Field(description="mm from one element to the next")
+    source: Millimetres = Field(description="mm from the source to the centre")
+    detector: Millimetres = Field(description="mm from the centre to the detector")
+    photons: float = Field(ge=1, le=1e15, description="photons per ray")
+    pixel: Millimetres | None = Field(None, description="mm per pixel of the slices; null: as in the files")
 
 
 class MayoCTOptions(Options):
