@@ -173,8 +173,8 @@ def check_pairs(name: str, train: Part, test: Part, meta: Mapping[str, Any]) -> 
     if not pair or not np.isfinite(window).all() or window[0] >= window[1]:
         raise UserError(f"data.name={name}: meta['window']={window!r:.80}, expected two HU, the lower first")
     wide = meta.get("range", window)
-    pair = isinstance(wide, list | tuple) and len(wide) == 2 and all(map(_is_number, wide)) and np.isfinite(wide).all()
-    if not pair or not wide[0] <= window[0] < window[1] <= wide[1]:
+    pair = isinstance(wide, list | tuple) and len(wide) == 2 and all(map(_is_number, wide))
+    if not pair or not np.isfinite(wide).all() or not wide[0] <= window[0] < window[1] <= wide[1]:
         raise UserError(f"data.name={name}: meta['range']={wide!r:.80}, expected two HU around meta['window']")
     for part, arrays in (("train", train), ("test", test)):
         for key in "xy":

@@ -84,7 +84,7 @@ def load_mayo_ct(
     machines = Scanners(scanners, len(patients) - len(test_patients)) if scanners else None
     owners: list[str] = []
     pairs: dict[bool, list[tuple[np.ndarray, np.ndarray]]] = {True: [], False: []}
-    groups = []
+    groups: list[np.ndarray] = []
     for number, name in enumerate(patients):
         series, tested = read_series(full / name), name in test_patients
         slices, pixel = shrunk(series.slices, series.pixel, size, full / name)
