@@ -15,6 +15,7 @@ extras = {
     "torchvision": ["torchvision>=0.28"],
     "hf": ["datasets>=4", "Pillow>=10"],
     "ct": ["pydicom>=3", "scikit-image>=0.22", "astra-toolbox>=2.4.0"],
+    "codecs": ["pysz>=1.1"],
     "report": ["pandas>=2.1", "matplotlib>=3.10.8", "plotly>=6.3"],
     "xarray": ["xarray>=2024.10", "h5netcdf>=1.4"],
     "tensorboard": ["tensorboard>=2.15"],

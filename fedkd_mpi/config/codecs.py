@@ -16,6 +16,7 @@ CODECS = {
     "sign": "fedkd_mpi.codecs.sign:Sign",
     "ternary": "fedkd_mpi.codecs.ternary:Ternary",
     "dadaquant": "fedkd_mpi.codecs.dadaquant:DAdaQuant",
+    "sz3": "fedkd_mpi.codecs.sz3:Sz3",
 }
 
 # What `bits` may be for the codecs that have that key; of eden any number above 0 up to 4.

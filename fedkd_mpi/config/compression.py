@@ -45,6 +45,9 @@ class CompressionConfig(Section):
     patience: int | None = Field(
         None, ge=1, description="dadaquant: rounds without a lower loss after which the levels double; default 5"
     )
+    error_bound: float | None = Field(
+        None, gt=0, lt=1, description="sz3: largest error of an entry / range of its tensor; default 0.01"
+    )
     density: float | None = Field(None, gt=0, le=1, description="topk, fetchsgd: share of entries; default 0.01")
     rank: int | None = Field(None, ge=1, le=WIDE, description="powersgd: rank; default 4")
     sketch_rows: int | None = Field(None, ge=1, le=1000, description="fetchsgd: hash functions; default 5")
@@ -87,6 +90,7 @@ class CompressionConfig(Section):
             "density": ("topk", "fetchsgd"),
             "rank": ("powersgd",),
             "patience": ("dadaquant",),
+            "error_bound": ("sz3",),
             "sketch_rows": ("fetchsgd",),
             "sketch_share": ("fetchsgd",),
             "byte_budget": ("svd", "rdsvd"),

@@ -40,6 +40,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "powersgd": {"codec": "powersgd", "rank": 2},
     "eden 0.4 ef": {"codec": "eden", "bits": 0.4, "error_feedback": "ef"},
     "eden 2.5": {"codec": "eden", "bits": 2.5},
+    "sz3 rough": {"codec": "sz3", "error_bound": 0.3},
     "ternary ef": {"codec": "ternary", "error_feedback": "ef"},
     "fetchsgd even": {"codec": "fetchsgd", "sketch_rows": 2},
 }

@@ -27,7 +27,20 @@ from fedkd_mpi.errors import RunFault, UserError
 from fedkd_mpi.models.flat import FlatModel
 from fedkd_mpi.simulation.server import Server, apply
 
-CODECS = ("none", "svd", "rdsvd", "float16", "quantize", "topk", "powersgd", "eden", "sign", "ternary", "dadaquant")
+CODECS = (
+    "none",
+    "svd",
+    "rdsvd",
+    "float16",
+    "quantize",
+    "topk",
+    "powersgd",
+    "eden",
+    "sign",
+    "ternary",
+    "dadaquant",
+    "sz3",
+)
 UPDATE = [random(24, 40), random(1, 24).reshape(24), random(8, 54, seed=2).reshape(8, 6, 3, 3)]
 
 

@@ -15,7 +15,7 @@ from fedkd_mpi.codecs.tags import POWER, QUANTIZED, RAW, SKETCH, SPARSE
 from fedkd_mpi.codecs.wire import Record, WireError
 
 SETTINGS = {"float16": {}, "quantize": {}, "topk": {"density": 0.1}, "powersgd": {"rank": 2}, "fetchsgd": {}}
-SETTINGS |= {"eden": {"bits": 4}, "sign": {}, "ternary": {"error_feedback": "ef"}, "dadaquant": {}}
+SETTINGS |= {"eden": {"bits": 4}, "sign": {}, "ternary": {"error_feedback": "ef"}, "dadaquant": {}, "sz3": {}}
 EVERY = [*SETTINGS, "rdsvd", "svd", "none"]
 
 

@@ -102,6 +102,7 @@ SETTINGS = [
     "compression.codec=topk compression.density=0.125",
     "compression.codec=eden compression.bits=0.5",
     "compression.codec=dadaquant compression.patience=3",
+    "compression.codec=sz3 compression.error_bound=0.125",
     "compression.codec=powersgd compression.rank=2",
     "compression.codec=fetchsgd compression.sketch_rows=3",
     "compression.codec=fetchsgd compression.sketch_share=0.25",
