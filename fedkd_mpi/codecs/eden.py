@@ -96,9 +96,10 @@ class Eden(BuiltIn):
         if record.data.size != layout.size:
             raise WireError(f"layer {layer.name}: {record.data.size} bytes instead of {layout.size}")
         start = SEED.size + 4 * layout.blocks
-        scales = np.frombuffer(record.data[SEED.size : start].tobytes(), "<f4").astype(np.float64)
-        if not (np.isfinite(scales).all() and (scales >= 0).all()):
+        sent = np.frombuffer(record.data[SEED.size : start].tobytes(), "<f4")
+        if not (np.isfinite(sent) & (sent >= 0)).all():
             raise WireError(f"layer {layer.name}: a scale is negative or not finite")
+        scales = sent.astype(np.float64)
         flat = rotation.backward(layout.unpack(record.data[start:])).astype(np.float64)
         end = flat.size - rotation.rest
         flat[:end].reshape(-1, max(rotation.columns, 1))[:] *= scales[: rotation.columns] if end else 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from fedkd_mpi.linalg.layout import canonical
 from fedkd_mpi.linalg.scaling import exponent_of, times_power_of_two
 from fedkd_mpi.models.layer import Layer
 
-EXPONENT = struct.Struct("<h")
+HEAD = struct.Struct("<hI")  # exponent, CRC-32 of the stream: the library must not be given a damaged one
 LARGEST = float(np.finfo(np.float32).max)
 # What Cython makes of the exceptions of C++, all of which the library may raise on data that are no stream of it.
 REFUSALS = (ValueError, RuntimeError, MemoryError, TypeError, LookupError, ArithmeticError, OSError)
@@ -31,7 +32,8 @@ class Sz3(BuiltIn):
 
     FedSZ (Wilkins et al. 2023) with SZ3 (Liang et al. 2022): prediction from neighbours, quantisation, entropy coding
     and zstd. The bound is checked on what the receiver will decode; a tensor that is beyond it, or not smaller, is sent
-    raw. The threshold is not used. Raises UserError if pysz is not installed.
+    raw. The threshold is not used. What the library does with a damaged stream is not bounded, so each has a checksum,
+    and a sender must be trusted not to forge one. Raises UserError if pysz is not installed.
     """
 
     def __init__(self, compression: CompressionConfig, layers: Sequence[Layer]):
@@ -66,13 +68,14 @@ class Sz3(BuiltIn):
         settings.errorBoundMode = self._library.szErrorBoundMode.REL
         settings.relErrorBound = self.bound
         coded, _ = self._library.sz.compress(scaled, settings)
-        if EXPONENT.size + coded.size >= 4 * scaled.size:
+        if HEAD.size + coded.size >= 4 * scaled.size:
             return raw(tensor)
         decoded, _ = self._library.sz.decompress(coded, np.float32, scaled.shape)
         lost = decoded.astype(np.float64) - scaled
         if not np.abs(lost).max() <= self.bound * (float(scaled.max()) - float(scaled.min())) + ROUNDING:
             return raw(tensor)
-        data = np.concatenate([np.frombuffer(EXPONENT.pack(exponent), np.uint8), coded])
+        head = HEAD.pack(exponent, zlib.crc32(coded.data))
+        data = np.concatenate([np.frombuffer(head, np.uint8), coded])
         return Record(SZ3, -1, data, float(1 - np.square(lost).sum() / np.square(scaled, dtype=np.float64).sum()))
 
     def _decode(self, record: Record, layer: Layer) -> Tensor:
@@ -82,10 +85,12 @@ class Sz3(BuiltIn):
         if not record.data.size and layer.numel:
             return torch.zeros(layer.shape)
         try:
-            if not EXPONENT.size < record.data.size < 4 * layer.numel:  # larger records are sent raw instead
+            if not HEAD.size < record.data.size < 4 * layer.numel:  # larger records are sent raw instead
                 raise WireError(f"{record.data.size} bytes, where the raw tensor has {4 * layer.numel}")
-            exponent = checked_exponent(EXPONENT.unpack(record.data[: EXPONENT.size].tobytes())[0])
-            coded = record.data[EXPONENT.size :].copy()
+            exponent, checksum = HEAD.unpack(record.data[: HEAD.size].tobytes())
+            exponent, coded = checked_exponent(exponent), record.data[HEAD.size :].copy()
+            if zlib.crc32(coded.data) != checksum:
+                raise WireError("checksum of the stream does not match")
             flat, _ = self._library.sz.decompress(coded, np.float32, (layer.numel,))
         except REFUSALS as error:
             raise WireError(f"layer {layer.name}: {error}") from None

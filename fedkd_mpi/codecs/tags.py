@@ -98,5 +98,9 @@ TAGS = {
         ("dadaquant",),
         "largest magnitude f32, levels u16, symbols of all entries; nothing at all for a tensor of zeros",
     ),
-    SZ3: Tag("sz3", ("sz3",), "exponent i16, a stream of SZ3 of all entries; nothing at all for a tensor of zeros"),
+    SZ3: Tag(
+        "sz3",
+        ("sz3",),
+        "exponent i16, CRC-32 u32 of the stream, a stream of SZ3 of all entries; nothing at all for a tensor of zeros",
+    ),
 }

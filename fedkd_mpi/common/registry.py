@@ -72,7 +72,8 @@ def known_or_own(name: str, known: Sequence[str]) -> str:
     """Return a name that is known or a dotted path; raises ValueError listing the known ones if it is neither."""
     if name not in known and ":" not in name:
         *others, last = (f"'{one}'" for one in known)
-        raise ValueError(f"must be {', '.join(others)} or {last}, or package.module:Name")
+        listed = f"{', '.join(others)} or {last}" if others else last
+        raise ValueError(f"must be {listed}, or package.module:Name")
     return name
 
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from fedkd_mpi.common.options import WIDE
+from fedkd_mpi.common.registry import known_or_own
 from fedkd_mpi.config.codecs import BITS, MOST_OF_EDEN
 from fedkd_mpi.config.sections import BYTES, PART, Section
+
+
+def _schedule(name: str) -> str:
+    return known_or_own(name, ("linear",))
 
 
 class CompressionConfig(Section):
@@ -51,7 +56,7 @@ class CompressionConfig(Section):
     density: float | None = Field(None, gt=0, le=1, description="topk, fetchsgd: share of entries; default 0.01")
     rank: int | None = Field(None, ge=1, le=WIDE, description="powersgd: rank; default 4")
     sketch_rows: int | None = Field(None, ge=1, le=1000, description="fetchsgd: hash functions; default 5")
-    schedule: str = Field(
+    schedule: Annotated[str, AfterValidator(_schedule)] = Field(
         "linear", pattern=PART, description="of the energy threshold: linear, or package.module:function"
     )
     options: dict[str, Any] | None = Field(

@@ -237,7 +237,7 @@ def mutated(records: list[Record], rng: np.random.Generator) -> list[Record]:
     records = list(records)
     for _ in range(rng.integers(1, 4)):
         i, j = rng.integers(len(records), size=2)
-        record, kind = records[i], rng.integers(7)
+        record, kind = records[i], rng.integers(8)
         data = record.data.copy()
         if kind == 0 and data.size:
             data[rng.integers(min(data.size, rng.choice([8, 64, data.size])))] = rng.choice(
@@ -249,6 +249,9 @@ def mutated(records: list[Record], rng: np.random.Generator) -> list[Record]:
             data = np.append(data, rng.integers(0, 256, rng.integers(1, 30), np.uint8))
         elif kind == 3:
             data = records[j].data
+        elif kind == 7 and data.size >= 4:  # a signalling NaN, in place of the first or of another number
+            at = rng.choice([0, rng.integers(data.size - 3)])
+            data[at : at + 4] = (1, 0, 128, 127)
         rank = int(rng.choice([-(2**31), -2, -1, 0, 1, 3, 9, 12, 2**31 - 1])) if kind == 4 else record.rank
         known = [*TAGS, 255]
         records[i] = Record(int(rng.choice(known)) if kind == 5 else record.encoding, rank, data)

@@ -71,7 +71,7 @@ def test_malformed_data_are_refused(command: Command, tmp_path: Path, changed: d
         (["num_clients=150", "partition.min_samples=9"], "partition"),
         (["compression.codec=swd"], "compression.codec=swd is unknown; did you mean svd?"),
         (["task=images"], "task=images is unknown"),
-        (["compression.schedule=x"], "compression.schedule=x must name your own, as package.module:Name"),
+        (["compression.schedule=x"], "compression.schedule=x: must be 'linear', or package.module:Name"),
         (["device=cuda:7"], "device=cuda:7, but "),
         (["student.hidden=[]"], "the student has no hidden layers; set distillation.hidden=false"),
         (["distillation.shared_map=true", "teacher.hidden=[16,12]", "student.hidden=[8,4]"], "distillation.shared_map"),
