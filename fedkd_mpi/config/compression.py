@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 from fedkd_mpi.common.options import WIDE
 from fedkd_mpi.common.registry import known_or_own
 from fedkd_mpi.config.codecs import BITS, MOST_OF_EDEN
-from fedkd_mpi.config.sections import BYTES, PART, Section
+from fedkd_mpi.config.sections import BYTES, MANY, PART, Section
 
 
 def _schedule(name: str) -> str:
@@ -48,7 +48,10 @@ class CompressionConfig(Section):
         " eden: any up to 4, default 1; dadaquant: 2 to 15, of the finest levels, default 8",
     )
     patience: int | None = Field(
-        None, ge=1, description="dadaquant: rounds without a lower loss after which the levels double; default 5"
+        None,
+        ge=1,
+        le=MANY,
+        description="dadaquant: rounds without a lower loss after which the levels double; default 5",
     )
     error_bound: float | None = Field(
         None, gt=0, lt=1, description="sz3: largest error of an entry / range of its tensor; default 0.01"

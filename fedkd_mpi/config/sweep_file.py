@@ -10,6 +10,7 @@ from pydantic import Field
 
 from fedkd_mpi.common import yaml_loader
 from fedkd_mpi.common.options import Hint, Options, validated
+from fedkd_mpi.config.sections import HUGE, MANY
 from fedkd_mpi.config.shipped import shipped
 from fedkd_mpi.errors import UserError, shown
 
@@ -21,7 +22,7 @@ class PublishedRow(Options):
     """A figure that others have published, and the run of the sweep that is to be compared with it."""
 
     method: Text = Field(description="as it is called there")
-    value: float | None = Field(None, description="as it is printed there; null: not known")
+    value: float | None = Field(None, ge=-HUGE, le=HUGE, description="as it is printed there; null: not known")
     run: str | None = Field(None, description="run of this sweep that is the same method; null: none is")
     mark: Literal["paper", "code", "?"] = Field(
         "paper", description="paper: printed there; code: of its code; ?: quoted elsewhere, or derived"
@@ -35,7 +36,9 @@ class Published(Options):
     source: Text
     score: Literal["global_student", "teacher", "student", "teacher_weighted", "teacher_by_client"] = "teacher_weighted"
     which: Literal["last", "best"] = "best"
-    client: Annotated[int, Field(ge=0)] | None = Field(None, description="of teacher_by_client: this client alone")
+    client: Annotated[int, Field(ge=0, lt=MANY)] | None = Field(
+        None, description="of teacher_by_client"
+    )
     metric: str | None = Field(None, description="metric of the score; null: the first of the log")
     scale: float = Field(100.0, gt=0, le=1e6, description="our score times this is what is printed there")
     rows: list[PublishedRow] = Field(min_length=1, max_length=100)

@@ -139,9 +139,11 @@ def test_the_listed_folders_are_those_that_the_readers_ask_for(tmp_path: Path) -
 
 
 def test_a_dry_run_in_json_has_the_numbers_of_the_table(command: Command) -> None:
-    code, out, err = command("--dry-run", "--json")
+    private = ("server.weighting=uniform", "privacy.clip_norm=1", "privacy.noise_multiplier=2", "privacy.delta=1e-3")
+    code, out, err = command("--dry-run", "--json", *private)
     facts = json.loads(out)
     assert (code, err, keys_of(facts)) == (0, "", documented("run --dry-run"))
+    assert json.loads(command("--dry-run", "--json")[1])["privacy"] is None
     student = 64 * 8 + 8 + 8 * 10 + 10
     assert facts["exchanged"]["numbers"] == student
     assert facts["exchanged"]["dense_bytes_per_round"] == 2 * 4 * student * 4
