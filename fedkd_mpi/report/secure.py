@@ -31,6 +31,7 @@ REASONS = {
     "dadaquant": f"{_OWN_STEPS}: the scale of each tensor",
     "sign": f"{_OWN_STEPS}: the mean magnitude of each tensor",
     "ternary": f"{_OWN_STEPS}: the scale of each tensor",
+    "sz3": "each client sends a compressed stream of its own",
 }
 
 
