@@ -36,9 +36,7 @@ class Published(Options):
     source: Text
     score: Literal["global_student", "teacher", "student", "teacher_weighted", "teacher_by_client"] = "teacher_weighted"
     which: Literal["last", "best"] = "best"
-    client: Annotated[int, Field(ge=0, lt=MANY)] | None = Field(
-        None, description="of teacher_by_client"
-    )
+    client: Annotated[int, Field(ge=0, lt=MANY)] | None = Field(None, description="of teacher_by_client")
     metric: str | None = Field(None, description="metric of the score; null: the first of the log")
     scale: float = Field(100.0, gt=0, le=1e6, description="our score times this is what is printed there")
     rows: list[PublishedRow] = Field(min_length=1, max_length=100)
