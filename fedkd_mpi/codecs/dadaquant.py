@@ -7,21 +7,19 @@ import struct
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from fedkd_mpi.codecs import BuiltIn, Codec, State, raw, read_raw, require, symbols
-from fedkd_mpi.codecs.tags import DADAQUANT, RAW
-from fedkd_mpi.codecs.wire import Record, WireError
+from fedkd_mpi.codecs import Codec, symbols
+from fedkd_mpi.codecs.per_tensor import PerTensor, magnitude_of
+from fedkd_mpi.codecs.tags import DADAQUANT
+from fedkd_mpi.codecs.wire import WireError
 from fedkd_mpi.config.compression import CompressionConfig
-from fedkd_mpi.linalg.layout import canonical
 from fedkd_mpi.models.layer import Layer
 
 HEAD = struct.Struct("<fH")
 DECAY = 0.9  # of the running average of losses; a larger one sees a plateau later
 
 
-class DAdaQuant(BuiltIn):
+class DAdaQuant(PerTensor):
     """Entries are rounded to multiples of largest / q, q = 1, 2, 4, ..., up or down so that the mean is right.
 
     This is the adaptation over time of DAdaQuant (Hoenig, Zhao and Mullins 2022). q doubles, up to 2^(bits - 1), when
@@ -31,6 +29,7 @@ class DAdaQuant(BuiltIn):
     the residual ever gives back. The threshold is not used.
     """
 
+    name, encoding = "dadaquant", DADAQUANT
     follows_loss = True
 
     def __init__(self, compression: CompressionConfig, layers: Sequence[Layer], losses: Sequence[float] = ()):
@@ -41,30 +40,25 @@ class DAdaQuant(BuiltIn):
         """Return the codec of the round after those with these mean training losses."""
         return DAdaQuant(self.compression, self.layers, losses)
 
-    def encode(
-        self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
-    ) -> list[Record]:
-        """Return the records; a tensor that is not larger raw is sent raw, and of one of zeros nothing."""
-        return [self._encode(tensor, rng) for tensor in update]
-
-    def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
-        """Return the tensors, whatever the levels of the sender; raises WireError if a record is invalid."""
-        return [_decode(record, layer).to(device) for record, layer in zip(records, self.layers, strict=True)]
-
-    def _encode(self, tensor: Tensor, rng: np.random.Generator) -> Record:
-        values = canonical(tensor).cpu().numpy().reshape(-1)
-        scale = np.abs(values).max(initial=0.0)
-        if values.size and not scale:
-            return Record(DADAQUANT, -1, np.empty(0, np.uint8), 1.0)
-        exact = values.astype(np.float64) / np.float64(scale or 1.0) * self.levels
+    def pack(self, values: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+        """Return the scale, the levels and the coded multiples, and the share of the energy that is kept."""
+        scale = np.abs(values).max()
+        exact = values.astype(np.float64) / np.float64(scale) * self.levels
         chance = rng.random(values.size) if self.compression.error_feedback == "none" else 0.5
         integers = np.floor(exact + chance).clip(-self.levels, self.levels)
-        coded = symbols.encode([integers.astype(np.int16)[None]])
-        if HEAD.size + coded.size >= 4 * values.size:
-            return raw(tensor)
         energy = 1 - np.square(exact - integers).sum() / np.square(exact).sum()
-        data = np.concatenate([np.frombuffer(HEAD.pack(scale, self.levels), np.uint8), coded])
-        return Record(DADAQUANT, -1, data, float(energy))
+        head = np.frombuffer(HEAD.pack(scale, self.levels), np.uint8)
+        return np.concatenate([head, symbols.encode([integers.astype(np.int16)[None]])]), float(energy)
+
+    def unpack(self, data: np.ndarray, count: int) -> np.ndarray:
+        """Return the entries, whatever the sender's levels; raises WireError if one of the numbers is invalid."""
+        scale = magnitude_of(data)
+        if data.size < HEAD.size or not (levels := HEAD.unpack(data[: HEAD.size].tobytes())[1]):
+            raise WireError("no levels")
+        (integers,) = symbols.decode(data[HEAD.size :], [(1, count)])
+        if integers.size and int(np.abs(integers.astype(np.int32)).max()) > levels:
+            raise WireError("a symbol is out of its range")
+        return (integers.reshape(-1) / np.float64(levels) * np.float64(scale)).astype(np.float32)
 
 
 def levels_after(losses: Sequence[float], patience: int, most: int) -> int:
@@ -78,23 +72,3 @@ def levels_after(losses: Sequence[float], patience: int, most: int) -> int:
         settled = levels[-1] == levels[max(done - patience, 0)]
         levels.append(min(2 * levels[-1], most) if stalled and settled else levels[-1])
     return levels[-1]
-
-
-def _decode(record: Record, layer: Layer) -> Tensor:
-    if record.encoding == RAW:
-        return read_raw(record, layer)
-    require(record, layer, "dadaquant", DADAQUANT)
-    if not record.data.size and layer.numel:
-        return torch.zeros(layer.shape)
-    try:
-        if not HEAD.size < record.data.size < 4 * layer.numel:  # larger records are sent raw instead
-            raise WireError(f"{record.data.size} bytes, where the raw tensor has {4 * layer.numel}")
-        scale, levels = HEAD.unpack(record.data[: HEAD.size].tobytes())
-        if not (math.isfinite(scale) and scale >= 0 and levels):
-            raise WireError(f"invalid scale {scale} of {levels} levels")
-        (integers,) = symbols.decode(record.data[HEAD.size :], [(1, layer.numel)])
-        if integers.size and int(np.abs(integers.astype(np.int32)).max()) > levels:
-            raise WireError("a symbol is out of its range")
-    except WireError as error:
-        raise WireError(f"layer {layer.name}: {error}") from None
-    return torch.from_numpy((integers.reshape(-1) / np.float64(levels) * scale).astype(np.float32)).reshape(layer.shape)

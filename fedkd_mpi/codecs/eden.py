@@ -9,15 +9,13 @@ from functools import cache
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from fedkd_mpi.codecs import BuiltIn, State, raw, read_raw, require
+from fedkd_mpi.codecs.per_tensor import PerTensor
 from fedkd_mpi.codecs.rice import bits_of, numbers_of
 from fedkd_mpi.codecs.rotation import Rotation
-from fedkd_mpi.codecs.tags import EDEN, RAW
-from fedkd_mpi.codecs.wire import Record, WireError
+from fedkd_mpi.codecs.tags import EDEN
+from fedkd_mpi.codecs.wire import WireError
 from fedkd_mpi.config.compression import CompressionConfig
-from fedkd_mpi.linalg.layout import canonical
 from fedkd_mpi.linalg.scaling import exponent_of, times_power_of_two
 from fedkd_mpi.models.layer import Layer
 
@@ -25,7 +23,7 @@ SEED = struct.Struct("<H")
 LARGEST = float(np.finfo(np.float32).max)
 
 
-class Eden(BuiltIn):
+class Eden(PerTensor):
     """Rotated entries have `bits` bits each: DRIVE (1 bit, Vargaftik et al. 2021), EDEN (Vargaftik et al. 2022).
 
     With a fraction of a bit, that share of the entries has one bit more; with less than one bit, the others are not
@@ -35,30 +33,21 @@ class Eden(BuiltIn):
     The threshold is not used.
     """
 
+    name, encoding = "eden", EDEN
+
     def __init__(self, compression: CompressionConfig, layers: Sequence[Layer]):
         self.layers, self.unbiased = layers, compression.error_feedback == "none"
         self.bits = float(compression.bits or 1)
 
-    def encode(
-        self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
-    ) -> list[Record]:
-        """Return the records; a tensor that is not larger raw is sent raw, and of one of zeros nothing."""
-        return [self._encode(tensor, int(rng.integers(2**16))) for tensor in update]
-
-    def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
-        """Return the tensors; raises WireError if an encoding, a length or a scale is invalid."""
-        return [self._decode(record, layer).to(device) for record, layer in zip(records, self.layers, strict=True)]
-
-    def _encode(self, tensor: Tensor, seed: int) -> Record:
-        largest = float(tensor.abs().max()) if tensor.numel() else 0.0
-        if tensor.numel() and not largest:
-            return Record(EDEN, -1, np.empty(0, np.uint8), 1.0)
-        rotation = Rotation(tensor.numel(), seed)
+    def pack(self, values: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float] | None:
+        """Return seed, scales and codes, and the share of the energy that is kept; None if float32 holds no scale."""
+        seed = int(rng.integers(2**16))
+        rotation = Rotation(values.size, seed)
         layout = _Layout(rotation, self.bits)
-        if layout.size >= 4 * tensor.numel():
-            return raw(tensor)
-        exponent = exponent_of(largest)
-        scaled = times_power_of_two(canonical(tensor), -exponent).cpu().numpy().reshape(-1)
+        if layout.size >= 4 * values.size:
+            return None
+        exponent = exponent_of(float(np.abs(values).max()))
+        scaled = times_power_of_two(torch.from_numpy(values), -exponent).numpy()
         scales, codes, lost, total = [], [], 0.0, 0.0
         for part in rotation.forward(scaled):
             norms = np.square(part, dtype=np.float64).sum(0)
@@ -79,32 +68,26 @@ class Eden(BuiltIn):
         with np.errstate(over="ignore"):
             sizes = np.ldexp(np.concatenate(scales), exponent).astype("<f4")
         if not np.isfinite(sizes).all():
-            return raw(tensor)
+            return None
         data = b"".join([SEED.pack(seed), sizes.tobytes(), layout.pack(codes)])
-        return Record(EDEN, -1, np.frombuffer(data, np.uint8), 1 - lost / total)
+        return np.frombuffer(data, np.uint8), 1 - lost / total
 
-    def _decode(self, record: Record, layer: Layer) -> Tensor:
-        if record.encoding == RAW:
-            return read_raw(record, layer)
-        require(record, layer, "eden", EDEN)
-        if not record.data.size and layer.numel:
-            return torch.zeros(layer.shape)
-        if record.data.size >= 4 * layer.numel:  # larger records are sent raw instead
-            raise WireError(f"layer {layer.name}: {record.data.size} bytes, where the raw tensor has {4 * layer.numel}")
-        rotation = Rotation(layer.numel, SEED.unpack(record.data[: SEED.size].tobytes().ljust(SEED.size))[0])
+    def unpack(self, data: np.ndarray, count: int) -> np.ndarray:
+        """Return the entries; raises WireError if the length or a scale is invalid."""
+        rotation = Rotation(count, SEED.unpack(data[: SEED.size].tobytes().ljust(SEED.size))[0])
         layout = _Layout(rotation, self.bits)
-        if record.data.size != layout.size:
-            raise WireError(f"layer {layer.name}: {record.data.size} bytes instead of {layout.size}")
+        if data.size != layout.size:
+            raise WireError(f"{data.size} bytes instead of {layout.size}")
         start = SEED.size + 4 * layout.blocks
-        sent = np.frombuffer(record.data[SEED.size : start].tobytes(), "<f4")
+        sent = np.frombuffer(data[SEED.size : start].tobytes(), "<f4")
         if not (np.isfinite(sent) & (sent >= 0)).all():
-            raise WireError(f"layer {layer.name}: a scale is negative or not finite")
+            raise WireError("a scale is negative or not finite")
         scales = sent.astype(np.float64)
-        flat = rotation.backward(layout.unpack(record.data[start:])).astype(np.float64)
+        flat = rotation.backward(layout.unpack(data[start:])).astype(np.float64)
         end = flat.size - rotation.rest
         flat[:end].reshape(-1, max(rotation.columns, 1))[:] *= scales[: rotation.columns] if end else 1.0
         flat[end:] *= scales[-1]
-        return torch.from_numpy(flat.clip(-LARGEST, LARGEST).astype(np.float32)).reshape(layer.shape)
+        return flat.clip(-LARGEST, LARGEST).astype(np.float32)
 
 
 class _Layout:

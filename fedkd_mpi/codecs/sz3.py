@@ -9,14 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from fedkd_mpi.codecs import BuiltIn, State, raw, read_raw, require
-from fedkd_mpi.codecs.tags import RAW, SZ3
-from fedkd_mpi.codecs.wire import Record, WireError, checked_exponent
+from fedkd_mpi.codecs.per_tensor import PerTensor
+from fedkd_mpi.codecs.tags import SZ3
+from fedkd_mpi.codecs.wire import WireError, checked_exponent
 from fedkd_mpi.config.compression import CompressionConfig
 from fedkd_mpi.errors import UserError
-from fedkd_mpi.linalg.layout import canonical
 from fedkd_mpi.linalg.scaling import exponent_of, times_power_of_two
 from fedkd_mpi.models.layer import Layer
 
@@ -27,7 +25,7 @@ REFUSALS = (ValueError, RuntimeError, MemoryError, TypeError, LookupError, Arith
 ROUNDING = 1e-6  # of float32, by which the library's result may exceed a bound
 
 
-class Sz3(BuiltIn):
+class Sz3(PerTensor):
     """No entry errs by more than `error_bound` times the range (largest minus smallest entry) of its tensor.
 
     FedSZ (Wilkins et al. 2023) with SZ3 (Liang et al. 2022): prediction from neighbours, quantisation, entropy coding
@@ -35,6 +33,8 @@ class Sz3(BuiltIn):
     raw. The threshold is not used. What the library does with a damaged stream is not bounded, so each has a checksum,
     and a sender must be trusted not to forge one. Raises UserError if pysz is not installed.
     """
+
+    name, encoding = "sz3", SZ3
 
     def __init__(self, compression: CompressionConfig, layers: Sequence[Layer]):
         self.layers, self.bound = layers, compression.error_bound or 0.01
@@ -46,56 +46,35 @@ class Sz3(BuiltIn):
             ) from None
         self._library: Any = pysz
 
-    def encode(
-        self, update: Sequence[Tensor], threshold: float, state: State, rng: np.random.Generator
-    ) -> list[Record]:
-        """Return the records; of a tensor of zeros nothing is sent."""
-        return [self._encode(tensor) for tensor in update]
-
-    def decode(self, records: Sequence[Record], device: str) -> list[Tensor]:
-        """Return the tensors; raises WireError if the library refuses the data of a record."""
-        return [self._decode(record, layer).to(device) for record, layer in zip(records, self.layers, strict=True)]
-
-    def _encode(self, tensor: Tensor) -> Record:
-        largest = float(tensor.abs().max()) if tensor.numel() else 0.0
-        if tensor.numel() and not largest:
-            return Record(SZ3, -1, np.empty(0, np.uint8), 1.0)
-        if not tensor.numel():
-            return raw(tensor)
-        exponent = exponent_of(largest)
-        scaled = times_power_of_two(canonical(tensor), -exponent).cpu().numpy().reshape(-1)
+    def pack(self, values: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float] | None:
+        """Return exponent, checksum and stream, and the share of the energy that is kept; None beyond the bound."""
+        exponent = exponent_of(float(np.abs(values).max()))
+        scaled = times_power_of_two(torch.from_numpy(values), -exponent).numpy()
         settings = self._library.szConfig()
         settings.errorBoundMode = self._library.szErrorBoundMode.REL
         settings.relErrorBound = self.bound
         coded, _ = self._library.sz.compress(scaled, settings)
-        if HEAD.size + coded.size >= 4 * scaled.size:
-            return raw(tensor)
         decoded, _ = self._library.sz.decompress(coded, np.float32, scaled.shape)
         lost = decoded.astype(np.float64) - scaled
         if not np.abs(lost).max() <= self.bound * (float(scaled.max()) - float(scaled.min())) + ROUNDING:
-            return raw(tensor)
-        head = HEAD.pack(exponent, zlib.crc32(coded.data))
-        data = np.concatenate([np.frombuffer(head, np.uint8), coded])
-        return Record(SZ3, -1, data, float(1 - np.square(lost).sum() / np.square(scaled, dtype=np.float64).sum()))
+            return None
+        head = np.frombuffer(HEAD.pack(exponent, zlib.crc32(coded.data)), np.uint8)
+        energy = 1 - np.square(lost).sum() / np.square(scaled, dtype=np.float64).sum()
+        return np.concatenate([head, coded]), float(energy)
 
-    def _decode(self, record: Record, layer: Layer) -> Tensor:
-        if record.encoding == RAW:
-            return read_raw(record, layer)
-        require(record, layer, "sz3", SZ3)
-        if not record.data.size and layer.numel:
-            return torch.zeros(layer.shape)
+    def unpack(self, data: np.ndarray, count: int) -> np.ndarray:
+        """Return the entries; raises WireError if the stream is damaged, or the library refuses it."""
+        if data.size <= HEAD.size:
+            raise WireError(f"{data.size} bytes, which hold no stream")
+        exponent, checksum = HEAD.unpack(data[: HEAD.size].tobytes())
+        exponent, coded = checked_exponent(exponent), data[HEAD.size :].copy()
+        if zlib.crc32(coded.data) != checksum:
+            raise WireError("checksum of the stream does not match")
         try:
-            if not HEAD.size < record.data.size < 4 * layer.numel:  # larger records are sent raw instead
-                raise WireError(f"{record.data.size} bytes, where the raw tensor has {4 * layer.numel}")
-            exponent, checksum = HEAD.unpack(record.data[: HEAD.size].tobytes())
-            exponent, coded = checked_exponent(exponent), record.data[HEAD.size :].copy()
-            if zlib.crc32(coded.data) != checksum:
-                raise WireError("checksum of the stream does not match")
-            flat, _ = self._library.sz.decompress(coded, np.float32, (layer.numel,))
+            flat, _ = self._library.sz.decompress(coded, np.float32, (count,))
         except REFUSALS as error:
-            raise WireError(f"layer {layer.name}: {error}") from None
+            raise WireError(str(error)) from None
         if not np.isfinite(flat).all():
-            raise WireError(f"layer {layer.name}: an entry is not finite")
+            raise WireError("an entry is not finite")
         # An entry at the end of float32's range may err beyond it.
-        tensor = times_power_of_two(torch.from_numpy(flat), exponent).clamp(-LARGEST, LARGEST)
-        return tensor.reshape(layer.shape)
+        return times_power_of_two(torch.from_numpy(flat), exponent).clamp(-LARGEST, LARGEST).numpy()
